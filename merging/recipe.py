@@ -1,0 +1,243 @@
+"""A recipe: one complete, concrete merge as plain data, with a content hash.
+
+A recipe names its sources, and says for every group of tensors (a depth × a module kind) which method combines which
+sources with which numbers. It leaves nothing to defaults, to order or to chance: the same recipe over the same source
+bytes is the same model, bit for bit.
+
+The hash identifies the *result*: sources enter by the hash of their content and not by path or alias, parameters are
+canonical (defaults written out, what has no effect left out), so that two ways to write one merge are known to be one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+FORMAT = "paretomerge-recipe/1"
+
+Value = float | int | bool | str
+
+KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+_GROUP = re.compile(r"^(?:(?P<stack>[^/]+)/)?(?P<kind>[a-z]+)(?:\.(?P<depth>\d+))?$")
+
+
+class MergingError(Exception):
+    """A user's mistake in models, recipes or merge configs: one paragraph, shown without a traceback."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that share genes: a module kind at a depth.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        depth: index of the block, from 0; None for what lies outside the blocks (embedding, head, final norm).
+        stack: which stack of blocks, for models that have several (an encoder and a decoder); "" where there is one.
+    """
+
+    kind: str
+    depth: int | None = None
+    stack: str = ""
+
+    def __str__(self) -> str:
+        depth = "" if self.depth is None else f".{self.depth}"
+        return f"{self.stack}/{self.kind}{depth}" if self.stack else f"{self.kind}{depth}"
+
+    @staticmethod
+    def parse(text: str) -> Group:
+        """The inverse of ``str``: ``attention.3``, ``embedding``, ``encoder/mlp.0``."""
+        match = _GROUP.match(text)
+        if match is None or match["kind"] not in KINDS:
+            raise MergingError(
+                f"expected a group such as 'attention.3', 'embedding' or 'encoder/mlp.0' (kinds: {', '.join(KINDS)}), "
+                f"found {text!r}"
+            )
+        depth = None if match["depth"] is None else int(match["depth"])
+        return Group(match["kind"], depth, match["stack"] or "")
+
+    @property
+    def order(self) -> tuple[str, int, int]:
+        """Sort key: stack, depth (outside first), kind."""
+        return (self.stack, -1 if self.depth is None else self.depth, KINDS.index(self.kind))
+
+
+@dataclass(frozen=True)
+class SourceRef:
+    """A model that takes part: where it was found, and what it contained.
+
+    Attributes:
+        path: folder, as the user gave it. Not part of the hash.
+        content: :attr:`merging.checkpoint.Checkpoint.content`, ``sha256:…`` of its tensors.
+    """
+
+    path: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What happens to one group: a method, the sources in order, and every number.
+
+    Attributes:
+        method: name of a registered method.
+        sources: (alias, parameters of this source) in the order that the method sees them.
+        parameters: the method's shared parameters.
+    """
+
+    method: str
+    sources: tuple[tuple[str, tuple[tuple[str, Value], ...]], ...]
+    parameters: tuple[tuple[str, Value], ...] = ()
+
+    @staticmethod
+    def of(method: str, sources: Mapping[str, Mapping[str, Value]], **parameters: Value) -> Assignment:
+        """Build from mappings; parameters are sorted by name, sources keep their order."""
+        return Assignment(
+            method,
+            tuple((alias, tuple(sorted(values.items()))) for alias, values in sources.items()),
+            tuple(sorted(parameters.items())),
+        )
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for YAML and JSON."""
+        data: dict[str, Any] = {
+            "method": self.method,
+            "sources": {alias: dict(values) for alias, values in self.sources},
+        }
+        if self.parameters:
+            data["parameters"] = dict(self.parameters)
+        return data
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One complete merge.
+
+    Attributes:
+        base: alias of the base model: task vectors are differences to it, and config, tokenizer and buffers come from it.
+        sources: alias -> model, the base included.
+        groups: what happens to each group of the layout; every group that the model has must be here.
+        tensors: exceptions by canonical (on-disk) tensor name; they win over the group.
+        dtype: of the merged weights, one of :data:`DTYPES`; None keeps the base's, tensor by tensor.
+    """
+
+    base: str
+    sources: Mapping[str, SourceRef]
+    groups: Mapping[Group, Assignment]
+    tensors: Mapping[str, Assignment] = field(default_factory=dict)
+    dtype: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """``sha256`` hex of what determines the result (see the module docstring)."""
+        contents = {alias: source.content for alias, source in self.sources.items()}
+
+        def identity(assignment: Assignment) -> list[Any]:
+            return [
+                assignment.method,
+                [[contents[alias], _canonical(values)] for alias, values in assignment.sources],
+                _canonical(assignment.parameters),
+            ]
+
+        data = {
+            "format": FORMAT,
+            "base": contents[self.base],
+            "dtype": self.dtype,
+            "groups": {str(group): identity(assignment) for group, assignment in self.groups.items()},
+            "tensors": {name: identity(assignment) for name, assignment in self.tensors.items()},
+        }
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def for_tensor(self, name: str, group: Group) -> Assignment:
+        """The assignment of one tensor: its own, or its group's.
+
+        Raises:
+            MergingError: the recipe says nothing about it.
+        """
+        found = self.tensors.get(name) or self.groups.get(group)
+        if found is None:
+            raise MergingError(
+                f"the recipe says nothing about tensor {name} (group {group}); it names "
+                f"{len(self.groups)} groups and {len(self.tensors)} tensors. Was it made for another architecture?"
+            )
+        return found
+
+    def with_sources(self, sources: Mapping[str, SourceRef]) -> Recipe:
+        """The same merge with its sources found elsewhere."""
+        return replace(self, sources=dict(sources))
+
+    def to_yaml(self) -> str:
+        """YAML for people: groups with one assignment stand together. :meth:`from_yaml` reads it back, equal."""
+        together: dict[Assignment, list[Group]] = {}
+        for group in sorted(self.groups, key=lambda each: each.order):
+            together.setdefault(self.groups[group], []).append(group)
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "base": self.base,
+            "sources": {
+                alias: {"path": source.path, "content": source.content} for alias, source in self.sources.items()
+            },
+            "dtype": self.dtype,
+            "groups": [
+                {"in": [str(group) for group in groups], **assignment.as_data()}
+                for assignment, groups in together.items()
+            ],
+        }
+        if self.tensors:
+            data["tensors"] = {name: assignment.as_data() for name, assignment in sorted(self.tensors.items())}
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+    @staticmethod
+    def from_yaml(text: str) -> Recipe:
+        """Read what :meth:`to_yaml` wrote.
+
+        Raises:
+            MergingError: not YAML, not a recipe, an unknown format or a malformed entry.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise MergingError(f"expected a recipe in YAML, found something that is not YAML: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise MergingError(f"expected a recipe of format {FORMAT!r}, found {found!r}")
+        try:
+            return Recipe(
+                base=str(data["base"]),
+                sources={
+                    str(alias): SourceRef(str(source["path"]), str(source["content"]))
+                    for alias, source in data["sources"].items()
+                },
+                groups={
+                    Group.parse(group): _assignment(entry) for entry in data["groups"] for group in entry["in"]
+                },
+                tensors={str(name): _assignment(entry) for name, entry in (data.get("tensors") or {}).items()},
+                dtype=data.get("dtype"),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise MergingError(
+                f"the recipe is malformed ({type(error).__name__}: {error}); expected the keys base, sources, dtype and "
+                "groups, as `paretomerge export` writes them"
+            ) from error
+
+
+def _assignment(entry: Mapping[str, Any]) -> Assignment:
+    sources = {str(alias): dict(values or {}) for alias, values in entry["sources"].items()}
+    return Assignment.of(str(entry["method"]), sources, **dict(entry.get("parameters") or {}))
+
+
+def _canonical(values: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Parameters whose equal values hash equally: 1 and 1.0 and -0.0 and 0.0 are not told apart."""
+    return {
+        name: value if isinstance(value, bool | str) else (int(value) if float(value).is_integer() else float(value))
+        for name, value in values
+    }

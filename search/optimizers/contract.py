@@ -1,0 +1,168 @@
+"""The ask/tell contract of an optimizer, and the records that cross it. No I/O, no torch, no clock.
+
+An optimizer proposes points of a box with categories and hears what became of them. It is rebuilt after a crash by
+replaying its own history (:func:`replay`): the log of asks and tells, in their order, is its only memory on disk. So an
+optimizer must be a pure function of its settings and that history: every random draw comes from a generator of its
+own, seeded by the settings (never numpy's global one).
+
+:mod:`search.optimizers.conformance` holds the test class that every optimizer, also a third party's, must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+
+class OptimizerError(Exception):
+    """Settings that an optimizer cannot work with: one paragraph, shown without a traceback."""
+
+
+@dataclass(frozen=True)
+class Genome:
+    """A point of a space.
+
+    Attributes:
+        values: [n] floats in [0, 1], one per continuous gene.
+        categories: [m] choice indices, one per categorical gene.
+    """
+
+    values: tuple[float, ...]
+    categories: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a genome may be: n continuous genes in [0, 1], and m categorical ones with so many choices each."""
+
+    continuous: int
+    categories: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.continuous < 0 or any(count < 1 for count in self.categories):
+            raise OptimizerError(f"a box needs continuous >= 0 and at least one choice per category, got {self}")
+
+    def __contains__(self, genome: Genome) -> bool:
+        return (
+            len(genome.values) == self.continuous
+            and len(genome.categories) == len(self.categories)
+            and all(0.0 <= value <= 1.0 for value in genome.values)
+            and all(0 <= choice < count for choice, count in zip(genome.categories, self.categories, strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that an optimizer's proposals may depend on besides its history.
+
+    Attributes:
+        box: the space of genomes.
+        objectives: how many utilities an outcome has (>= 1).
+        seed: of the optimizer's own generators.
+        budget: how many asks are planned; a hint (population sizes), it may grow later without a new optimizer.
+        reference: [objectives] the hypervolume's reference point in utilities, fixed when the run starts.
+        center: where the search starts when nothing better is known (the average merge); the middle if None.
+        weights: [objectives] relative importance for optimizers that scalarise; equal if None.
+        options: the optimizer's own options from the config, already validated by it.
+    """
+
+    box: Box
+    objectives: int
+    seed: int
+    budget: int
+    reference: tuple[float, ...]
+    center: Genome | None = None
+    weights: tuple[float, ...] | None = None
+    options: dict[str, float | int | str | bool] = field(default_factory=dict)
+
+
+class Trial(NamedTuple):
+    """A genome with the id under which it was, or would have been, asked for. Ids are unique within one optimizer."""
+
+    id: int
+    genome: Genome
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial.
+
+    Attributes:
+        state: "complete": all items scored. "censored": stopped early, its utilities are partial and only its rank
+            means something; it never enters a front. "failed": no model came of it. "duplicate": another trial had the
+            same recipe, whose utilities are repeated here.
+        utilities: [objectives] larger is better, whatever the metric's direction; empty when failed.
+        errors: [objectives] standard error of each utility; empty when unknown.
+        items: how many items were scored.
+        violations: one number per constraint, > 0 where it is broken, by how much.
+        reason: why it failed, for people.
+        of: the trial that a duplicate repeats.
+    """
+
+    state: Literal["complete", "censored", "failed", "duplicate"]
+    utilities: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
+    items: int = 0
+    violations: tuple[float, ...] = ()
+    reason: str = ""
+    of: int | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """True when no constraint is broken."""
+        return all(violation <= 0.0 for violation in self.violations)
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Proposes genomes and learns from outcomes."""
+
+    def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
+        """The next point to try.
+
+        Args:
+            id: the id that the new trial will have; not asked before. An optimizer may seed its draw with it.
+            pending: trials that were asked and not told yet, oldest first (several workers).
+        """
+        ...
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """What became of a trial. Out of order is normal. Trials that were never asked for (baselines, an earlier
+        stage's front) are told in the same way, and are learnt from."""
+        ...
+
+
+class Asked(NamedTuple):
+    """History: this trial was proposed, while these were pending."""
+
+    trial: Trial
+    pending: tuple[Trial, ...] = ()
+
+
+class Told(NamedTuple):
+    """History: the optimizer heard this."""
+
+    trial: Trial
+    outcome: Outcome
+
+
+def replay(optimizer: Optimizer, history: Iterable[Asked | Told]) -> list[int]:
+    """Bring a fresh optimizer to where an earlier one was.
+
+    Args:
+        optimizer: newly built from the same settings.
+        history: the earlier one's asks and tells, in order.
+
+    Returns:
+        Ids of trials that this optimizer proposed differently from the log: empty unless its code, or a library
+        beneath it, has changed since. The logged genome is the one that counts.
+    """
+    different = []
+    for event in history:
+        if isinstance(event, Asked):
+            if optimizer.ask(event.trial.id, event.pending) != event.trial.genome:
+                different.append(event.trial.id)
+        else:
+            optimizer.tell(event.trial, event.outcome)
+    return different
