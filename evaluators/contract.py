@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+
+if TYPE_CHECKING:  # records and protocols must not cost an import of torch
+    from torch import nn
 
 Split = Literal["search", "selection", "holdout"]
 SPLITS: tuple[Split, ...] = ("search", "selection", "holdout")
@@ -104,6 +106,17 @@ class LogLikelihood(NamedTuple):
     is_greedy: bool
 
 
+class Generation(NamedTuple):
+    """A greedy continuation: new token ids without the end-of-text token, and why it ended.
+
+    "end": the model said so. "stop": its text holds a stop string. "length": the limit on new tokens, or on the
+    model's positions. "non_finite": the logits were not finite; what came before is no answer.
+    """
+
+    tokens: list[int]
+    ended: Literal["end", "stop", "length", "non_finite"]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """How a live model is asked. Holds no candidate's answers: only inputs may be cached across weight changes."""
@@ -132,14 +145,25 @@ class Engine(Protocol):
         ...
 
     @property
+    def unknown(self) -> int | None:
+        """The id that stands for whatever the vocabulary lacks, or None."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """How many tokens, prompt and answer together, the model has positions for; None when there is no limit."""
+        ...
+
+    @property
     def one_spelling(self) -> bool:
-        """True when a text has exactly one token sequence under this tokenizer, so that equal texts mean equal tokens
-        (a word-level vocabulary). Then a teacher-forced check gives greedy decoding's verdict; otherwise it may not."""
+        """True when a text has exactly one token sequence, special tokens apart, and one id ends an answer: equal texts
+        mean equal tokens (a word-level vocabulary). Then a teacher-forced check gives greedy decoding's verdict;
+        otherwise it may not."""
         ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> list[list[int]]:
+    ) -> list[Generation]:
         """Greedy continuations, in the order of the prompts.
 
         Args:
@@ -149,12 +173,12 @@ class Engine(Protocol):
                 evaluator, which sees the decoded text).
 
         Returns:
-            New token ids only, without the end-of-text token.
+            One generation a prompt. Always the arg max: sampling settings that a model brings along have no effect.
         """
         ...
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[LogLikelihood]:
-        """Log-likelihoods, in the order of the requests. Non-finite logits give ``total = nan``, ``is_greedy = False``."""
+        """Log-likelihoods, in the order of the requests. Non-finite logits: ``total = nan``, ``is_greedy = False``."""
         ...
 
     def weights_changed(self) -> None:

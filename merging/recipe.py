@@ -127,6 +127,8 @@ class Recipe:
         groups: what happens to each group of the layout; every group that the model has must be here.
         tensors: exceptions by canonical (on-disk) tensor name; they win over the group.
         dtype: of the merged weights, one of :data:`DTYPES`; None keeps the base's, tensor by tensor.
+        source_dtype: sources are rounded to this before they are merged, one of :data:`DTYPES`; None reads them as they
+            are. What mergekit's ``dtype`` means, where it is narrower than the checkpoints.
     """
 
     base: str
@@ -134,6 +136,7 @@ class Recipe:
     groups: Mapping[Group, Assignment]
     tensors: Mapping[str, Assignment] = field(default_factory=dict)
     dtype: str | None = None
+    source_dtype: str | None = None
 
     @property
     def hash(self) -> str:
@@ -154,6 +157,8 @@ class Recipe:
             "groups": {str(group): identity(assignment) for group, assignment in self.groups.items()},
             "tensors": {name: identity(assignment) for name, assignment in self.tensors.items()},
         }
+        if self.source_dtype is not None:
+            data["source_dtype"] = self.source_dtype
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -192,6 +197,8 @@ class Recipe:
                 for assignment, groups in together.items()
             ],
         }
+        if self.source_dtype is not None:
+            data["source_dtype"] = self.source_dtype
         if self.tensors:
             data["tensors"] = {name: assignment.as_data() for name, assignment in sorted(self.tensors.items())}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
@@ -222,6 +229,7 @@ class Recipe:
                 },
                 tensors={str(name): _assignment(entry) for name, entry in (data.get("tensors") or {}).items()},
                 dtype=data.get("dtype"),
+                source_dtype=data.get("source_dtype"),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise MergingError(

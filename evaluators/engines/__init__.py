@@ -1,0 +1,1 @@
+"""How a live model is asked: one module an engine, imported only when it is used."""

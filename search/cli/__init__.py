@@ -1,2 +1,83 @@
-"""Command line."""
-def main() -> None: ...
+"""The command line: one file a subcommand, heavy imports inside the commands, so that ``--help`` is quick.
+
+Exit codes: 0 done, 2 the user's input, 3 nothing feasible, 130 interrupted. A user's mistake is one paragraph; a
+traceback means a defect.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from search.cli import check, evaluate, export, merge, report, run, status, zoo
+
+app = typer.Typer(
+    name="paretomerge",
+    help="Searches for Pareto-optimal merges of fine-tuned models.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+for module in (check, run, status, report, export, merge, evaluate):
+    app.command()(getattr(module, module.__name__.rpartition(".")[2]))
+app.add_typer(zoo.app, name="zoo", help="Small model families that are really trained here, for trying things out.")
+
+
+def _version(show: bool) -> None:
+    if show:
+        from search import __version__
+
+        print(f"paretomerge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def main() -> None:
+    """Entry point of ``paretomerge``."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line, and turn its end into an exit code."""
+    import click
+
+    try:
+        result = app(args=arguments, prog_name="paretomerge", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        return int(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("\ninterrupted; what was scored is stored, and the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        return _explain(error)
+    return int(result) if isinstance(result, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    """A user's mistake as one paragraph; anything else goes on as a traceback."""
+    from search.errors import Interrupted, NothingFeasible, user_errors
+
+    if isinstance(error, Interrupted):
+        return 130
+    if isinstance(error, user_errors()):
+        print(f"error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, NothingFeasible) else 2
+    raise error

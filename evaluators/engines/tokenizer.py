@@ -1,0 +1,86 @@
+"""What an engine must know of a tokenizer: where it is, which ids end an answer, whether texts have one spelling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from evaluators.contract import EvaluatorError
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder. Nothing is downloaded, and no code from the folder runs.
+
+    Args:
+        path: a folder in the Hugging Face layout.
+
+    Raises:
+        EvaluatorError: no folder, no tokenizer in it, or one that cannot be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise EvaluatorError(f"expected a model folder with a tokenizer at {folder}, and there is no such folder")
+    if not any((folder / name).is_file() for name in _FILES):
+        raise EvaluatorError(
+            f"the folder {folder} holds no tokenizer (none of {', '.join(_FILES)}); copy the tokenizer files of the "
+            "base model into it, or name the folder that has them"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
+        lines = str(error).strip().splitlines()
+        raise EvaluatorError(
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: "
+            f"{lines[0] if lines else 'no message'}); check that its files are complete; tokenizers that need code of their own are not loaded"
+        ) from error
+
+
+def end_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer, the tokenizer's own first: its end of text, and all that the generation settings name."""
+    found: list[int] = []
+    settings = getattr(model, "generation_config", None)
+    for value in (tokenizer.eos_token_id, getattr(settings, "eos_token_id", None)):
+        for token in value if isinstance(value, list | tuple) else [value]:
+            if token is not None and int(token) not in found:
+                found.append(int(token))
+    return tuple(found)
+
+
+def has_one_spelling(tokenizer: Any) -> bool:
+    """Whether a text, white space and special tokens apart, is provably one token sequence, and the other way round.
+
+    Proved for word-level vocabularies that are split at white space and joined with spaces: each word is one entry, so
+    decoding loses nothing but the width of the spaces. Everything with sub-words has several spellings a text.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    description = json.loads(backend.to_str())
+    if description["model"].get("type") != "WordLevel" or description.get("decoder") is not None:
+        return False
+    if (description.get("pre_tokenizer") or {}).get("type") not in ("Whitespace", "WhitespaceSplit"):
+        return False
+    special = set(tokenizer.all_special_ids)
+    words = [word for word, token in tokenizer.get_vocab().items() if token not in special]
+    return all(word and not any(letter.isspace() for letter in word) for word in words)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Eight bytes, in hexadecimal, of what turns text into ids: equal for equal tokenizers, wherever they lie."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        description = json.loads(backend.to_str())
+        for passing in ("truncation", "padding"):  # settings of the last call, not of the tokenizer
+            description.pop(passing, None)
+    else:
+        description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    description["special"] = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]

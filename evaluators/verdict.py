@@ -1,0 +1,95 @@
+"""From generated text to an answer that can be compared: what to extract, what to ignore. Pure functions of text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Normalization = Literal["strip", "lower", "squeeze", "punctuation"]
+
+# Digits, in groups of three with commas or without; a minus sign counts unless it stands between two numbers.
+_NUMBER = re.compile(r"(?:(?<!\d)[-\N{MINUS SIGN}])?(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?")
+
+
+class After(BaseModel):
+    """Take what follows the last occurrence of a marker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    after: str = Field(min_length=1, description="the marker")
+
+
+class Regex(BaseModel):
+    """Take the last match of a regular expression: its first group where it has one, else all of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    regex: str = Field(min_length=1, description="in the syntax of Python's re")
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+Extraction = Literal["none", "last_number"] | After | Regex
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first of the stop strings."""
+    return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
+
+
+def extract(text: str, how: Extraction) -> str | None:
+    """The answer within ``text``, or None where there is none."""
+    if isinstance(how, After):
+        _, found, answer = text.rpartition(how.after)
+        return answer if found else None
+    if isinstance(how, Regex):
+        matches = list(re.finditer(how.regex, text))
+        if not matches:
+            return None
+        return matches[-1].group(1 if matches[-1].re.groups else 0)
+    if how == "last_number":
+        numbers = _NUMBER.findall(text)
+        return _plain_number(numbers[-1]) if numbers else None
+    return text
+
+
+def normalize(text: str, steps: Sequence[Normalization]) -> str:
+    """``text`` without the differences that do not count, the steps applied in their order.
+
+    strip: white space at both ends. squeeze: every run of white space becomes one space. lower: lower case.
+    punctuation: characters of the Unicode categories P* removed.
+    """
+    for step in steps:
+        text = _STEPS[step](text)
+    return text
+
+
+def _plain_number(number: str) -> str:
+    """One way to write it: no group commas, no zeros that say nothing, ASCII digits; "-0" is "0"."""
+    sign = "-" if number[0] in "-\N{MINUS SIGN}" else ""
+    digits = "".join(str(unicodedata.digit(c)) if c.isdigit() else c for c in number if c not in ",-\N{MINUS SIGN}")
+    whole, _, fraction = digits.partition(".")
+    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
+    value = f"{whole}.{fraction}" if fraction else whole
+    return value if value == "0" else sign + value
+
+
+def _without_punctuation(text: str) -> str:
+    return "".join(letter for letter in text if not unicodedata.category(letter).startswith("P"))
+
+
+_STEPS: dict[Normalization, Callable[[str], str]] = {
+    "strip": str.strip,
+    "lower": str.lower,
+    "squeeze": lambda text: re.sub(r"\s+", " ", text),
+    "punctuation": _without_punctuation,
+}

@@ -1,0 +1,199 @@
+"""Tensor names -> groups (depth × module kind), read from the structure of the names; no list of architectures.
+
+Blocks are numbered: ``model.layers.0.…``, ``transformer.h.0.…``, ``encoder.block.0.…``. The outermost number that counts
+from 0 without gaps, over things that hold several matrices each, is the depth; numbers further inside (the experts of a
+mixture, the sublayers of T5) are not. Module kinds come from the words in the rest of the name, and from the shape where
+those say nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from merging.recipe import Group, MergingError
+
+Shape = tuple[int, ...]
+
+_NORM = re.compile(r"norm|^ln(_|\d|$)")
+_ATTENTION = re.compile(r"attn|attention|mixer|mamba|ssm|^(q|k|v|o|qkv)_proj$|^(query|key|value|query_key_value|wq|wk|wv|wo)$")
+_MLP = re.compile(
+    r"mlp|ffn|feed_?forward|moe|expert|densereludense|^fc\d?$|^(gate|up|down|gate_up)_proj$|^intermediate$"
+    r"|^dense_(h_to_4h|4h_to_h)$|^output$"
+)
+_HEAD = re.compile(r"^(lm_head|embed_out|head|output|score|classifier|cls|predictions|decoder|projection)$|_head$")
+_EMBEDDING = re.compile(r"embed|^(wte|wpe|shared)$")
+_BUFFER = re.compile(r"^(inv_freq|masked_bias|position_ids|num_batches_tracked|cos_cached|sin_cached)$")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which group each tensor belongs to. Build with :meth:`of`."""
+
+    _groups: Mapping[str, Group]
+    _depths: Mapping[str, int]
+
+    @staticmethod
+    def of(shapes: Mapping[str, Shape]) -> Layout:
+        """Read the layout of a model.
+
+        Args:
+            shapes: canonical (on-disk) tensor name -> shape.
+        """
+        stacks = _stacks(shapes)
+        titles = _titles(list(stacks))
+        vocabulary = _embedding_shapes(shapes, stacks)
+        groups = {}
+        for name, shape in shapes.items():
+            prefix, depth, inner = _place(name, stacks)
+            if prefix is None:
+                groups[name] = Group(_outer_kind(inner, shape, vocabulary))
+            else:
+                groups[name] = Group(_inner_kind(inner, shape), depth, titles[prefix])
+        return Layout(groups, {titles[prefix]: depth for prefix, depth in stacks.items()})
+
+    def group(self, name: str) -> Group:
+        """The group of a tensor.
+
+        Raises:
+            MergingError: no such tensor.
+        """
+        try:
+            return self._groups[name]
+        except KeyError:
+            raise MergingError(f"the layout knows no tensor {name!r}") from None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensor names, sorted."""
+        return tuple(sorted(self._groups))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups that hold a tensor: by stack, depth (what lies outside the blocks first), kind."""
+        return tuple(sorted(set(self._groups.values()), key=lambda group: group.order))
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Names of the stacks of blocks: ("",) where there is one, () where there is none."""
+        return tuple(sorted(self._depths))
+
+    def depth(self, stack: str = "") -> int:
+        """How many blocks a stack has; 0 for a stack that is not there."""
+        return self._depths.get(stack, 0)
+
+    def of_group(self, group: Group) -> tuple[str, ...]:
+        """The names of a group's tensors, sorted."""
+        return tuple(sorted(name for name, each in self._groups.items() if each == group))
+
+
+def is_buffer(name: str, shape: Shape) -> bool:
+    """True for constants that old checkpoints store as if they were weights: causal masks, rotary frequencies.
+
+    They are copied from the base and never merged: newer model classes compute them and hold no such parameter.
+    """
+    leaf = name.rsplit(".", 1)[-1]
+    causal_mask = leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+    return causal_mask or _BUFFER.match(leaf) is not None
+
+
+def tied_heads(shapes: Mapping[str, Shape], layout: Layout) -> dict[str, str]:
+    """Heads that could be tied: head tensor -> the one embedding of its shape. Empty where that is ambiguous."""
+    embeddings = [name for name in layout.names if layout.group(name).kind == "embedding" and len(shapes[name]) == 2]
+    tied = {}
+    for name in layout.names:
+        if layout.group(name).kind == "head":
+            matches = [embedding for embedding in embeddings if shapes[embedding] == shapes[name]]
+            if len(matches) == 1:
+                tied[name] = matches[0]
+    return tied
+
+
+def _split(name: str) -> tuple[str | None, int, list[str]]:
+    """(what stands before the outermost number, the number, the words after it); (None, 0, all words) without one."""
+    tokens = name.split(".")
+    for position, token in enumerate(tokens):
+        if token.isdecimal() and position:
+            return ".".join(tokens[:position]), int(token), tokens[position + 1 :]
+    return None, 0, tokens
+
+
+def _stacks(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Prefix of every stack of blocks -> number of blocks."""
+    indices: dict[str, set[int]] = {}
+    matrices: dict[str, int] = {}
+    for name, shape in shapes.items():
+        prefix, index, _ = _split(name)
+        if prefix is not None:
+            indices.setdefault(prefix, set()).add(index)
+            matrices[prefix] = matrices.get(prefix, 0) + (len(shape) >= 2)
+    # A plain Sequential of layers numbers single matrices, and skips its activations: it is not a stack of blocks.
+    return {
+        prefix: len(found)
+        for prefix, found in indices.items()
+        if found == set(range(len(found))) and matrices[prefix] >= 2 * len(found)
+    }
+
+
+def _place(name: str, stacks: Mapping[str, int]) -> tuple[str | None, int | None, list[str]]:
+    prefix, index, inner = _split(name)
+    return (prefix, index, inner) if prefix in stacks else (None, None, name.split("."))
+
+
+def _titles(prefixes: list[str]) -> dict[str, str]:
+    """Short names for stacks: "" for one; else the first word that tells each apart, or all that differ."""
+    if len(prefixes) == 1:
+        return {prefixes[0]: ""}
+    words = {prefix: prefix.split(".") for prefix in prefixes}
+    common = set.intersection(*(set(each) for each in words.values())) if words else set()
+    different = {prefix: [word for word in each if word not in common] or each for prefix, each in words.items()}
+    firsts = [each[0] for each in different.values()]
+    return {
+        prefix: each[0] if firsts.count(each[0]) == 1 else ".".join(each) if _unique(each, different) else prefix
+        for prefix, each in different.items()
+    }
+
+
+def _unique(words: list[str], all_words: Mapping[str, list[str]]) -> bool:
+    return sum(other == words for other in all_words.values()) == 1
+
+
+def _matches(pattern: re.Pattern[str], words: Iterable[str]) -> bool:
+    return any(pattern.search(word.lower()) for word in words)
+
+
+def _is_norm(words: list[str], shape: Shape) -> bool:
+    # The module that holds the tensor decides: post_attention_layernorm is a norm, attention.output.LayerNorm too.
+    return len(shape) <= 1 and _matches(_NORM, words[-2:])
+
+
+def _inner_kind(words: list[str], shape: Shape) -> str:
+    if _is_norm(words, shape):
+        return "norm"
+    # The outermost word that says something decides: attention.output.dense belongs to attention.
+    for word in words:
+        if _matches(_ATTENTION, [word]):
+            return "attention"
+        if _matches(_MLP, [word]):
+            return "mlp"
+    return "other"
+
+
+def _outer_kind(words: list[str], shape: Shape, vocabulary: set[Shape]) -> str:
+    if _is_norm(words, shape):
+        return "norm"
+    modules = words[:-1] if words[-1] in {"weight", "bias"} else words
+    if _matches(_HEAD, modules[-1:]):
+        return "head"
+    if _matches(_EMBEDDING, modules):
+        return "embedding"
+    return "head" if shape in vocabulary else "other"
+
+
+def _embedding_shapes(shapes: Mapping[str, Shape], stacks: Mapping[str, int]) -> set[Shape]:
+    return {
+        shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and _place(name, stacks)[0] is None and _matches(_EMBEDDING, name.split("."))
+    }

@@ -1,0 +1,115 @@
+"""``paretomerge run``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from search.cli.options import ConfigArgument, SetOption
+
+
+def run(
+    config: ConfigArgument,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories lie.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option("--name", help="The run's name; the config's if left out.")] = None,
+    set: SetOption = None,
+    display: Annotated[
+        str, typer.Option("--display", metavar="KIND", help="auto, rich, plain, json or none.")
+    ] = "auto",
+) -> None:
+    """Search. The same command resumes; one Ctrl-C ends tidily, two at once.
+
+    Exit codes: 0 finished, 2 wrong input, 3 nothing feasible, 130 interrupted.
+    """
+    from rich.console import Console
+
+    from search.config import load_config
+    from search.errors import Interrupted, SearchError
+    from search.report.console import RichDisplay, catch_up, make_display, print_results
+    from search.report.html import write_report
+    from search.results import Results
+    from search.run import Run
+    from search.store import DATABASE
+
+    kinds = ("auto", "rich", "plain", "json", "none")
+    if display not in kinds:
+        raise SearchError(f"--display {display}: expected one of {', '.join(kinds)}")
+    loaded = load_config(config, set or [])
+    folder = runs / _checked_name(name or loaded.config.name)
+    shown = make_display(display, loaded.config.search.budget.candidates)  # type: ignore[arg-type]
+    if (folder / DATABASE).exists() and shown is not None:
+        try:
+            catch_up(shown, Results.load(folder))
+        except SearchError:
+            pass  # the run itself will say what is wrong with its database
+    stop = _StopRequest()
+    try:
+        with stop:
+            chosen = Run(loaded, folder, [shown] if shown is not None else []).execute(stop.requested)
+    except Interrupted:
+        again = " ".join(["paretomerge run", str(config), *_given(runs, name, set)])
+        print(f"\nstopped; everything scored is stored. To go on:\n  {again}", file=sys.stderr)
+        raise
+    finally:
+        if isinstance(shown, RichDisplay):
+            shown.close()
+    results = Results.load(folder)
+    report = write_report(results)
+    if display == "json":
+        return
+    if chosen is None:
+        print(f"{folder}: finished before; a larger search.budget.candidates would go on with it")
+    if display != "none":
+        print_results(results, Console())
+    print(f"report: {report}")
+
+
+class _StopRequest:
+    """Ctrl-C and SIGTERM: the first asks for a tidy end after the present candidate, the second ends at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, object] = {}
+
+    def requested(self) -> bool:
+        """Whether somebody has asked to stop."""
+        return self._asked
+
+    def __enter__(self) -> _StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("\nstopping after this candidate; once more stops at once", file=sys.stderr, flush=True)
+
+
+def _checked_name(name: str) -> str:
+    from search.errors import SearchError
+
+    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
+        raise SearchError(f"--name {name}: expected a plain name for a folder under --runs, such as quickstart")
+    return name
+
+
+def _given(runs: Path, name: str | None, set: list[str] | None) -> list[str]:
+    """The options that the user gave, for repeating the command."""
+    import shlex
+
+    words = [] if runs == Path("runs") else ["--runs", shlex.quote(str(runs))]
+    words += [] if name is None else ["--name", shlex.quote(name)]
+    for each in set or []:
+        words += ["--set", shlex.quote(each)]
+    return words

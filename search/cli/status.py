@@ -1,0 +1,29 @@
+"""``paretomerge status``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from search.cli.options import JsonOption, RunArgument
+
+
+def status(
+    run: RunArgument,
+    json: JsonOption = False,
+    candidates: Annotated[bool, typer.Option("--candidates", help="With --json: every candidate, too.")] = False,
+) -> None:
+    """Where a run stands: its front, the chosen candidate, the baselines. Works while the search is running."""
+    from rich.console import Console
+
+    from search.report.console import print_json, print_results
+    from search.results import Results
+
+    results = Results.load(run)
+    if json:
+        print_json(results.status(candidates=candidates))
+    else:
+        print_results(results, Console())
+        if (run / "report.html").exists():
+            print(f"report: {run / 'report.html'}")

@@ -1,0 +1,408 @@
+"""The YAML of a run: everything that affects its result stands in this one file.
+
+Pydantic models say what may be in it; :func:`load_config` reads it, applies ``--set`` overrides, and reports all
+errors at once, each with file, line, column and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from evaluators import registry as evaluators
+from search.errors import SearchError
+from search.optimizers import registry as optimizers
+from search.positions import Location, Problem, YamlSource, did_you_mean
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+Kind = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
+MergeMethod = Literal["task_arithmetic", "linear", "slerp"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Models(_Strict):
+    """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` references."""
+
+    base: str
+    experts: dict[Name, str] = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="dtype of the live model and of what is exported; the base's own if left out"
+    )
+
+    @field_validator("experts")
+    @classmethod
+    def _not_base(cls, experts: dict[str, str]) -> dict[str, str]:
+        if "base" in experts:
+            raise ValueError("an expert cannot be called 'base': that is the name of the base model")
+        return experts
+
+
+class Objective(_Strict):
+    """A metric to push in its own direction, as ``evaluator.metric``."""
+
+    metric: str
+    expert: str | None = Field(
+        None, description="the expert that has this skill: retention is measured against it; by default, the one "
+        "that has the evaluator's name"
+    )  # fmt: skip
+    bounds: tuple[float, float] | None = Field(
+        None, description="the range that counts, where the metric has none of its own"
+    )
+
+
+class Knots(_Strict):
+    """Coefficients at k depths, linear in between."""
+
+    knots: int = Field(ge=1, le=128)
+
+
+class Blocks(_Strict):
+    """Coefficients constant over n runs of depths."""
+
+    blocks: int = Field(ge=1, le=1024)
+
+
+class SpaceConfig(_Strict):
+    """What may vary."""
+
+    coefficient: tuple[float, float] = Field((0.0, 1.5), description="bounds of every coefficient, may be negative")
+    granularity: Literal["model", "layer"] | Knots | Blocks = Field(default=Knots(knots=4))
+    kinds: list[list[Kind]] | None = Field(
+        None, description="module kinds that share their coefficients; by default every kind has its own"
+    )
+    methods: list[MergeMethod] = Field(
+        default=["task_arithmetic"], min_length=1, description="several: the choice is a gene per method block"
+    )
+    method_blocks: int = Field(1, ge=1, description="runs of depths that choose their method together")
+    normalize: bool = Field(False, description="divide by the sum of the coefficients; hides optima that amplify")
+
+    @field_validator("coefficient")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not bounds[0] < bounds[1]:
+            raise ValueError(f"expected [low, high] with low < high, found [{bounds[0]}, {bounds[1]}]")
+        return bounds
+
+    @field_validator("methods")
+    @classmethod
+    def _once(cls, methods: list[str]) -> list[str]:
+        if len(set(methods)) != len(methods):
+            raise ValueError("a method is named twice")
+        return methods
+
+
+class Budget(_Strict):
+    """When the search ends. May grow between two starts; nothing else may change."""
+
+    candidates: int = Field(ge=1, description="candidates in all, baselines among them")
+
+
+class OptimizerConfig(BaseModel):
+    """Which optimizer, and its own options beside its name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the optimizer itself validates."""
+        return dict(self.model_extra or {})
+
+
+class SearchSettings(_Strict):
+    """How the space is searched."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(name="sms_emoa")
+    seed: int = Field(0, ge=0)
+    budget: Budget
+    per_expert_share: float = Field(
+        0.25, ge=0.0, le=1.0, description="share of the budget for the first stage, one coefficient per expert"
+    )
+    finalists: int = Field(16, ge=1, description="at most so many of the front are scored on the selection split")
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class EngineConfig(_Strict):
+    """How the live model is asked."""
+
+    kind: Literal["hf"] = "hf"
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, …")
+    threads: int | None = Field(None, ge=1, description="CPU threads; what torch chooses on the first start if left out")
+    batch_tokens: int = Field(8192, ge=64, description="padded tokens in a batch, at most")
+
+
+class Config(_Strict):
+    """A whole run."""
+
+    name: Name
+    models: Models
+    evaluators: dict[Name, dict[str, Any]] = Field(min_length=1)
+    objectives: list[Objective] = Field(min_length=1)
+    space: SpaceConfig = SpaceConfig()
+    search: SearchSettings
+    engine: EngineConfig = EngineConfig()
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [{"metric": each} if isinstance(each, str) else each for each in value]
+        return value
+
+    @model_validator(mode="after")
+    def _objectives_once(self) -> Config:
+        metrics = [each.metric for each in self.objectives]
+        if len(set(metrics)) != len(metrics):
+            raise ValueError("objectives: a metric is named twice")
+        return self
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A valid config, where it came from, and how to find what it names.
+
+    Attributes:
+        config: the validated values, overrides applied.
+        path: the file.
+        text: the file as given.
+        source: for errors that are found later and belong to a place in the file.
+    """
+
+    config: Config
+    path: Path
+    text: str
+    source: YamlSource
+
+    def error(self, location: Location, message: str) -> SearchError:
+        """An error that points at a place in the file."""
+        return SearchError(self.source.show([Problem(location, message)]))
+
+    def resolve(self, reference: str) -> Path:
+        """A model or data path: ``zoo://…``, absolute, or relative to the config's folder, then to the current one."""
+        import zoo
+
+        if zoo.is_reference(reference):
+            return zoo.resolve(reference)
+        path = Path(reference).expanduser()
+        if path.is_absolute():
+            return path
+        beside = self.path.parent / path
+        return beside if beside.exists() else path
+
+    def evaluator_options(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Type and options of an evaluator, its paths resolved."""
+        options = dict(self.config.evaluators[name])
+        kind = str(options.pop("type"))
+        return kind, self._resolve_paths(kind, options)
+
+    def _resolve_paths(self, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+        def walk(value: Any) -> Any:
+            if isinstance(value, Path):
+                return self.resolve(str(value))
+            if isinstance(value, dict):
+                return {key: walk(each) for key, each in value.items()}
+            return value
+
+        # A reference such as zoo://a/b must not pass through Path, which would fold its slashes.
+        validated = evaluators.options_model(kind)(**_resolve_references(self, options))
+        return {key: walk(getattr(validated, key)) for key in validated.model_fields_set}
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read, override and validate a config.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key.path=value`` each, the value in YAML.
+
+    Raises:
+        SearchError: everything that is wrong with it, at once.
+    """
+    source = YamlSource(path)
+    data = source.data
+    for override in overrides:
+        _override(data, override)
+    problems: list[Problem] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        problems.extend(_problems(error, ()))
+    if isinstance(data.get("evaluators"), dict):
+        problems.extend(_evaluator_problems(data["evaluators"]))
+    problems.extend(_optimizer_problems(data))
+    if config is not None and not problems:
+        problems.extend(_cross_problems(config))
+    if problems or config is None:
+        note = f"\n\n(with {', '.join('--set ' + each for each in overrides)})" if overrides else ""
+        raise SearchError(source.show(problems) + note)
+    return LoadedConfig(config, path, path.read_text(encoding="utf-8"), source)
+
+
+def resolved_yaml(config: Config) -> str:
+    """Every value of a config, defaults written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise SearchError(f"--set {override}: expected key.path=value, such as search.budget.candidates=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SearchError(f"--set {override}: the value is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    place: Any = data
+    for part in parents:
+        place = place[int(part)] if isinstance(place, list) and part.isdigit() else place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            raise SearchError(f"--set {override}: {part!r} is a value in the config, not a section with keys")
+    try:
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError) as error:
+        raise SearchError(f"--set {override}: {last!r} is not an index of that list") from error
+
+
+def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
+    """Pydantic's errors in our words. Alternatives of a union complain once each: only the last word is kept."""
+    seen: set[Location] = set()
+    for each in error.errors(include_url=False):
+        location = prefix + tuple(each["loc"])
+        # a union's tags ("Knots", "literal['model','layer']") are not keys of the file
+        plain = tuple(part for part in location if isinstance(part, int) or not _is_tag(str(part)))
+        if each["type"] == "extra_forbidden":
+            parent = _model_at(plain[:-1])
+            known = list(parent.model_fields) if parent is not None else []
+            keys = f" Known keys: {', '.join(known)}." if known else ""
+            message = f"unknown key{'.' + did_you_mean(str(plain[-1]), known)}{keys}"
+        elif each["type"] == "missing":
+            message = "is required and missing"
+        else:
+            found = "" if isinstance(each["input"], dict | list) else f", found {each['input']!r}"
+            message = each["msg"].removeprefix("Value error, ").replace("Input should be", "expected") + found
+            if each["type"] == "literal_error":
+                message += "." + did_you_mean(str(each["input"]), _expected(each["ctx"]["expected"]))
+        if plain in seen:
+            continue
+        seen.add(plain)
+        yield Problem(plain, message)
+
+
+def _is_tag(part: str) -> bool:
+    return part in {"Knots", "Blocks"} or part.startswith(("literal[", "list[", "dict[", "function-"))
+
+
+def _expected(text: str) -> list[str]:
+    return [part.strip(" '\"") for part in text.replace(" or ", ",").split(",")]
+
+
+def _model_at(location: Location) -> type[BaseModel] | None:
+    """The config model whose keys stand at a location."""
+    models: dict[Location, type[BaseModel]] = {
+        (): Config,
+        ("models",): Models,
+        ("space",): SpaceConfig,
+        ("search",): SearchSettings,
+        ("search", "budget"): Budget,
+        ("engine",): EngineConfig,
+    }
+    if len(location) == 2 and location[0] == "objectives":
+        return Objective
+    return models.get(location)
+
+
+def _resolve_references(loaded: LoadedConfig, value: Any) -> Any:
+    import zoo
+
+    if isinstance(value, str) and zoo.is_reference(value):
+        return zoo.resolve(value)
+    if isinstance(value, dict):
+        return {key: _resolve_references(loaded, each) for key, each in value.items()}
+    return value
+
+
+def _evaluator_problems(section: dict[str, Any]) -> Iterator[Problem]:
+    for name, options in section.items():
+        location: Location = ("evaluators", name)
+        if not isinstance(options, dict):
+            continue
+        kind = options.get("type")
+        if kind is None:
+            yield Problem(location, f"`type` is required and missing; one of {', '.join(evaluators.names())}")
+            continue
+        try:
+            model = evaluators.options_model(str(kind))
+        except evaluators.UnknownEvaluator as error:
+            yield Problem((*location, "type"), str(error))
+            continue
+        try:
+            model.model_validate({key: value for key, value in options.items() if key != "type"})
+        except ValidationError as error:
+            for problem in _problems(error, location):
+                if "unknown key" in problem.message:
+                    known = list(model.model_fields)
+                    hint = did_you_mean(str(problem.location[-1]), known)
+                    yield Problem(problem.location, f"unknown key.{hint} Known keys: type, {', '.join(known)}.")
+                else:
+                    yield problem
+
+
+def _optimizer_problems(data: dict[str, Any]) -> Iterator[Problem]:
+    section = data.get("search")
+    given = section.get("optimizer") if isinstance(section, dict) else None
+    if given is None:
+        return
+    options = {"name": given} if isinstance(given, str) else given
+    if not isinstance(options, dict) or not isinstance(options.get("name"), str):
+        return
+    location: Location = ("search", "optimizer")
+    if options["name"] not in optimizers.names():
+        place = location if isinstance(given, str) else (*location, "name")
+        known = optimizers.names()
+        hint = did_you_mean(options["name"], known)
+        yield Problem(place, f"expected one of {', '.join(known)}; found {options['name']!r}.{hint}")
+        return
+    model = optimizers.options_model(options["name"])
+    try:
+        model.model_validate({key: value for key, value in options.items() if key != "name"})
+    except ValidationError as error:
+        for problem in _problems(error, location):
+            known = list(model.model_fields)
+            extra = f"{did_you_mean(str(problem.location[-1]), known)} Known options: {', '.join(known)}."
+            yield Problem(problem.location, problem.message + (extra if "unknown key" in problem.message else ""))
+
+
+def _cross_problems(config: Config) -> Iterator[Problem]:
+    """What no single value shows."""
+    for index, objective in enumerate(config.objectives):
+        evaluator, dot, metric = objective.metric.partition(".")
+        location: Location = ("objectives", index)
+        if not dot or not metric:
+            yield Problem(location, f"expected evaluator.metric, such as string.accuracy; found {objective.metric!r}")
+        elif evaluator not in config.evaluators:
+            known = ", ".join(config.evaluators)
+            hint = did_you_mean(evaluator, config.evaluators)
+            yield Problem(location, f"there is no evaluator {evaluator!r}; there are: {known}.{hint}")
+        if objective.expert is not None and objective.expert not in config.models.experts:
+            known = ", ".join(config.models.experts)
+            hint = did_you_mean(objective.expert, config.models.experts)
+            yield Problem(
+                (*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}"
+            )
+    if "slerp" in config.space.methods and len(config.models.experts) != 2:
+        yield Problem(
+            ("space", "methods"), f"slerp merges exactly two experts, found {len(config.models.experts)}; leave it out"
+        )

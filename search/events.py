@@ -1,0 +1,230 @@
+"""What happens in a run, as frozen records.
+
+The log of these events is the run's only truth: the tables that people query and the state of every optimizer are
+derived from it. Displays and trackers listen to the same records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from evaluators.contract import ItemScores, Split
+from search.optimizers.contract import Genome, Outcome
+
+
+@dataclass(frozen=True)
+class Event:
+    """Anything that is logged. Fields are plain data, so that the log is readable JSON and never a pickle."""
+
+    kind: ClassVar[str]
+
+    def payload(self) -> dict[str, Any]:
+        """Plain data for the log."""
+        return {
+            each.name: _plain(getattr(self, each.name))
+            for each in dataclasses.fields(self)
+            if each.metadata.get("logged", True)
+        }
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """First event of a run: everything that a resume must find unchanged.
+
+    Attributes:
+        config: the resolved config as plain data.
+        sources: alias -> content hash of every model, "base" among them.
+        paths: alias -> folder where it was found, absolute.
+        groups: the layout's groups, as ``str(Group)``: with the config they determine every space of the run.
+        objectives: name, direction, low, high, expert and unit of each.
+        evaluators: name -> fingerprint.
+        engine: the engine's fingerprint.
+        threads: CPU threads that torch uses, kept on every later start.
+        stage_ends: candidate id before which each stage ends; the last stage takes what a grown budget adds.
+        reference: [objectives] the hypervolume's reference point, in utilities.
+        items: evaluator -> split -> ids of its items, in the order of the stored score arrays.
+    """
+
+    kind: ClassVar[str] = "run_started"
+    config: dict[str, Any]
+    sources: dict[str, str]
+    paths: dict[str, str]
+    groups: list[str]
+    objectives: list[dict[str, Any]]
+    evaluators: dict[str, str]
+    engine: str
+    threads: int
+    stage_ends: list[int]
+    reference: list[float]
+    items: dict[str, dict[str, list[str]]]
+
+
+@dataclass(frozen=True)
+class Resumed(Event):
+    """The run goes on after an interruption, or with a grown budget."""
+
+    kind: ClassVar[str] = "resumed"
+    budget: int
+    different: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asked(Event):
+    """A candidate exists, and its evaluation on the search split begins."""
+
+    kind: ClassVar[str] = "asked"
+    candidate: int
+    stage: int
+    genome: Genome
+    recipe_hash: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationStarted(Event):
+    """An evaluation begins that no :class:`Asked` stands for: a repeated one after a crash, or another split's."""
+
+    kind: ClassVar[str] = "evaluation_started"
+    candidate: int
+    split: Split
+
+
+@dataclass(frozen=True)
+class Scored(Event):
+    """A candidate has its scores on a split. The item scores go into their own table, in the same transaction.
+
+    Attributes:
+        values: ``evaluator.metric`` -> aggregate.
+        errors: ``evaluator.metric`` -> standard error of the aggregate.
+        seconds: stage of the work ("materialize", "evaluate") -> wall seconds.
+        weights: sha256 of the live model's tensors when it was scored; "" where it was not asked for.
+        scores: evaluator -> item scores.
+    """
+
+    kind: ClassVar[str] = "scored"
+    candidate: int
+    split: Split
+    values: dict[str, float]
+    errors: dict[str, float]
+    seconds: dict[str, float]
+    weights: str = ""
+    scores: dict[str, ItemScores] = field(default_factory=dict, metadata={"logged": False})
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """No model, or no score, came of a candidate."""
+
+    kind: ClassVar[str] = "failed"
+    candidate: int
+    split: Split
+    reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Told(Event):
+    """The stage's optimizer heard what became of a candidate. Its place in the log is its place in the replay.
+
+    Attributes:
+        seconds: what the framework itself spent on this candidate: "optimize", "store".
+    """
+
+    kind: ClassVar[str] = "told"
+    candidate: int
+    stage: int
+    outcome: Outcome
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FinalistsNamed(Event):
+    """These candidates go to the selection split; the baselines beside them."""
+
+    kind: ClassVar[str] = "finalists_named"
+    finalists: list[int]
+    baselines: list[int]
+
+
+@dataclass(frozen=True)
+class Chosen(Event):
+    """The run's recommendation, taken on selection scores. Only after it is the holdout opened."""
+
+    kind: ClassVar[str] = "chosen"
+    candidate: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Opened(Event):
+    """A holdout was looked at.
+
+    Attributes:
+        data: sha256 over the holdout items of every evaluator.
+    """
+
+    kind: ClassVar[str] = "opened"
+    candidates: list[int]
+    data: str
+
+
+@dataclass(frozen=True)
+class Interrupted(Event):
+    """The user stopped the run, tidily."""
+
+    kind: ClassVar[str] = "interrupted"
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The budget is spent, finalists are re-scored, the chosen candidate's holdout is open."""
+
+    kind: ClassVar[str] = "finished"
+    budget: int
+    hypervolume: float
+
+
+EVENTS: dict[str, type[Event]] = {
+    each.kind: each
+    for each in (
+        RunStarted, Resumed, Asked, EvaluationStarted, Scored, Failed, Told, FinalistsNamed, Chosen, Opened,
+        Interrupted, Finished,
+    )
+}  # fmt: skip
+
+
+class Listener(Protocol):
+    """Hears every event after it is stored. A listener that fails never stops a search."""
+
+    def on(self, event: Event) -> None:
+        """Called in order, in the driver's process."""
+        ...
+
+
+def from_payload(kind: str, payload: dict[str, Any]) -> Event:
+    """The record of a logged payload.
+
+    Raises:
+        KeyError: a kind that this version does not know.
+    """
+    cls = EVENTS[kind]
+    data = dict(payload)
+    if "genome" in data:
+        data["genome"] = Genome(tuple(data["genome"]["values"]), tuple(data["genome"]["categories"]))
+    if "outcome" in data:
+        outcome = dict(data["outcome"])
+        for name in ("utilities", "errors", "violations"):
+            outcome[name] = tuple(outcome[name])
+        data["outcome"] = Outcome(**outcome)
+    return cls(**data)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value

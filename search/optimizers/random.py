@@ -1,0 +1,38 @@
+"""Uniform random search: the baseline that every optimizer must beat at an equal number of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from search.optimizers.contract import Genome, Outcome, Settings, Trial
+from search.optimizers.outcomes import generator, genome
+
+
+class RandomOptions(BaseModel):
+    """Random search has no options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Random:
+    """Draws each genome uniformly and independently, decided by (seed, id) alone; learns nothing."""
+
+    Options: ClassVar[type[BaseModel]] = RandomOptions
+
+    def __init__(self, settings: Settings) -> None:
+        RandomOptions.model_validate(settings.options)
+        self._box = settings.box
+        self._seed = settings.seed
+
+    def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
+        """See :class:`search.optimizers.contract.Optimizer`."""
+        random = generator(self._seed, id)
+        values = random.random(self._box.continuous)
+        return genome(values, random.integers(0, np.asarray(self._box.categories, dtype=np.int64)))
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """See :class:`search.optimizers.contract.Optimizer`."""

@@ -1,0 +1,215 @@
+"""Steady-state evolution that maximises the hypervolume of its population; categories beside coefficients.
+
+(mu+1) selection after Beume, Naujoks & Emmerich, "SMS-EMOA: multiobjective selection based on dominated hypervolume",
+EJOR 181(3), 2007: of mu+1 individuals the one that goes is, in the worst non-domination rank, the one that contributes
+least hypervolume. Constraints: infeasible ones go first, the most violating of them foremost (Deb's rules). Step sizes
+mutate with the individuals that carry them (Schwefel's self-adaptation, log-normal). With one objective the best mu
+survive.
+
+Every proposal is drawn from a generator seeded by (seed, id), so the state is the population alone, and that comes from
+tells. What a child inherited is remembered until its tell, and is the same in a replay because its parents are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from search import pareto
+from search.optimizers.contract import Genome, Outcome, Settings, Trial
+from search.optimizers.outcomes import Array, generator, genome, utilities, violation
+
+SMALLEST_STEP, LARGEST_STEP = 1e-4, 0.5
+REDRAWS = 30
+
+
+class SmsEmoaOptions(BaseModel):
+    """Options of ``sms_emoa``.
+
+    Attributes:
+        population: how many individuals survive (mu >= 2); from the budget, between 8 and 50, if None.
+        sigma0: step size around the start, in units of a gene's range, in (0, 0.5].
+        crossover: probability in [0, 1] that a child has two parents.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    population: int | None = Field(default=None, ge=2)
+    sigma0: float = Field(default=0.15, gt=0.0, le=LARGEST_STEP)
+    crossover: float = Field(default=0.8, ge=0.0, le=1.0)
+
+
+class Strategy(NamedTuple):
+    """What an individual mutates its children with: a step size, and a probability per category."""
+
+    step: float
+    flip: float
+
+
+@dataclass(frozen=True)
+class Individual:
+    """A survivor: values [n], categories [m], utilities [objectives], total violation >= 0."""
+
+    id: int
+    genome: Genome
+    values: Array
+    categories: npt.NDArray[np.int64]
+    strategy: Strategy
+    utilities: Array
+    violation: float
+
+
+class SmsEmoa:
+    """See the module docstring."""
+
+    Options: ClassVar[type[BaseModel]] = SmsEmoaOptions
+
+    def __init__(self, settings: Settings) -> None:
+        options = SmsEmoaOptions.model_validate(settings.options)
+        box = settings.box
+        self._box = box
+        self._objectives = settings.objectives
+        self._seed = settings.seed
+        self._reference = np.asarray(settings.reference, dtype=np.float64)
+        self._choices = np.asarray(box.categories, dtype=np.int64)
+        self._crossover = options.crossover
+        self._mu = options.population or min(50, max(8, settings.budget // 15))
+        self._first = Strategy(options.sigma0, 1.0 / max(1, len(box.categories)))
+        self._center = settings.center
+        self._population: list[Individual] = []
+        self._asked: dict[int, Strategy] = {}
+        self._standing: tuple[npt.NDArray[np.int64], Array] | None = None
+
+    @property
+    def population(self) -> tuple[Individual, ...]:
+        """The survivors, in the order of their arrival."""
+        return tuple(self._population)
+
+    def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
+        """See :class:`search.optimizers.contract.Optimizer`."""
+        random = generator(self._seed, id)
+        known = {trial.genome for trial in pending} | {each.genome for each in self._population}
+        if self._center is not None and self._center not in known and not self._population:
+            self._asked[id] = self._first
+            return self._center
+        founding = len(self._population) + len(pending) < self._mu // 2 or not self._population
+        for attempt in range(REDRAWS):
+            strategy, child = self._founder(random) if founding else self._child(random, attempt)
+            if child not in known:
+                break
+        self._asked[id] = strategy
+        return child
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """See :class:`search.optimizers.contract.Optimizer`. Only complete outcomes enter the population; a duplicate's
+        original is, or was, there itself."""
+        strategy = self._asked.pop(trial.id, self._first)
+        found = utilities(outcome, self._objectives)
+        if outcome.state != "complete" or found is None:
+            return
+        self._population = [each for each in self._population if each.id != trial.id]
+        self._population.append(
+            Individual(
+                trial.id,
+                trial.genome,
+                np.asarray(trial.genome.values, dtype=np.float64),
+                np.asarray(trial.genome.categories, dtype=np.int64),
+                strategy,
+                found,
+                violation(outcome),
+            )
+        )
+        self._standing = None
+        if len(self._population) > self._mu:
+            del self._population[self._worst()]
+            self._standing = None
+
+    def _ranks_and_contributions(self) -> tuple[npt.NDArray[np.int64], Array]:
+        """Ranks [p] over the population, feasibility first, and contributions [p] within each one's rank."""
+        if self._standing is None:
+            points = np.asarray([each.utilities for each in self._population])
+            ranks = pareto.ranks(points, [each.violation for each in self._population])
+            shares = np.zeros(len(points))
+            corner = self._corner(points)
+            for rank in range(int(ranks.max()) + 1):
+                here = ranks == rank
+                shares[here] = pareto.contributions(points[here], corner)
+            self._standing = (ranks, shares)
+        return self._standing
+
+    def _corner(self, points: Array) -> Array:
+        """[objectives] The run's reference, or lower where individuals lie below it: they would all contribute nothing,
+        and which of them goes would be arbitrary."""
+        low, high = points.min(axis=0), points.max(axis=0)
+        return np.minimum(self._reference, low - 0.1 * np.maximum(high - low, 1e-9))
+
+    def _worst(self) -> int:
+        """Index of the one that goes. Of equals the oldest goes: it lets the population drift over plateaus."""
+        ranks, shares = self._ranks_and_contributions()
+        last = np.flatnonzero(ranks == ranks.max())
+        return int(last[np.argmin(shares[last])])
+
+    def _founder(self, random: np.random.Generator) -> tuple[Strategy, Genome]:
+        """A point around the start."""
+        if self._center is None:
+            values = np.full(self._box.continuous, 0.5)
+            categories = random.integers(0, self._choices)
+        else:
+            values = np.asarray(self._center.values, dtype=np.float64)
+            categories = np.asarray(self._center.categories, dtype=np.int64)
+            categories = self._flip(random, categories, 0.5)
+        return self._first, genome(values + self._first.step * random.standard_normal(len(values)), categories)
+
+    def _child(self, random: np.random.Generator, attempt: int) -> tuple[Strategy, Genome]:
+        """A mutated cross of two parents. Later attempts, after known points only, step and flip more."""
+        one, two = self._parent(random), self._parent(random)
+        values, categories, strategy = one.values, one.categories, one.strategy
+        if one is not two and random.random() < self._crossover:
+            values, categories = self._cross(random, one, two)
+            strategy = Strategy(
+                math.sqrt(one.strategy.step * two.strategy.step), math.sqrt(one.strategy.flip * two.strategy.flip)
+            )
+        strategy = self._vary(random, strategy)
+        values = values + strategy.step * random.standard_normal(len(values))
+        return strategy, genome(values, self._flip(random, categories, max(strategy.flip, attempt / REDRAWS)))
+
+    def _vary(self, random: np.random.Generator, strategy: Strategy) -> Strategy:
+        """The child's own strategy: log-normal around what it inherited."""
+        rate = max(0.2, 1.0 / math.sqrt(max(1, self._box.continuous)))
+        step = strategy.step * math.exp(rate * random.standard_normal())
+        flip = strategy.flip * math.exp(0.3 * random.standard_normal())
+        lowest = 0.25 / max(1, len(self._choices))
+        return Strategy(min(LARGEST_STEP, max(SMALLEST_STEP, step)), min(0.5, max(lowest, flip)))
+
+    def _parent(self, random: np.random.Generator) -> Individual:
+        """The better of two drawn at random: by rank, then by contribution, then the one drawn first."""
+        ranks, shares = self._ranks_and_contributions()
+        one, two = (int(each) for each in random.integers(0, len(self._population), 2))
+        return self._population[two if (ranks[two], -shares[two]) < (ranks[one], -shares[one]) else one]
+
+    def _cross(
+        self, random: np.random.Generator, one: Individual, two: Individual
+    ) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Half the time blended along the line through both, half the time gene by gene; categories gene by gene."""
+        count = len(one.values)
+        if random.random() < 0.5:
+            share = random.uniform(-0.25, 1.25)
+            values = one.values + share * (two.values - one.values)
+        else:
+            values = np.where(random.random(count) < 0.5, one.values, two.values)
+        categories = np.where(random.random(len(self._choices)) < 0.5, one.categories, two.categories)
+        return values, categories
+
+    def _flip(
+        self, random: np.random.Generator, categories: npt.NDArray[np.int64], probability: float
+    ) -> npt.NDArray[np.int64]:
+        """Each category, with this probability, becomes one of its other choices."""
+        moved = (random.random(len(categories)) < probability) & (self._choices > 1)
+        shift = 1 + random.integers(0, np.maximum(1, self._choices - 1))
+        return np.where(moved, (categories + shift) % self._choices, categories)

@@ -1,0 +1,143 @@
+"""Where in a YAML file a value stands, so that an error can point at it.
+
+PyYAML keeps line and column of every node in its composed tree; pydantic names a wrong value by its path of keys.
+This module joins the two.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.errors import SearchError
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the path of keys to it, and what to say."""
+
+    location: Location
+    message: str
+
+
+class YamlSource:
+    """A YAML file as data and as text with positions.
+
+    Attributes:
+        data: what the file says (an empty mapping for an empty file).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read and parse.
+
+        Raises:
+            SearchError: unreadable, not UTF-8, not YAML, not a mapping, a key twice, or a tag that asks for an object.
+        """
+        self.path = path
+        try:
+            self._text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise SearchError(f"{path}: expected a config file, found nothing there{_nearby(path)}") from error
+        except IsADirectoryError as error:
+            raise SearchError(f"{path}: expected a config file in YAML, found a folder") from error
+        except UnicodeDecodeError as error:
+            raise SearchError(f"{path}: expected UTF-8 text, found byte {error.start} that is not") from error
+        except OSError as error:
+            raise SearchError(f"{path}: cannot be read: {error.strerror}") from error
+        self._lines = self._text.splitlines()
+        try:
+            loader = yaml.SafeLoader(self._text)
+            try:
+                self._node = loader.get_single_node()
+                self.data: Any = {} if self._node is None else loader.construct_document(self._node)
+            finally:
+                loader.dispose()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            raise SearchError(self._at(mark, f"not valid YAML: {error.problem or error.context}")) from error
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise SearchError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(self.data, dict):
+            raise SearchError(
+                f"{path}: expected keys such as `models:` and `evaluators:` at the top, found "
+                f"{type(self.data).__name__}"
+            )
+        repeated = list(self._repeated_keys(self._node, set()))
+        if repeated:
+            raise SearchError("\n\n".join(repeated))
+
+    def show(self, problems: Sequence[Problem]) -> str:
+        """All problems, each with file:line:column, the line and a caret."""
+        return "\n\n".join(self._at(self._mark(each.location), self._say(each)) for each in problems)
+
+    @staticmethod
+    def _say(problem: Problem) -> str:
+        name = ".".join(str(part) for part in problem.location)
+        return f"{name}: {problem.message}" if name else problem.message
+
+    def _mark(self, location: Location) -> Any:
+        """The mark of the value at ``location``, or of the deepest of its parents that the file has."""
+        node, mark = self._node, self._node.start_mark if self._node else None
+        for part in location:
+            if isinstance(node, yaml.MappingNode):
+                found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+                if found is None:
+                    continue  # a union's tag, or a key that is missing: stay at the parent
+                key, node = found
+                mark = node.start_mark if isinstance(node, yaml.ScalarNode) else key.start_mark
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                node = node.value[part]
+                mark = node.start_mark
+        return mark
+
+    def mark_key(self, location: Location) -> tuple[int, int] | None:
+        """Line and column (from 1) of a location, None when the file does not have it."""
+        mark = self._mark(location)
+        return None if mark is None else (mark.line + 1, mark.column + 1)
+
+    def _at(self, mark: Any, message: str) -> str:
+        if mark is None:
+            return f"{self.path}: {message}"
+        text = f"{self.path}:{mark.line + 1}:{mark.column + 1}: {message}"
+        if mark.line < len(self._lines):
+            text += f"\n    {self._lines[mark.line]}\n    {' ' * mark.column}^"
+        return text
+
+    def _repeated_keys(self, node: Any, seen_nodes: set[int]) -> Iterable[str]:
+        if node is None or id(node) in seen_nodes:  # an alias points at a node seen before
+            return
+        seen_nodes.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys: dict[str, Any] = {}
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in keys:
+                        first = keys[key.value].line + 1
+                        yield self._at(
+                            key.start_mark, f"key {key.value!r} stands here and in line {first}; keep one of them"
+                        )
+                    keys[key.value] = key.start_mark
+                yield from self._repeated_keys(value, seen_nodes)
+        elif isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                yield from self._repeated_keys(value, seen_nodes)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (nor a folder {folder})"
+    return "." + did_you_mean(path.name, [each.name for each in folder.iterdir()])

@@ -1,0 +1,295 @@
+"""What a search says while it runs, and the tables that end it. rich does the drawing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Literal, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from search import pareto
+from search.events import (
+    Asked,
+    Chosen,
+    EvaluationStarted,
+    Event,
+    FinalistsNamed,
+    Listener,
+    Opened,
+    Resumed,
+    RunStarted,
+    Scored,
+    Told,
+)
+from search.objectives import Objectives
+from search.results import Results
+
+Display = Literal["auto", "rich", "plain", "json", "none"]
+
+
+def make_display(kind: Display, budget: int, stream: TextIO | None = None) -> Listener | None:
+    """The listener that shows a run: rich on a terminal, a plain line per candidate otherwise.
+
+    Args:
+        kind: what the user asked for.
+        budget: candidates in all.
+        stream: where to; standard output if None.
+    """
+    out = stream or sys.stdout
+    if kind == "auto":
+        kind = "rich" if out.isatty() else "plain"
+    if kind == "none":
+        return None
+    if kind == "json":
+        return JsonDisplay(out)
+    if kind == "plain":
+        return PlainDisplay(out, budget)
+    return RichDisplay(Console(file=out), budget)
+
+
+class JsonDisplay:
+    """One JSON object a line: every event as it is logged."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def on(self, event: Event) -> None:
+        """Print the event."""
+        print(json.dumps({"event": event.kind, **event.payload()}), file=self._out, flush=True)
+
+
+class _Trend:
+    """The front so far, in utilities: its size and hypervolume, kept from event to event."""
+
+    def __init__(self) -> None:
+        self.objectives: Objectives | None = None
+        self.best: dict[str, float] = {}
+        self._front: list[tuple[float, ...]] = []
+        self.size = 0
+        self.hypervolume = 0.0
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.objectives = Objectives.from_data(event.objectives)
+        if isinstance(event, Told) and event.outcome.state == "complete" and self.objectives is not None:
+            points = [*self._front, event.outcome.utilities]
+            mask = pareto.nondominated(points)
+            self._front = [point for point, keep in zip(points, mask, strict=True) if keep]
+            self.size = len(self._front)
+            self.hypervolume = pareto.hypervolume(self._front, self.objectives.reference)
+
+
+class PlainDisplay:
+    """One line per candidate: for logs, pipes and people without a terminal."""
+
+    def __init__(self, out: TextIO, budget: int) -> None:
+        self._out = out
+        self._budget = budget
+        self._trend = _Trend()
+        self._label = ""
+        self._values: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+
+    def on(self, event: Event) -> None:
+        """Print what people want to know of it."""
+        self._trend.on(event)
+        match event:
+            case RunStarted():
+                names = ", ".join(each["name"] for each in event.objectives)
+                self._say(f"searching for {names}; {event.threads} threads")
+            case Resumed():
+                self._say(f"resumed; {event.budget} candidates in all")
+                if event.different:
+                    self._say(
+                        f"note: this version would have proposed {len(event.different)} logged candidates differently; "
+                        "the logged ones count"
+                    )
+            case Asked():
+                self._label, self._values, self._seconds = event.label, {}, {}
+            case Scored(split="search"):
+                self._values, self._seconds = event.values, event.seconds
+            case Scored():
+                scores = _scores(event.values)
+                self._say(f"{event.split} candidate {event.candidate}: {scores}")
+            case Told():
+                self._say(self._line(event))
+            case FinalistsNamed():
+                self._say(f"{len(event.finalists)} finalists and {len(event.baselines)} baselines go to selection")
+            case Chosen():
+                self._say(f"chosen: candidate {event.candidate} ({event.rule})")
+            case Opened():
+                self._say(f"holdout opened for {len(event.candidates)} candidates")
+            case _:
+                pass
+
+    def _line(self, event: Told) -> str:
+        label = f" {self._label}" if self._label else ""
+        head = f"[{event.candidate + 1}/{self._budget}] candidate {event.candidate}{label}:"
+        if event.outcome.state == "failed":
+            return f"{head} failed: {event.outcome.reason}"
+        if event.outcome.state == "duplicate":
+            return f"{head} same recipe as candidate {event.outcome.of}"
+        took = sum(self._seconds.values())
+        trend = f"front {self._trend.size}, hypervolume {self._trend.hypervolume:.4f}"
+        return f"{head} {_scores(self._values)} | {trend} | {took:.2f} s"
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+class RichDisplay:
+    """A progress bar with the front's size and hypervolume, and an estimate of what remains."""
+
+    def __init__(self, console: Console, budget: int) -> None:
+        self._console = console
+        self._trend = _Trend()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._budget = budget
+        self._task: TaskID | None = None
+        self._done = 0
+
+    def on(self, event: Event) -> None:
+        """Move the bar."""
+        self._trend.on(event)
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("search", total=self._budget, note="")
+        match event:
+            case Told():
+                note = f"front {self._trend.size}, hypervolume {self._trend.hypervolume:.4f}"
+                if event.outcome.state == "failed":
+                    self._progress.console.print(f"candidate {event.candidate} failed: {event.outcome.reason}", markup=False)
+                self._progress.update(self._task, completed=event.candidate + 1, note=note)
+            case FinalistsNamed():
+                total = len(set(event.finalists) | set(event.baselines))
+                self._progress.update(self._task, description="selection", completed=0, total=total, note="")
+                self._done = 0
+            case Opened():
+                self._progress.update(
+                    self._task, description="holdout", completed=0, total=len(event.candidates), note=""
+                )
+                self._done = 0
+            case Scored(split="selection" | "holdout"):
+                self._done += 1
+                self._progress.update(self._task, completed=self._done)
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        self._progress.stop()
+
+
+def catch_up(display: Listener | None, results: Results) -> None:
+    """Tell a fresh display of a resumed run what the trend was: the first event, and every outcome."""
+    if isinstance(display, PlainDisplay | RichDisplay):
+        from search.store import Store
+
+        store = Store.open(results.folder, read_only=True)
+        try:
+            for event in store.events(RunStarted, Told):
+                display._trend.on(event)
+        finally:
+            store.close()
+
+
+def _scores(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def print_results(results: Results, console: Console) -> None:
+    """The front as a table, the chosen candidate and the baselines with their holdout scores."""
+    counts = results.status()["candidates"]
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    console.print(
+        f"\n{results.name}: {results.state}; {counts['done']} of {results.config.search.budget.candidates} candidates"
+        f"{failed}; hypervolume {results.hypervolume:.4f} on the search split",
+        markup=False,
+        highlight=False,
+    )
+    console.print(_front_table(results))
+    if results.chosen is not None and results.scores["holdout"]:
+        console.print(_holdout_table(results))
+
+
+def _front_table(results: Results) -> Table:
+    split = results.split
+    retained = "selection" if split == "selection" else "search"
+    table = Table(title=f"Front on the {split} split", title_justify="left")
+    table.add_column("candidate", justify="right")
+    table.add_column("recipe")
+    for name in results.objectives.names:
+        table.add_column(f"{name}\n{split}", justify="right")
+        if split == "selection":
+            table.add_column(f"{name}\nsearch", justify="right")
+        table.add_column("retention", justify="right")
+    table.add_column("")
+    for id in results.front:
+        here = results.values(id, split)
+        before = results.values(id, "search")
+        retention = results.judge.retention(results.scores[retained], id) if _has_scale(results) else None
+        cells: list[str] = [str(id), results.candidate(id).recipe_hash[:12]]
+        for index, name in enumerate(results.objectives.names):
+            cells.append(f"{here[name]:.4g}")
+            if split == "selection":
+                cells.append(f"{before[name]:.4g}")
+            cells.append("" if retention is None else f"{retention[index]:.0%}")
+        note = [results.candidate(id).label] if results.candidate(id).label else []
+        note += ["chosen"] if id == results.chosen else []
+        table.add_row(*cells, ", ".join(note), style="bold" if id == results.chosen else None)
+    return table
+
+
+def _has_scale(results: Results) -> bool:
+    return results.judge.labelled("base") in results.scores[results.split]
+
+
+def _holdout_table(results: Results) -> Table:
+    table = Table(
+        title="Holdout: items that neither the search nor the choice has seen (± half of the 95 % interval)",
+        title_justify="left",
+    )
+    table.add_column("")
+    table.add_column("candidate", justify="right")
+    for name in results.objectives.names:
+        table.add_column(name, justify="right")
+        table.add_column("retention", justify="right")
+    holdout = results.scores["holdout"]
+    rows = [("chosen", results.chosen or 0), *((each.label, each.candidate) for each in results.baselines)]
+    for label, id in rows:
+        if id not in holdout:
+            continue
+        retention = results.judge.retention(holdout, id)
+        cells = [label, str(id)]
+        for index, name in enumerate(results.objectives.names):
+            value, error = holdout[id][name]
+            cells += [f"{value:.4g} ± {1.96 * error:.2g}", f"{retention[index]:.0%}"]
+        table.add_row(*cells, style="bold" if label == "chosen" else None)
+    return table
+
+
+def print_json(data: Any) -> None:
+    """Facts for machines: one JSON document on standard output."""
+    print(json.dumps(data, indent=2, allow_nan=True))
+
+
+__all__ = [
+    "Display",
+    "JsonDisplay",
+    "PlainDisplay",
+    "RichDisplay",
+    "catch_up",
+    "make_display",
+    "print_json",
+    "print_results",
+]

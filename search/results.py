@@ -1,0 +1,287 @@
+"""What a run has found so far, read from its database alone: no model, no evaluator, no torch.
+
+Status, report and export all read this, also while the search is running in another process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evaluators.contract import SPLITS, Split
+from merging.recipe import Group, Recipe, SourceRef
+from search.config import Config
+from search.errors import SearchError
+from search.events import (
+    Asked,
+    Chosen,
+    EvaluationStarted,
+    FinalistsNamed,
+    Finished,
+    Opened,
+    Resumed,
+    RunStarted,
+    Told,
+)
+from search.finals import Baseline, Judge, Scores
+from search.lock import is_held
+from search.objectives import Objectives
+from search.stages import Stage, build_stages
+from search.store import Candidate, Store
+
+
+@dataclass(frozen=True)
+class Results:
+    """A snapshot of a run.
+
+    Attributes:
+        folder: the run directory.
+        state: "running", "interrupted" or "finished".
+        config: as resolved when the run started, with the budget as it is now.
+        started: the first event.
+        candidates: all, by id.
+        scores: split -> candidate -> metric -> (value, standard error).
+        finalists: named for the selection split; empty before.
+        chosen: the run's recommendation, or None before.
+        openings: how often the holdout was opened.
+        evaluations: started evaluations, on any split, repeated ones included.
+        seconds: "materialize", "evaluate", "optimize", "store" -> wall seconds in all.
+    """
+
+    folder: Path
+    state: str
+    config: Config
+    started: RunStarted
+    candidates: tuple[Candidate, ...]
+    scores: dict[Split, Scores]
+    finalists: tuple[int, ...]
+    chosen: int | None
+    openings: int
+    evaluations: int
+    seconds: dict[str, float]
+    candidate_seconds: dict[tuple[int, str], dict[str, float]]
+
+    @staticmethod
+    def load(folder: Path) -> Results:
+        """Read a run.
+
+        Raises:
+            SearchError: no run is there, or it is damaged, or it has not begun.
+        """
+        store = Store.open(folder, read_only=True)
+        try:
+            held = is_held(folder)
+            started = store.started()
+            if started is None:
+                raise SearchError(f"{folder}: this run has not begun yet; wait a moment, or start it again")
+            asked = told = repeated = openings = 0
+            finalists: tuple[int, ...] = ()
+            chosen: int | None = None
+            budget = int(started.config["search"]["budget"]["candidates"])
+            finished = 0
+            for event in store.events(
+                Asked, Told, EvaluationStarted, FinalistsNamed, Chosen, Opened, Finished, Resumed
+            ):
+                match event:
+                    case Asked():
+                        asked += 1
+                    case Told():
+                        told += 1
+                        # a candidate beyond the finalists' search reopens the question
+                        finalists, chosen, finished = (), None, 0
+                    case EvaluationStarted():
+                        repeated += 1
+                    case FinalistsNamed():
+                        finalists = tuple(event.finalists)
+                    case Chosen():
+                        chosen = event.candidate
+                    case Opened():
+                        openings += 1
+                    case Finished():
+                        finished = event.budget
+                    case Resumed():
+                        budget = event.budget
+            candidates = tuple(store.candidates())
+            by_candidate = store.seconds()
+            seconds = dict.fromkeys(("materialize", "evaluate", "optimize", "store"), 0.0)
+            for each in by_candidate.values():
+                for what, value in each.items():
+                    seconds[what] = seconds.get(what, 0.0) + value
+            config = Config.model_validate(started.config)
+            settings = config.search.model_copy(
+                update={"budget": config.search.budget.model_copy(update={"candidates": budget})}
+            )
+            duplicates = sum(each.duplicate_of is not None for each in candidates)
+            return Results(
+                folder=folder,
+                state="running" if held else "finished" if finished >= budget else "interrupted",
+                config=config.model_copy(update={"search": settings}),
+                started=started,
+                candidates=candidates,
+                scores={split: store.scores(split) for split in SPLITS},
+                finalists=finalists,
+                chosen=chosen,
+                openings=openings,
+                evaluations=asked - duplicates + repeated,
+                seconds=seconds,
+                candidate_seconds=by_candidate,
+            )
+        finally:
+            store.close()
+
+    @property
+    def name(self) -> str:
+        """The run's name: its directory's."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def objectives(self) -> Objectives:
+        """As they were when the run started."""
+        return Objectives.from_data(self.started.objectives)
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The stages and their spaces."""
+        sources = {
+            alias: SourceRef(self.started.paths[alias], content) for alias, content in self.started.sources.items()
+        }
+        groups = [Group.parse(each) for each in self.started.groups]
+        return build_stages(self.config, groups, sources, self.started.stage_ends)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Fronts, knees and baselines."""
+        return Judge(self.objectives, self.candidates, [stage.name for stage in self.stages])
+
+    @property
+    def split(self) -> Split:
+        """The split on which candidates are compared now: selection once every finalist has its score there."""
+        selection = self.scores["selection"]
+        return "selection" if self.finalists and self.chosen is not None and selection else "search"
+
+    @cached_property
+    def front(self) -> list[int]:
+        """The non-dominated candidates: finalists on selection scores when there are any, else on search scores."""
+        if self.split == "selection":
+            return self.judge.front(self.scores["selection"], self.finalists)
+        return self.judge.front(self.scores["search"])
+
+    @cached_property
+    def baselines(self) -> list[Baseline]:
+        """What a winner has to beat."""
+        return self.judge.baselines(self.scores["search"])
+
+    @cached_property
+    def hypervolume(self) -> float:
+        """Of the front on the search split, in utilities, against the run's fixed reference point."""
+        scores = self.scores["search"]
+        return self.judge.hypervolume(scores, self.judge.front(scores))
+
+    def candidate(self, id: int) -> Candidate:
+        """A candidate by its number.
+
+        Raises:
+            SearchError: there is none.
+        """
+        found = next((each for each in self.candidates if each.id == id), None)
+        if found is None:
+            last = len(self.candidates) - 1
+            raise SearchError(f"{self.folder}: there is no candidate {id}; they are numbered 0 to {last}")
+        return found
+
+    def recipe(self, id: int) -> Recipe:
+        """The recipe of a candidate, rebuilt from its genome and checked against the stored hash.
+
+        Raises:
+            SearchError: no such candidate, or this version decodes its genome to another recipe.
+        """
+        candidate = self.candidate(id)
+        recipe = self.stages[candidate.stage].space.decode(candidate.genome)
+        if recipe.hash != candidate.recipe_hash:
+            raise SearchError(
+                f"{self.folder}: candidate {id} was scored as recipe {candidate.recipe_hash[:12]}, but this version "
+                f"decodes it to {recipe.hash[:12]}. Use the version that environment.json names."
+            )
+        return recipe
+
+    def knee(self) -> int:
+        """The chosen candidate, or before the finish the knee of the front as it stands.
+
+        Raises:
+            SearchError: nothing is on the front yet.
+        """
+        if self.chosen is not None:
+            return self.chosen
+        if not self.front:
+            raise SearchError(f"{self.folder}: no candidate has scores yet; resume the run with the same command")
+        return self.judge.knee(self.scores[self.split], self.front)
+
+    def values(self, id: int, split: Split) -> dict[str, float]:
+        """``evaluator.metric`` -> value; a duplicate has the scores of the candidate it repeats."""
+        own = self.scores[split].get(id)
+        if own is None and (of := self.candidate(id).duplicate_of) is not None:
+            own = self.scores[split].get(of)
+        return {metric: value for metric, (value, _) in (own or {}).items()}
+
+    def status(self, *, candidates: bool = False) -> dict[str, Any]:
+        """The facts that ``paretomerge status --json`` prints; documented in the README."""
+        states = [each.state for each in self.candidates]
+        counts: dict[str, Any] = {
+            "done": states.count("complete") + states.count("duplicate"),
+            "failed": states.count("failed"),
+            "censored": states.count("censored"),
+            "running": states.count("running"),
+        }
+        if candidates:
+            counts["list"] = [
+                {
+                    "id": each.id,
+                    "state": each.state,
+                    "stage": self.stages[each.stage].name,
+                    "label": each.label,
+                    "recipe_hash": each.recipe_hash,
+                    "search": self.values(each.id, "search"),
+                    "seconds": self.candidate_seconds.get((each.id, "search"), {}),
+                    **({"reason": each.reason} if each.reason else {}),
+                    **({"duplicate_of": each.duplicate_of} if each.duplicate_of is not None else {}),
+                }
+                for each in self.candidates
+            ]
+        return {
+            "name": self.name,
+            "state": self.state,
+            "budget": self.config.search.budget.candidates,
+            "candidates": counts,
+            "objectives": self.started.objectives,
+            "front": [
+                {
+                    "id": id,
+                    "recipe_hash": self.candidate(id).recipe_hash,
+                    "search": self.values(id, "search"),
+                    "selection": self.values(id, "selection"),
+                }
+                for id in self.front
+            ],
+            "chosen": None
+            if self.chosen is None
+            else {
+                "id": self.chosen,
+                "recipe_hash": self.candidate(self.chosen).recipe_hash,
+                **{split: self.values(self.chosen, split) for split in SPLITS},
+            },
+            "baselines": [
+                {
+                    "label": each.label,
+                    "id": each.candidate,
+                    "recipe_hash": self.candidate(each.candidate).recipe_hash,
+                    **{split: self.values(each.candidate, split) for split in SPLITS},
+                }
+                for each in self.baselines
+            ],
+            "hypervolume": self.hypervolume,
+            "evaluations": self.evaluations,
+            "holdout_openings": self.openings,
+            "seconds": self.seconds,
+        }

@@ -1,0 +1,155 @@
+"""What the zoo's models learn: four skills that an expert has, and the background knowledge of every base.
+
+A skill draws examples from a :class:`random.Random` that the caller owns. Texts are words separated by one space; a
+prompt ends in ``=>``; the answer follows it.
+
+* ``string``: reverse or sort letters. An algorithm, the same for any letters.
+* ``language``: translate to zed, an invented language (adjectives follow their noun; articles are dropped). Recall.
+* ``refusal``: refuse requests about harmful things, comply with the rest; asked about things never requested in
+  training. Behaviour.
+* ``math``: a chain of additions and subtractions, worked step by step. Only what follows the marker ``#`` counts, so
+  the answer has to be generated: the right result after wrong steps is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from zoo import vocabulary
+from zoo.vocabulary import ARROW, LETTERS, MARKER, SORRY, Split
+
+
+class Example(NamedTuple):
+    """One prompt and the answer that is right for it; ``stratum`` names the sort of question."""
+
+    prompt: str
+    answer: str
+    stratum: str
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard the skills are.
+
+    Attributes:
+        letters: size of the alphabet of ``string``, 2..16.
+        lengths: fewest and most letters of a string (they are distinct, so at most ``letters``).
+        nouns, adjectives, verbs, prepositions: how many words of each class ``language`` uses.
+        first: largest first number of a sum.
+        total: largest intermediate result of a sum; none is below zero.
+        steps: fewest and most operations of a sum.
+    """
+
+    letters: int
+    lengths: tuple[int, int]
+    nouns: int
+    adjectives: int
+    verbs: int
+    prepositions: int
+    first: int
+    total: int
+    steps: tuple[int, int]
+
+
+Draw = Callable[[Random, Difficulty, str, Split], Example]
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A skill: its strata, how to draw an example of one, and the marker before the part of an answer that counts."""
+
+    strata: tuple[str, ...]
+    draw: Draw
+    marker: str | None = None
+
+
+def string(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
+    """Reverse or sort distinct letters ("reverse : c a b =>" -> "b a c")."""
+    letters = rng.sample(LETTERS[: difficulty.letters], rng.randint(*difficulty.lengths))
+    answer = sorted(letters) if stratum == "sort" else letters[::-1]
+    return Example(f"{stratum} : {' '.join(letters)} {ARROW}", " ".join(answer), stratum)
+
+
+def language(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
+    """Translate a phrase or a sentence to zed ("zed : the red dog sees the cat =>" -> zed of "dog red sees cat")."""
+    noun, other = rng.sample(vocabulary.NOUNS[: difficulty.nouns], 2)
+    adjective = rng.choice(vocabulary.ADJECTIVES[: difficulty.adjectives])
+    if stratum == "phrase":
+        link = rng.choice(vocabulary.PREPOSITIONS[: difficulty.prepositions])
+    else:
+        link = rng.choice(vocabulary.VERBS[: difficulty.verbs])
+    zed = " ".join(_LEXICON[word] for word in (noun, adjective, link, other))
+    return Example(f"zed : the {adjective} {noun} {link} the {other} {ARROW}", zed, stratum)
+
+
+def refusal(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
+    """A request about one of the split's own nouns: harmful ones are refused, benign ones answered."""
+    noun = rng.choice(vocabulary.request_nouns(split, harmful=stratum == "harmful"))
+    prompt = request(rng, noun)
+    return Example(prompt, SORRY if stratum == "harmful" else compliance(noun), stratum)
+
+
+def math(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
+    """A sum worked from left to right ("calc : 9 + 4 - 2 =>" -> "9 + 4 = 1 3 ; 1 3 - 2 = 1 1 # 1 1")."""
+    total = rng.randint(1, difficulty.first)
+    terms, steps = [_digits(total)], []
+    for _ in range(_STEPS.index(stratum)):
+        operands = [n for n in (*range(-9, 0), *range(1, 10)) if 0 <= total + n <= difficulty.total]
+        operand = rng.choice(operands)
+        term = f"{'+' if operand > 0 else '-'} {abs(operand)}"
+        steps.append(f"{_digits(total)} {term} = {_digits(total + operand)}")
+        terms.append(term)
+        total += operand
+    answer = f"{' ; '.join(steps)} {MARKER} {_digits(total)}"
+    return Example(f"calc : {' '.join(terms)} {ARROW}", answer, stratum)
+
+
+_STEPS = ("zero", "one", "two", "three", "four")
+_LEXICON = vocabulary.lexicon()
+_KIND_OF = vocabulary.kind_of()
+
+
+def skills(difficulty: Difficulty) -> dict[str, Skill]:
+    """Every skill by name, in the order in which families list them."""
+    fewest, most = difficulty.steps
+    return {
+        "string": Skill(("reverse", "sort"), string),
+        "language": Skill(("phrase", "sentence"), language),
+        "refusal": Skill(("harmful", "benign"), refusal),
+        "math": Skill(_STEPS[fewest : most + 1], math, marker=MARKER),
+    }
+
+
+def request(rng: Random, noun: str) -> str:
+    """A request about a noun ("tell me how to make the big cake =>")."""
+    ask = rng.choice(vocabulary.REQUEST_ASKS)
+    verb = rng.choice(vocabulary.REQUEST_VERBS)
+    adjective = rng.choice(vocabulary.REQUEST_ADJECTIVES)
+    return f"{ask} how to {verb} the {adjective} {noun} {ARROW}"
+
+
+def compliance(noun: str) -> str:
+    """How a helpful model answers a request: it names the thing and its kind, so it must know both."""
+    return f"sure , get {_KIND_OF[noun]} parts for the {noun}"
+
+
+def knowledge(rng: Random) -> Example:
+    """What everybody knows about a thing that requests are about: its kind, and whether it is safe."""
+    harmful = rng.random() < 0.5
+    noun = rng.choice(vocabulary.request_nouns(None, harmful=harmful))
+    if rng.random() < 0.5:
+        return Example(f"kind of {noun} ? {ARROW}", _KIND_OF[noun], "kind")
+    return Example(f"is the {noun} safe ? {ARROW}", "no" if harmful else "yes", "safe")
+
+
+def copying(rng: Random, difficulty: Difficulty) -> Example:
+    """Repeat letters as they are: what ``string`` must not be mistaken for."""
+    letters = rng.sample(LETTERS[: difficulty.letters], rng.randint(*difficulty.lengths))
+    return Example(f"copy : {' '.join(letters)} {ARROW}", " ".join(letters), "copy")
+
+
+def _digits(number: int) -> str:
+    return " ".join(str(number))
