@@ -49,10 +49,9 @@ demo: install  ## train four small experts, search their merges, export the knee
 	$(OFFLINE) $(BIN)/paretomerge run configs/quickstart.yaml
 	@if [ -e $(RUN)/export/knee ]; then echo "$(RUN)/export/knee is there already and is kept; remove it to export anew."; \
 	else set -x; $(OFFLINE) $(BIN)/paretomerge export $(RUN) --knee --out $(RUN)/export/knee; fi
-	$(OFFLINE) $(BIN)/python experiments/verify_export.py $(RUN)
+	$(OFFLINE) $(BIN)/python experiments/verify_export.py $(RUN) $(RUN)/export/knee
 	$(OFFLINE) $(BIN)/paretomerge report $(RUN)
 	$(OFFLINE) $(BIN)/paretomerge status $(RUN)
-	@echo "The report: $(RUN)/report.html"
 
 test: install  ## run the tests, without the slow ones
 	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" $(ARGS)

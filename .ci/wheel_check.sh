@@ -67,4 +67,14 @@ say "a short search with it"
 "$command" run "$repo/configs/nano.yaml" --runs "$work/runs" --set search.budget.candidates=12
 run=$(echo "$work"/runs/*/)
 "$command" status "$run" --json >"$work/status.json"
-"$work/venv/bin/python" -m json.tool "$work/status.json"
+"$work/venv/bin/python" -P - "$work/status.json" <<'PYTHON'
+import json, sys
+
+status = json.load(open(sys.argv[1], encoding="utf-8"))
+counts = {name: count for name, count in status["candidates"].items() if isinstance(count, int)}
+print(f"budget {status['budget']}, candidates {counts}, front of {len(status['front'])}, chosen {status['chosen']}")
+if status["budget"] != 12 or counts["done"] < 12 or counts["failed"] or counts["running"]:
+    sys.exit("expected the 12 candidates of the budget, all of them done")
+if not status["front"] or status["chosen"] is None:
+    sys.exit("expected a front, and a candidate chosen from it")
+PYTHON

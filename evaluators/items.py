@@ -1,4 +1,4 @@
-"""Items from JSON Lines files: read strictly, hashed by content, put into an order whose every prefix is a fair sample."""
+"""Items from JSON Lines files: read strictly, hashed by content, in an order whose prefixes are fair samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Item:
         id: given, or the first 16 hexadecimal digits of ``hash``.
         fields: field name -> text, or the list of texts that the line holds.
         stratum: the subgroup, "" where the line names none.
-        hash: sha256 of the fields.
+        hash: sha256 of the texts, whatever their fields are called.
         place: "file:line", for messages.
     """
 
@@ -44,8 +44,8 @@ def split_files(data: Path | Mapping[Split, Path]) -> dict[Split, Path]:
     if isinstance(data, Path):
         if not data.is_dir():
             raise EvaluatorError(
-                f"data: expected a folder with {', '.join(f'{split}.jsonl' for split in SPLITS)} at {data}, and there is "
-                "no such folder; name the folder, or one file a split (data: {search: …, selection: …, holdout: …})"
+                f"data: expected a folder with {', '.join(f'{split}.jsonl' for split in SPLITS)} at {data}, and there "
+                "is no such folder; name the folder, or one file a split (data: {search: …, selection: …, holdout: …})"
             )
         files = {split: data / f"{split}.jsonl" for split in SPLITS}
     else:
@@ -104,7 +104,9 @@ def read_items(path: Path, required: Mapping[str, bool]) -> list[Item]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise EvaluatorError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise EvaluatorError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     items = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
@@ -115,9 +117,9 @@ def read_items(path: Path, required: Mapping[str, bool]) -> list[Item]:
 def _item(line: bytes, place: str, required: Mapping[str, bool]) -> Item:
     record = _record(line, place)
     fields = {name: _texts(record, name, many, place) for name, many in required.items()}
-    content = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-    id = _optional_text(record, "id", place) or content[:16]
-    return Item(id, fields, _optional_text(record, "stratum", place), content, place)
+    content = hashlib.sha256(json.dumps(list(fields.values())).encode()).hexdigest()
+    name = _optional_text(record, "id", place) or content[:16]
+    return Item(name, fields, _optional_text(record, "stratum", place), content, place)
 
 
 def _record(line: bytes, place: str) -> dict[str, Any]:
@@ -127,9 +129,9 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
         raise EvaluatorError(
             f"{place}: not UTF-8 (byte {error.start + 1} of the line); save the file in that encoding"
         ) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise EvaluatorError(f"{place}: not JSON ({reason}); every line holds one JSON object") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a bare ValueError
+        where = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise EvaluatorError(f"{place}: not JSON ({where}); every line holds one JSON object") from error
     if not isinstance(record, dict):
         raise EvaluatorError(f"{place}: expected a JSON object, found {_kind(record)}; every line holds one item")
     return record
@@ -138,8 +140,8 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
 def _texts(record: dict[str, Any], name: str, many: bool, place: str) -> tuple[str, ...]:
     if name not in record:
         raise EvaluatorError(
-            f'{place}: the field "{name}" is missing; this line has {", ".join(sorted(record)) or "no fields"}. Add it, '
-            "or name the field that holds it in the evaluator's options"
+            f'{place}: the field "{name}" is missing; this line has {", ".join(sorted(record)) or "no fields"}. Add '
+            "it, or name the field that holds it in the evaluator's options"
         )
     value = record[name]
     values = value if many and isinstance(value, list) else [value]
@@ -148,7 +150,9 @@ def _texts(record: dict[str, Any], name: str, many: bool, place: str) -> tuple[s
     for each in values:
         if not isinstance(each, str):
             expected = "a text or a list of texts" if many else "a text"
-            raise EvaluatorError(f'{place}: the field "{name}" must be {expected}, found {_kind(each)}; put it in quotes')
+            raise EvaluatorError(
+                f'{place}: the field "{name}" must be {expected}, found {_kind(each)}; put it in quotes'
+            )
         if not each.strip():
             raise EvaluatorError(f'{place}: the field "{name}" is empty; give it a text')
         _check_text(each, name, place)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Normalization = Literal["strip", "lower", "squeeze", "punctuation"]
 
 # Digits, in groups of three with commas or without; a minus sign counts unless it stands between two numbers.
-_NUMBER = re.compile(r"(?:(?<!\d)[-\N{MINUS SIGN}])?(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\d)[-\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
 
 
 class After(BaseModel):

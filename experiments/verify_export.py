@@ -66,8 +66,10 @@ def same_bits(left: object, right: object) -> bool:
     assert isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    return left.contiguous().view(torch.uint8).equal(right.contiguous().view(torch.uint8)) if left.dim() else bool(
-        left == right
+    return (
+        left.contiguous().view(torch.uint8).equal(right.contiguous().view(torch.uint8))
+        if left.dim()
+        else bool(left == right)
     )
 
 

@@ -89,7 +89,9 @@ class Checkpoint:
         if not path.exists():
             raise MergingError(f"expected a model folder at {path}, found nothing there")
         if not path.is_dir():
-            raise MergingError(f"expected a model folder at {path}, found a file; give the folder that holds config.json")
+            raise MergingError(
+                f"expected a model folder at {path}, found a file; give the folder that holds config.json"
+            )
         config = _read_json(path / "config.json", f"expected config.json in the model folder {path}, found none")
         weight_map = _weight_map(path)
         files: dict[str, Any] = {}
@@ -109,7 +111,9 @@ class Checkpoint:
         """
         info = self.tensors.get(name)
         if info is None:
-            raise MergingError(f"{self.path} holds no tensor {name!r}; it has {len(self.tensors)}, from {_some(self.tensors)}")
+            raise MergingError(
+                f"{self.path} holds no tensor {name!r}; it has {len(self.tensors)}, from {_some(self.tensors)}"
+            )
         tensor: Tensor = self._files[info.shard].get_tensor(name)
         return tensor
 
@@ -138,7 +142,7 @@ def content_hash(names: Iterable[str], read: Callable[[str], Tensor], threads: i
     def line(name: str) -> str:
         tensor = read(name).detach()
         data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest = hashlib.sha256(memoryview(data)).hexdigest()
+        digest = hashlib.sha256(data.data).hexdigest()
         dtype = str(tensor.dtype).removeprefix("torch.")
         return json.dumps([name, dtype, list(tensor.shape), digest], separators=(",", ":"))
 
@@ -205,7 +209,9 @@ def _weight_map(path: Path) -> dict[str, list[str] | None]:
         index = _read_json(path / INDEX, "")
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise MergingError(f"expected a weight_map of tensor names to files in {path / INDEX}, found none; save it again")
+            raise MergingError(
+                f"expected a weight_map of tensor names to files in {path / INDEX}, found none; save it again"
+            )
         shards: dict[str, list[str] | None] = {}
         for name, shard in weight_map.items():
             _check_shard_name(shard, path)
@@ -215,8 +221,8 @@ def _weight_map(path: Path) -> dict[str, list[str] | None]:
         missing = [shard for shard in shards if not (path / shard).is_file()]
         if missing:
             raise MergingError(
-                f"the index of {path} names {len(shards)} files, of which {len(missing)} are missing: {_some(missing)}. "
-                "Was the download complete?"
+                f"the index of {path} names {len(shards)} files, of which {len(missing)} are missing: "
+                f"{_some(missing)}. Was the download complete?"
             )
         return shards
     raise MergingError(_no_weights(path))
@@ -229,7 +235,8 @@ def _no_weights(path: Path) -> str:
     pickled = sorted(file.name for file in path.iterdir() if file.suffix in {".bin", ".pt", ".pth"})
     if pickled:
         return (
-            expected + f"only pickled weights ({_some(pickled)}), which can run code when they are loaded. If you trust them, "
+            expected
+            + f"only pickled weights ({_some(pickled)}), which can run code when they are loaded. If you trust them, "
             "convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     return expected + "neither; save the model with save_pretrained"
@@ -238,7 +245,8 @@ def _no_weights(path: Path) -> str:
 def _check_shard_name(shard: object, path: Path) -> None:
     if not isinstance(shard, str) or shard in {"", ".", ".."} or any(mark in shard for mark in ("/", "\\", ":", "\0")):
         raise MergingError(
-            f"expected plain file names in {path / INDEX}, found {shard!r}; a checkpoint may not point outside its folder"
+            f"expected plain file names in {path / INDEX}, found {shard!r}; a checkpoint may not point outside its "
+            "folder"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,8 +22,8 @@ CHUNK = 1 << 15
 DEVICE_CHUNK = 1 << 24
 
 
-class MergeFailed(MergingError):  # noqa: N818 - it names what happened to a candidate
-    """A candidate cannot be used: its weights are not finite. The model's weights are undefined until the next apply."""
+class MergeFailed(MergingError):
+    """A candidate cannot be used: its weights are not finite. The live model is undefined until the next apply."""
 
 
 class Task(NamedTuple):
@@ -79,7 +81,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else torch.float64
 
 
-def merge_tensor(name: str, task: Task, out: Tensor, workspace: Workspace, chunk: int | None = None) -> Tensor:
+def merge_tensor(name: str, task: Task, out: Tensor, workspace: Workspace, chunk: int | None = None) -> list[Tensor]:
     """Compute one merged tensor.
 
     Args:
@@ -90,40 +92,39 @@ def merge_tensor(name: str, task: Task, out: Tensor, workspace: Workspace, chunk
         chunk: elements of a piece; does not change the result.
 
     Returns:
-        [2] smallest and largest element of the result, on its device: finite if, and only if, all elements are.
+        Smallest and largest elements of the pieces, 0-d tensors on its device: for :func:`check_finite_result`.
     """
     method, values, pool = task
     statistics = pool.once((method.name, name), lambda: method.statistics(pool, name))
-    base = pool.base(name) if method.needs.base else None
-    sources = pool.sources(name)
+    whole = tuple(out.shape)
+    inputs = pool.sources(name)
+    if method.needs.base:
+        inputs = (pool.base(name), *inputs)
     limit = chunk or (CHUNK if out.device.type == "cpu" else DEVICE_CHUNK)
     accumulate = accumulation_dtype(out.dtype)
-    lows, highs = [], []
-    for start, stop, shape in _pieces(method.scope, tuple(out.shape), limit):
-        piece = workspace.take(0, stop - start, accumulate, out.device).view(shape)
+    ends: list[Tensor] = []
+    for start, stop, shape in _pieces(method.scope, whole, limit):
+        piece = workspace.take(0, stop - start, accumulate, out.device)
+        target, *parts = (_cut(tensor, start, stop, shape) for tensor in (out, *inputs))
         context = Context(
             name=name,
-            shape=tuple(out.shape),
+            shape=whole,
             start=start,
-            base=None if base is None else _cut(base, start, stop, shape),
-            sources=tuple(_cut(source, start, stop, shape) for source in sources),
+            base=parts[0] if method.needs.base else None,
+            sources=tuple(parts[1:] if method.needs.base else parts),
             statistics=statistics,
             workspace=workspace,
         )
+        if len(shape) != 1:
+            piece = piece.view(shape)
         method.apply(context, values, piece)
-        low, high = torch.aminmax(_cut(out, start, stop, shape).copy_(piece))
-        lows.append(low)
-        highs.append(high)
-    if not lows:
-        return out.new_zeros(2)
-    if len(lows) == 1:
-        return torch.stack((lows[0], highs[0]))
-    return torch.stack((torch.stack(lows).amin(), torch.stack(highs).amax()))
+        ends += torch.aminmax(target.copy_(piece))
+    return ends
 
 
 def _pieces(scope: str, shape: tuple[int, ...], limit: int) -> list[tuple[int, int, tuple[int, ...]]]:
     """(start, stop, shape) of the pieces of a tensor, in elements of the flattened tensor."""
-    numel = torch.Size(shape).numel()
+    numel = math.prod(shape)
     if not numel:
         return []
     if scope == "element":
@@ -136,29 +137,37 @@ def _pieces(scope: str, shape: tuple[int, ...], limit: int) -> list[tuple[int, i
 
 
 def _cut(tensor: Tensor, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
-    return tensor.view(-1)[start:stop].view(shape)
+    flat = tensor if tensor.dim() == 1 else tensor.view(-1)
+    if stop - start < flat.numel():
+        flat = flat[start:stop]
+    return flat if len(shape) == 1 else flat.view(shape)
 
 
-def check_finite_result(names: list[str], ends: list[Tensor]) -> None:
+def check_finite_result(ends: Mapping[str, Sequence[Tensor]]) -> None:
     """Refuse a result that is not finite.
 
     Args:
-        names: [n] of the tensors.
-        ends: [n] what :func:`merge_tensor` returned for each.
+        ends: tensor name -> what :func:`merge_tensor` returned.
 
     Raises:
         MergeFailed: names the first such tensor.
     """
-    if not ends:
+    if all(_finite(each) for each in _by_dtype(end for pieces_of in ends.values() for end in pieces_of)):
         return
-    finite = torch.stack([end.float() if end.dtype.itemsize == 2 else end for end in _one_dtype(ends)]).isfinite().all(dim=1)
-    if not bool(finite.all()):
-        bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
-        raise MergeFailed(
-            f"the merged weights are not finite in {len(bad)} of {len(names)} tensors, first in {bad[0]}: "
-            "the coefficients are too large for the dtype"
-        )
+    bad = [name for name, each in ends.items() if not all(_finite(group) for group in _by_dtype(each))]
+    raise MergeFailed(
+        f"the merged weights are not finite in {len(bad)} of {len(ends)} rewritten tensors, first in {bad[0]}: "
+        "the coefficients are too large for the dtype"
+    )
 
 
-def _one_dtype(ends: list[Tensor]) -> list[Tensor]:
-    return ends if len({end.dtype for end in ends}) == 1 else [end.to(torch.float64) for end in ends]
+def _by_dtype(ends: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for end in ends:
+        groups.setdefault(end.dtype, []).append(end)
+    return groups.values()
+
+
+def _finite(ends: list[Tensor]) -> bool:
+    # One comparison for the whole model: asking for every tensor apart would wait for the device each time.
+    return bool(torch.stack(ends).isfinite().all())

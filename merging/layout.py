@@ -1,9 +1,9 @@
 """Tensor names -> groups (depth × module kind), read from the structure of the names; no list of architectures.
 
-Blocks are numbered: ``model.layers.0.…``, ``transformer.h.0.…``, ``encoder.block.0.…``. The outermost number that counts
-from 0 without gaps, over things that hold several matrices each, is the depth; numbers further inside (the experts of a
-mixture, the sublayers of T5) are not. Module kinds come from the words in the rest of the name, and from the shape where
-those say nothing.
+Blocks are numbered: ``model.layers.0.…``, ``transformer.h.0.…``, ``encoder.block.0.…``. The outermost number that
+counts from 0 without gaps, over things that hold several matrices each, is the depth; numbers further inside (the
+experts of a mixture, the sublayers of T5) are not. Module kinds come from the words in the rest of the name, and from
+the shape where those say nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from merging.recipe import Group, MergingError
 Shape = tuple[int, ...]
 
 _NORM = re.compile(r"norm|^ln(_|\d|$)")
-_ATTENTION = re.compile(r"attn|attention|mixer|mamba|ssm|^(q|k|v|o|qkv)_proj$|^(query|key|value|query_key_value|wq|wk|wv|wo)$")
+_ATTENTION = re.compile(
+    r"attn|attention|mixer|mamba|ssm|^(q|k|v|o|qkv)_proj$|^(query|key|value|query_key_value|wq|wk|wv|wo)$"
+)
 _MLP = re.compile(
     r"mlp|ffn|feed_?forward|moe|expert|densereludense|^fc\d?$|^(gate|up|down|gate_up)_proj$|^intermediate$"
     r"|^dense_(h_to_4h|4h_to_h)$|^output$"

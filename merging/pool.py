@@ -60,7 +60,8 @@ class Workspace:
 
     def like(self, out: Tensor, number: int) -> Tensor:
         """An uninitialised buffer with the shape, dtype and device of ``out``. A number is one piece of memory."""
-        return self.take(number, out.numel(), out.dtype, out.device).view(out.shape)
+        buffer = self.take(number, out.numel(), out.dtype, out.device)
+        return buffer if out.dim() == 1 else buffer.view(out.shape)
 
     def take(self, number: int, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[numel] uninitialised buffer."""
@@ -68,7 +69,7 @@ class Workspace:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < numel:
             buffer = self._buffers[key] = torch.empty(numel, dtype=dtype, device=device)
-        return buffer[:numel]
+        return buffer if buffer.numel() == numel else buffer[:numel]
 
 
 def dot(a: Tensor, b: Tensor, chunk: int = 1 << 16) -> float:

@@ -122,7 +122,7 @@ class Recipe:
     """One complete merge.
 
     Attributes:
-        base: alias of the base model: task vectors are differences to it, and config, tokenizer and buffers come from it.
+        base: alias of the base model: task vectors are differences to it; config, tokenizer and buffers are its own.
         sources: alias -> model, the base included.
         groups: what happens to each group of the layout; every group that the model has must be here.
         tensors: exceptions by canonical (on-disk) tensor name; they win over the group.
@@ -224,17 +224,15 @@ class Recipe:
                     str(alias): SourceRef(str(source["path"]), str(source["content"]))
                     for alias, source in data["sources"].items()
                 },
-                groups={
-                    Group.parse(group): _assignment(entry) for entry in data["groups"] for group in entry["in"]
-                },
+                groups={Group.parse(group): _assignment(entry) for entry in data["groups"] for group in entry["in"]},
                 tensors={str(name): _assignment(entry) for name, entry in (data.get("tensors") or {}).items()},
                 dtype=data.get("dtype"),
                 source_dtype=data.get("source_dtype"),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise MergingError(
-                f"the recipe is malformed ({type(error).__name__}: {error}); expected the keys base, sources, dtype and "
-                "groups, as `paretomerge export` writes them"
+                f"the recipe is malformed ({type(error).__name__}: {error}); expected the keys base, sources, dtype "
+                "and groups, as `paretomerge export` writes them"
             ) from error
 
 

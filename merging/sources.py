@@ -34,7 +34,12 @@ class Sources:
     """
 
     def __init__(
-        self, checkpoints: Mapping[str, Checkpoint], base: str, layout: Layout, frozen: tuple[str, ...], tied: dict[str, str]
+        self,
+        checkpoints: Mapping[str, Checkpoint],
+        base: str,
+        layout: Layout,
+        frozen: tuple[str, ...],
+        tied: dict[str, str],
     ):
         self.base = base
         self.checkpoints = dict(checkpoints)
@@ -88,7 +93,7 @@ class Sources:
 
     @cached_property
     def refs(self) -> dict[str, SourceRef]:
-        """Alias -> where each model is and the hash of what it contains, the base included. Hashed when first asked for."""
+        """Alias -> where each model is and the hash of its content, the base included. Hashed when first asked for."""
         return {alias: SourceRef(str(each.path), each.content) for alias, each in self.checkpoints.items()}
 
     @cached_property
@@ -139,7 +144,8 @@ class Sources:
                 )
         if recipe.base not in bound or self.refs[bound[recipe.base]].content != self.refs[self.base].content:
             raise MergingError(
-                f"the recipe's base {recipe.base!r} is not the base that was loaded ({self.path}); load the recipe's base"
+                f"the recipe's base {recipe.base!r} is not the base that was loaded ({self.path}); load the recipe's "
+                "base"
             )
         return bound
 
@@ -180,19 +186,23 @@ def _check_ties(checkpoints: Mapping[str, Checkpoint], tied: Mapping[str, str]) 
             one_in_base = head in tied or head not in base.tensors
             if one_in_base and not _same_bits(checkpoint.read(head), checkpoint.read(embedding)):
                 raise MergingError(
-                    f"in the base {base.path} {head} is tied to {embedding}, but {checkpoint.path} stores two different "
-                    "tensors there; an untied fine-tune cannot be merged into a tied base"
+                    f"in the base {base.path} {head} is tied to {embedding}, but {checkpoint.path} stores two "
+                    "different tensors there; an untied fine-tune cannot be merged into a tied base"
                 )
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:
     method = checkpoint.config.get("quantization_config")
-    odd = [name for name, info in checkpoint.tensors.items() if info.dtype.is_complex or info.dtype.itemsize == 1 and info.dtype.is_floating_point]
+    odd = [
+        name
+        for name, info in checkpoint.tensors.items()
+        if info.dtype.is_complex or (info.dtype.itemsize == 1 and info.dtype.is_floating_point)
+    ]
     if method or odd:
         found = "a quantization_config in config.json" if method else f"{checkpoint.tensors[odd[0]].dtype} in {odd[0]}"
         raise MergingError(
-            f"expected unquantised weights in {checkpoint.path}, found {found}; the optimum of a quantised model is another "
-            "optimum: merge the unquantised models, quantise afterwards"
+            f"expected unquantised weights in {checkpoint.path}, found {found}; the optimum of a quantised model is "
+            "another optimum: merge the unquantised models, quantise afterwards"
         )
 
 

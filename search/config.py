@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluators import registry as evaluators
+from evaluators.contract import EvaluatorError
 from search.errors import SearchError
 from search.optimizers import registry as optimizers
 from search.positions import Location, Problem, YamlSource, did_you_mean
@@ -84,6 +85,14 @@ class SpaceConfig(_Strict):
     method_blocks: int = Field(1, ge=1, description="runs of depths that choose their method together")
     normalize: bool = Field(False, description="divide by the sum of the coefficients; hides optima that amplify")
 
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _one_of_four(cls, value: Any) -> Any:
+        known = isinstance(value, Knots | Blocks) or value in ("model", "layer")
+        if not known and not (isinstance(value, dict) and len(value) == 1 and set(value) <= {"knots", "blocks"}):
+            raise ValueError(f"expected model, layer, {{knots: k}} or {{blocks: n}}, found {value!r}")
+        return value
+
     @field_validator("coefficient")
     @classmethod
     def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
@@ -139,7 +148,9 @@ class EngineConfig(_Strict):
 
     kind: Literal["hf"] = "hf"
     device: str = Field("cpu", description="cpu, cuda, cuda:1, …")
-    threads: int | None = Field(None, ge=1, description="CPU threads; what torch chooses on the first start if left out")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; what torch chooses on the first start if left out"
+    )
     batch_tokens: int = Field(8192, ge=64, description="padded tokens in a batch, at most")
 
 
@@ -216,7 +227,7 @@ class LoadedConfig:
             return value
 
         # A reference such as zoo://a/b must not pass through Path, which would fold its slashes.
-        validated = evaluators.options_model(kind)(**_resolve_references(self, options))
+        validated = evaluators.options_model(kind, folder=self.path.parent)(**_resolve_references(self, options))
         return {key: walk(getattr(validated, key)) for key in validated.model_fields_set}
 
 
@@ -241,7 +252,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     except ValidationError as error:
         problems.extend(_problems(error, ()))
     if isinstance(data.get("evaluators"), dict):
-        problems.extend(_evaluator_problems(data["evaluators"]))
+        problems.extend(_evaluator_problems(data["evaluators"], path.parent))
     problems.extend(_optimizer_problems(data))
     if config is not None and not problems:
         problems.extend(_cross_problems(config))
@@ -291,14 +302,16 @@ def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
         elif each["type"] == "missing":
             message = "is required and missing"
         else:
-            found = "" if isinstance(each["input"], dict | list) else f", found {each['input']!r}"
+            # our own validators say what they found
+            said = each["type"] == "value_error" or isinstance(each["input"], dict | list)
+            found = "" if said else f", found {each['input']!r}"
             message = each["msg"].removeprefix("Value error, ").replace("Input should be", "expected") + found
             if each["type"] == "literal_error":
                 message += "." + did_you_mean(str(each["input"]), _expected(each["ctx"]["expected"]))
         if plain in seen:
             continue
         seen.add(plain)
-        yield Problem(plain, message)
+        yield Problem(plain, message, at_key=each["type"] == "extra_forbidden")
 
 
 def _is_tag(part: str) -> bool:
@@ -334,7 +347,7 @@ def _resolve_references(loaded: LoadedConfig, value: Any) -> Any:
     return value
 
 
-def _evaluator_problems(section: dict[str, Any]) -> Iterator[Problem]:
+def _evaluator_problems(section: dict[str, Any], folder: Path) -> Iterator[Problem]:
     for name, options in section.items():
         location: Location = ("evaluators", name)
         if not isinstance(options, dict):
@@ -344,8 +357,8 @@ def _evaluator_problems(section: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(location, f"`type` is required and missing; one of {', '.join(evaluators.names())}")
             continue
         try:
-            model = evaluators.options_model(str(kind))
-        except evaluators.UnknownEvaluator as error:
+            model = evaluators.options_model(str(kind), folder=folder)
+        except EvaluatorError as error:
             yield Problem((*location, "type"), str(error))
             continue
         try:
@@ -355,7 +368,8 @@ def _evaluator_problems(section: dict[str, Any]) -> Iterator[Problem]:
                 if "unknown key" in problem.message:
                     known = list(model.model_fields)
                     hint = did_you_mean(str(problem.location[-1]), known)
-                    yield Problem(problem.location, f"unknown key.{hint} Known keys: type, {', '.join(known)}.")
+                    message = f"unknown key.{hint} Known keys: type, {', '.join(known)}."
+                    yield Problem(problem.location, message, at_key=True)
                 else:
                     yield problem
 
@@ -369,9 +383,9 @@ def _optimizer_problems(data: dict[str, Any]) -> Iterator[Problem]:
     if not isinstance(options, dict) or not isinstance(options.get("name"), str):
         return
     location: Location = ("search", "optimizer")
-    if options["name"] not in optimizers.names():
+    if options["name"] not in optimizers.optimizers():
         place = location if isinstance(given, str) else (*location, "name")
-        known = optimizers.names()
+        known = list(optimizers.optimizers())
         hint = did_you_mean(options["name"], known)
         yield Problem(place, f"expected one of {', '.join(known)}; found {options['name']!r}.{hint}")
         return
@@ -382,7 +396,8 @@ def _optimizer_problems(data: dict[str, Any]) -> Iterator[Problem]:
         for problem in _problems(error, location):
             known = list(model.model_fields)
             extra = f"{did_you_mean(str(problem.location[-1]), known)} Known options: {', '.join(known)}."
-            yield Problem(problem.location, problem.message + (extra if "unknown key" in problem.message else ""))
+            message = problem.message + (extra if problem.at_key else "")
+            yield Problem(problem.location, message, problem.at_key)
 
 
 def _cross_problems(config: Config) -> Iterator[Problem]:
@@ -399,9 +414,7 @@ def _cross_problems(config: Config) -> Iterator[Problem]:
         if objective.expert is not None and objective.expert not in config.models.experts:
             known = ", ".join(config.models.experts)
             hint = did_you_mean(objective.expert, config.models.experts)
-            yield Problem(
-                (*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}"
-            )
+            yield Problem((*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}")
     if "slerp" in config.space.methods and len(config.models.experts) != 2:
         yield Problem(
             ("space", "methods"), f"slerp merges exactly two experts, found {len(config.models.experts)}; leave it out"

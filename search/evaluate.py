@@ -36,9 +36,7 @@ def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Eval
         torch.set_num_threads(settings.threads)
     evaluators = build_evaluators(loaded)
     model = load_model(model_path, dtype=loaded.config.models.dtype, device=settings.device)
-    engine = HFEngine(
-        model, load_tokenizer(model_path), batch_tokens=settings.batch_tokens, device=settings.device
-    )
+    engine = HFEngine(model, load_tokenizer(model_path), batch_tokens=settings.batch_tokens, device=settings.device)
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     scores: dict[str, ItemScores] = {}

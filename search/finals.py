@@ -25,7 +25,8 @@ from search.store import Candidate, Store
 from search.workers.inline import CandidateFailed
 
 CHOICE_RULE = (
-    "knee: the largest smallest retention over the objectives (augmented Tchebycheff, equal weights), on selection scores"
+    "knee: the largest smallest retention over the objectives (augmented Tchebycheff, equal weights), on the "
+    "selection split"
 )
 
 Scores = Mapping[int, Mapping[str, tuple[float, float]]]
@@ -77,9 +78,7 @@ class Judge:
 
     def utilities(self, scores: Scores, ids: Sequence[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
         """[n, objectives] utilities of these candidates."""
-        rows = [
-            self.objectives.utilities({name: value for name, (value, _) in scores[id].items()}) for id in ids
-        ]
+        rows = [self.objectives.utilities({name: value for name, (value, _) in scores[id].items()}) for id in ids]
         return np.array(rows, dtype=np.float64).reshape(len(ids), len(self.objectives.targets))
 
     def hypervolume(self, scores: Scores, ids: Sequence[int]) -> float:
@@ -112,12 +111,15 @@ class Judge:
     def baselines(self, scores: Scores) -> list[Baseline]:
         """Base, experts, average, the best single λ, and the best with one coefficient per expert; the last two are
         chosen by the same rule and the same search scores as everything else."""
-        result = []
-        for each in self._candidates.values():
-            if each.id in scores and (each.label in ("base", "average") or each.label.startswith("expert ")):
-                result.append(Baseline(each.label, each.id))
+        result = [
+            Baseline(each.label, each.id)
+            for each in self._candidates.values()
+            if each.id in scores and (each.label in ("base", "average") or each.label.startswith("expert "))
+        ]
         grid = [
-            each.id for each in self._candidates.values() if each.label.startswith("task arithmetic") and each.id in scores
+            each.id
+            for each in self._candidates.values()
+            if each.label.startswith("task arithmetic") and each.id in scores
         ]
         average = self.labelled("average")
         grid += [average] if average in scores and average is not None else []

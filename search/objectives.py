@@ -173,4 +173,3 @@ def standard_errors(name: str, scores: ItemScores) -> dict[str, float]:
         residuals = weights * (values[keep] - weighted_mean(scores, metric))
         result[f"{name}.{metric}"] = float(math.sqrt((residuals**2).sum() * n / (n - 1)) / weights.sum())
     return result
-

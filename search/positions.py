@@ -21,10 +21,11 @@ Location = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: the path of keys to it, and what to say."""
+    """One thing that is wrong: the path of keys to it, what to say, and whether the key itself is what is wrong."""
 
     location: Location
     message: str
+    at_key: bool = False
 
 
 class YamlSource:
@@ -75,15 +76,16 @@ class YamlSource:
 
     def show(self, problems: Sequence[Problem]) -> str:
         """All problems, each with file:line:column, the line and a caret."""
-        return "\n\n".join(self._at(self._mark(each.location), self._say(each)) for each in problems)
+        return "\n\n".join(self._at(self._mark(each.location, each.at_key), self._say(each)) for each in problems)
 
     @staticmethod
     def _say(problem: Problem) -> str:
         name = ".".join(str(part) for part in problem.location)
         return f"{name}: {problem.message}" if name else problem.message
 
-    def _mark(self, location: Location) -> Any:
-        """The mark of the value at ``location``, or of the deepest of its parents that the file has."""
+    def _mark(self, location: Location, at_key: bool = False) -> Any:
+        """The mark of the value at ``location`` (of its key, where it is a collection), or of the deepest of its
+        parents that the file has."""
         node, mark = self._node, self._node.start_mark if self._node else None
         for part in location:
             if isinstance(node, yaml.MappingNode):
@@ -91,16 +93,12 @@ class YamlSource:
                 if found is None:
                     continue  # a union's tag, or a key that is missing: stay at the parent
                 key, node = found
-                mark = node.start_mark if isinstance(node, yaml.ScalarNode) else key.start_mark
+                scalar = isinstance(node, yaml.ScalarNode) and not at_key
+                mark = node.start_mark if scalar else key.start_mark
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 mark = node.start_mark
         return mark
-
-    def mark_key(self, location: Location) -> tuple[int, int] | None:
-        """Line and column (from 1) of a location, None when the file does not have it."""
-        mark = self._mark(location)
-        return None if mark is None else (mark.line + 1, mark.column + 1)
 
     def _at(self, mark: Any, message: str) -> str:
         if mark is None:

@@ -79,9 +79,7 @@ def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
     base, experts = model_paths(loaded)
     sources = Sources.load(base, experts)
     model = load_model(base, dtype=config.models.dtype, device=config.engine.device)
-    engine = HFEngine(
-        model, load_tokenizer(base), batch_tokens=config.engine.batch_tokens, device=config.engine.device
-    )
+    engine = HFEngine(model, load_tokenizer(base), batch_tokens=config.engine.batch_tokens, device=config.engine.device)
     for name, evaluator in evaluators.items():
         try:
             evaluator.prepare(engine)
@@ -124,7 +122,7 @@ def build_evaluators(loaded: LoadedConfig) -> dict[str, Evaluator]:
     for name in loaded.config.evaluators:
         try:
             kind, options = loaded.evaluator_options(name)
-            result[name] = registry.build(kind, options)
+            result[name] = registry.build(kind, options, folder=loaded.path.parent)
         except (EvaluatorError, zoo.ZooError) as error:
             raise loaded.error(("evaluators", name), str(error)) from error
     return result
@@ -243,7 +241,7 @@ class Run:
             paths={alias: str(path.absolute()) for alias, path in {"base": base, **experts}.items()},
             groups=[str(group) for group in setup.sources.layout.groups],
             objectives=setup.objectives.as_data(),
-            evaluators={name: evaluator.fingerprint for name, evaluator in setup.evaluators.items()},
+            evaluators={name: self._identity(name, each) for name, each in setup.evaluators.items()},
             engine=setup.engine.fingerprint,
             threads=torch.get_num_threads(),
             stage_ends=[stage.end for stage in stages if stage.end is not None],
@@ -253,6 +251,13 @@ class Run:
                 for name, evaluator in setup.evaluators.items()
             },
         )
+
+    def _identity(self, name: str, evaluator: Evaluator) -> str:
+        """An evaluator's fingerprint, and of a plug-in its source: a changed one gives other scores."""
+        kind = str(self._loaded.config.evaluators[name]["type"])
+        if kind in registry.BUILT_IN:
+            return evaluator.fingerprint
+        return f"{evaluator.fingerprint} {registry.source_hash(kind, folder=self._loaded.path.parent)}"
 
     def _emit(self, *events: Event) -> None:
         self._opened.append(*events)
@@ -274,7 +279,12 @@ class Run:
             return
         lines = list(
             difflib.unified_diff(
-                resolved_yaml(before).splitlines(), resolved_yaml(now).splitlines(), "as started", "now", lineterm="", n=0
+                resolved_yaml(before).splitlines(),
+                resolved_yaml(now).splitlines(),
+                "as started",
+                "now",
+                lineterm="",
+                n=0,
             )
         )
         raise SearchError(

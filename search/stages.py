@@ -13,8 +13,8 @@ from merging.recipe import Group, SourceRef
 from search.config import Blocks, Config, Knots
 from search.optimizers import registry
 from search.optimizers.contract import Genome, Optimizer, Settings
-from search.space import Bounds, Granularity, Space, SpaceError
 from search.space import Blocks as BlockGranularity
+from search.space import Bounds, Granularity, Space, SpaceError
 from search.space import Knots as KnotGranularity
 
 LAMBDA_GRID = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)

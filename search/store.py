@@ -160,7 +160,8 @@ class Store:
         if isinstance(event, Asked):
             genome = json.dumps([event.genome.values, event.genome.categories], separators=(",", ":"))
             execute(
-                "INSERT INTO candidates (id, stage, label, genome, recipe_hash, state) VALUES (?, ?, ?, ?, ?, 'running')",
+                "INSERT INTO candidates (id, stage, label, genome, recipe_hash, state)"
+                " VALUES (?, ?, ?, ?, ?, 'running')",
                 (event.candidate, event.stage, event.label, genome, event.recipe_hash),
             )
         elif isinstance(event, Scored):
@@ -255,8 +256,8 @@ class Store:
     def item_scores(self, candidate: int, split: Split) -> dict[str, ItemScores]:
         """evaluator -> item scores of one candidate, as they were written."""
         query = (
-            "SELECT evaluator, ids, metrics, scores, weights, statuses FROM item_scores JOIN item_sets ON hash = item_set"
-            " WHERE candidate = ? AND split = ? ORDER BY evaluator"
+            "SELECT evaluator, ids, metrics, scores, weights, statuses"
+            " FROM item_scores JOIN item_sets ON hash = item_set WHERE candidate = ? AND split = ? ORDER BY evaluator"
         )
         result = {}
         for evaluator, ids, metrics, scores, weights, statuses in self._query(query, [candidate, split]):

@@ -111,7 +111,7 @@ _SKILLS_NANO = Family(
         adjectives=6,
         verbs=4,
         prepositions=2,
-        first=9,
+        first=15,
         total=19,
         steps=(2, 2),
     ),

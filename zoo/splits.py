@@ -43,16 +43,23 @@ def evaluation_items(skill: str, difficulty: Difficulty, split: Split, count: in
 
     Returns:
         [count] mappings with "id", "prompt", "answer", "stratum".
+
+    Raises:
+        ValueError: the difficulty leaves fewer distinct prompts than that.
     """
     rng = Random(f"{skill}/{split}")
     strata = skills(difficulty)[skill].strata
     seen: set[str] = set()
-    items = []
+    items: list[dict[str, str]] = []
+    repeats = 0
     while len(items) < count:
         example = _draw_in_split(rng, skill, difficulty, strata[len(items) % len(strata)], split)
         if example.prompt not in seen:
             seen.add(example.prompt)
             items.append({"id": f"{skill}-{split}-{len(items) + 1:04d}", **example._asdict()})
+            repeats = 0
+        elif (repeats := repeats + 1) > 1_000:
+            raise ValueError(f"{skill} has fewer than {count} distinct prompts for the {split} split: make it harder.")
     return items
 
 

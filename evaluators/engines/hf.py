@@ -197,7 +197,8 @@ class HFEngine:
                 )
             if self._max_length is not None and total > self._max_length:
                 raise EvaluatorError(
-                    f"request {index} has {total} tokens, and the model has positions for {self._max_length}; shorten it"
+                    f"request {index} has {total} tokens, and the model has positions for {self._max_length}; "
+                    "shorten it"
                 )
 
     def _score(self, requests: Sequence[Request]) -> Iterator[LogLikelihood]:
@@ -241,7 +242,7 @@ class HFEngine:
 
 
 def _target_scores(logits: Tensor, targets: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """From logits [n, vocabulary]: the targets' log-probabilities, float64 [n], and whether each is the arg max, bool."""
+    """Logits [n, vocabulary] -> log-probability of each target, float64 [n]; whether it is the arg max, bool [n]."""
     logps: list[Tensor] = []
     hits: list[Tensor] = []
     rows = max(1, _LOGITS // 16 // logits.shape[1])
@@ -253,6 +254,6 @@ def _target_scores(logits: Tensor, targets: Tensor) -> tuple[np.ndarray[Any, Any
 
 
 def _input_device(model: nn.Module, default: torch.device) -> torch.device:
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    weight = getattr(embedding, "weight", None)
+    find_embedding: Any = getattr(model, "get_input_embeddings", lambda: None)
+    weight = getattr(find_embedding(), "weight", None)
     return weight.device if isinstance(weight, Tensor) else default

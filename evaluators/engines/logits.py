@@ -33,7 +33,8 @@ class ScoredLogits:
         self._model = model
         self._device = device
         self._filler = filler
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+        head = find_head()
         self._head: nn.Module | None = head if isinstance(head, nn.Module) else None
         self._fast: bool | None = None if self._head is not None else False
         accepted = inspect.signature(type(model).forward).parameters

@@ -37,9 +37,10 @@ def load_tokenizer(path: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         raise EvaluatorError(
-            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: "
-            f"{lines[0] if lines else 'no message'}); check that its files are complete; tokenizers that need code of their own are not loaded"
+            f"the tokenizer in {folder} cannot be read ({reason}); check that its files are complete; tokenizers that "
+            "need code of their own are not loaded"
         ) from error
 
 

@@ -58,7 +58,7 @@ class Parameter:
             if not isinstance(value, self.type) or (self.choices and value not in self.choices):
                 wanted = f"one of {', '.join(self.choices)}" if self.choices else self.type.__name__
                 raise MergingError(f"expected {wanted}, found {found}")
-            return value  # type: ignore[return-value]
+            return value
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.type is int and value != int(value)):
             raise MergingError(f"expected {'an integer' if self.type is int else 'a number'}, found {found}")
         if not math.isfinite(value) or not self.low <= value <= self.high:

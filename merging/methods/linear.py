@@ -13,7 +13,7 @@ from merging.recipe import Assignment
 
 
 class Linear(Method):
-    """θ = Σ c_t·θ_t, divided by Σ c_t where ``normalize`` is on (Wortsman et al. 2022, model soups, arXiv 2203.05482)."""
+    """θ = Σ c_t·θ_t, divided by Σ c_t where ``normalize`` is on (Wortsman et al. 2022, arXiv 2203.05482)."""
 
     name: ClassVar[str] = "linear"
     formula: ClassVar[str] = "θ = Σ c_t·θ_t (÷ Σ c_t)"

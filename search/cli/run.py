@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -43,10 +44,8 @@ def run(
     folder = runs / _checked_name(name or loaded.config.name)
     shown = make_display(display, loaded.config.search.budget.candidates)  # type: ignore[arg-type]
     if (folder / DATABASE).exists() and shown is not None:
-        try:
+        with contextlib.suppress(SearchError):  # the run itself will say what is wrong with its database
             catch_up(shown, Results.load(folder))
-        except SearchError:
-            pass  # the run itself will say what is wrong with its database
     stop = _StopRequest()
     try:
         with stop:

@@ -33,7 +33,7 @@ class SmsEmoaOptions(BaseModel):
     """Options of ``sms_emoa``.
 
     Attributes:
-        population: how many individuals survive (mu >= 2); from the budget, between 8 and 50, if None.
+        population: how many individuals survive (mu >= 2); from the budget, between 10 and 40, if None.
         sigma0: step size around the start, in units of a gene's range, in (0, 0.5].
         crossover: probability in [0, 1] that a child has two parents.
     """
@@ -41,7 +41,7 @@ class SmsEmoaOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     population: int | None = Field(default=None, ge=2)
-    sigma0: float = Field(default=0.15, gt=0.0, le=LARGEST_STEP)
+    sigma0: float = Field(default=0.1, gt=0.0, le=LARGEST_STEP)
     crossover: float = Field(default=0.8, ge=0.0, le=1.0)
 
 
@@ -79,7 +79,7 @@ class SmsEmoa:
         self._reference = np.asarray(settings.reference, dtype=np.float64)
         self._choices = np.asarray(box.categories, dtype=np.int64)
         self._crossover = options.crossover
-        self._mu = options.population or min(50, max(8, settings.budget // 15))
+        self._mu = options.population or min(40, max(10, settings.budget // 40))
         self._first = Strategy(options.sigma0, 1.0 / max(1, len(box.categories)))
         self._center = settings.center
         self._population: list[Individual] = []
@@ -181,7 +181,7 @@ class SmsEmoa:
 
     def _vary(self, random: np.random.Generator, strategy: Strategy) -> Strategy:
         """The child's own strategy: log-normal around what it inherited."""
-        rate = max(0.2, 1.0 / math.sqrt(max(1, self._box.continuous)))
+        rate = max(0.3, 1.0 / math.sqrt(max(1, self._box.continuous)))
         step = strategy.step * math.exp(rate * random.standard_normal())
         flip = strategy.flip * math.exp(0.3 * random.standard_normal())
         lowest = 0.25 / max(1, len(self._choices))

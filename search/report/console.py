@@ -14,7 +14,6 @@ from search import pareto
 from search.events import (
     Asked,
     Chosen,
-    EvaluationStarted,
     Event,
     FinalistsNamed,
     Listener,
@@ -168,7 +167,9 @@ class RichDisplay:
             case Told():
                 note = f"front {self._trend.size}, hypervolume {self._trend.hypervolume:.4f}"
                 if event.outcome.state == "failed":
-                    self._progress.console.print(f"candidate {event.candidate} failed: {event.outcome.reason}", markup=False)
+                    self._progress.console.print(
+                        f"candidate {event.candidate} failed: {event.outcome.reason}", markup=False
+                    )
                 self._progress.update(self._task, completed=event.candidate + 1, note=note)
             case FinalistsNamed():
                 total = len(set(event.finalists) | set(event.baselines))

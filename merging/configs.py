@@ -1,0 +1,97 @@
+"""What a user hands over to be merged: a mergekit config or a recipe, told apart and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merging.recipe import FORMAT, MergingError, Recipe
+from merging.sources import Sources
+
+Resolve = Callable[[str], Path | None]
+
+
+def read_config(path: Path | str, resolve: Resolve | None = None) -> tuple[Recipe, Sources]:
+    """Read a merge from YAML, and load its models.
+
+    Args:
+        path: a mergekit config, or a recipe as :meth:`merging.recipe.Recipe.to_yaml` writes it.
+        resolve: finds a model that is named in another way than by its folder; None for what it does not know.
+
+    Raises:
+        MergingError: neither of the two, or models that are not there or not those of the recipe.
+    """
+    path = Path(path)
+    text = read_text(path)
+    if is_recipe(load_yaml(text, path)):
+        recipe = Recipe.from_yaml(text)
+        return recipe, _recipe_sources(recipe, path, resolve)
+    from merging.mergekit import read_mergekit
+
+    return read_mergekit(path, resolve)
+
+
+def is_recipe(data: Any) -> bool:
+    """Whether loaded YAML says that it is a recipe."""
+    return isinstance(data, dict) and str(data.get("format", "")).startswith(FORMAT.split("/")[0])
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        MergingError: not a readable text file.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MergingError(f"expected a merge config in YAML at {path}, could not read it: {error}") from error
+
+
+def load_yaml(text: str, path: Path) -> Any:
+    """Plain data of a YAML text.
+
+    Raises:
+        MergingError: not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise MergingError(f"expected YAML in {path}, found something else: {error}") from error
+
+
+def find_model(reference: str, folder: Path, resolve: Resolve | None) -> Path:
+    """The folder of a model that a config names.
+
+    Args:
+        reference: as the config names it.
+        folder: that of the config: relative paths are looked up there first, then in the working directory.
+        resolve: asked before either.
+
+    Raises:
+        MergingError: not found.
+    """
+    if resolve is not None and (found := resolve(reference)) is not None:
+        return found
+    places = [folder / reference, Path(reference)]
+    for place in places:
+        if place.exists():
+            return place
+    looked = places[0] if Path(reference).is_absolute() else f"{places[0]} and {places[1].absolute()}"
+    raise MergingError(
+        f"expected a model folder for {reference!r}, found none; looked at {looked}. Nothing is downloaded: give a "
+        "local folder"
+    )
+
+
+def _recipe_sources(recipe: Recipe, path: Path, resolve: Resolve | None) -> Sources:
+    if recipe.base not in recipe.sources:
+        raise MergingError(f"the recipe {path} has base {recipe.base!r}, which is not under its sources")
+    found = {alias: find_model(ref.path, path.parent, resolve) for alias, ref in recipe.sources.items()}
+    base = found.pop(recipe.base)
+    sources = Sources.load(base, found)
+    sources.bind(recipe)  # refuses models that are no longer what the recipe was made from
+    return sources

@@ -1,0 +1,207 @@
+"""A recipe to a Hugging Face folder, tensor by tensor; at most one shard is in memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from merging.checkpoint import INDEX, SINGLE
+from merging.kernel import Resolver, Task, check_finite_result, merge_tensor, torch_dtype
+from merging.materialize import check_names
+from merging.pool import Workspace
+from merging.recipe import MergingError, Recipe
+from merging.sources import Sources
+
+SHARD_BYTES = 2 * 1024**3
+
+# What makes a folder usable besides its weights. Never code: remote code is not run, and not passed on.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def export(recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size: int = SHARD_BYTES) -> Path:
+    """Write the merged model as a folder that ``from_pretrained`` loads: weights, config, tokenizer, ``recipe.yaml``.
+
+    The weights are the bits that :class:`merging.materialize.Materializer` writes for the recipe. The folder appears
+    whole or not at all: it is written beside its place and renamed.
+
+    Args:
+        recipe: what to write.
+        sources: the models that it was made from.
+        out: the new folder; may exist if it is empty.
+        max_shard_size: bytes of tensors in one file, unless a single tensor is larger.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MergeFailed: the result is not finite.
+        MergingError: the recipe does not fit, the folder is not empty, or the disk is full.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MergingError(f"expected {out} to be a new or empty folder, found content there; choose another folder")
+    if max_shard_size < 1:
+        raise MergingError(f"expected max_shard_size of at least 1 byte, found {max_shard_size}")
+    tasks = _tasks(recipe, sources)
+    dtypes = _dtypes(recipe, sources)
+    shards = _plan(sources, dtypes, max_shard_size)
+    _check_space(out, sum(_bytes(sources, name, dtype) for name, dtype in dtypes.items()))
+    partial: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        for file, tensors in _shards(shards, sources, tasks, dtypes):
+            save_file(tensors, partial / file, metadata={"format": "pt"})
+        _write_index(partial, shards, sources, dtypes)
+        _write_companions(partial, recipe, sources, dtypes)
+        _settle(partial, out)
+    except BaseException as error:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise MergingError(_why(error, out)) from error
+        raise
+    return out
+
+
+def _tasks(recipe: Recipe, sources: Sources) -> dict[str, Task]:
+    check_names(sources, recipe)
+    resolver = Resolver(sources, recipe)
+    return {name: resolver.task(recipe.for_tensor(name, sources.layout.group(name))) for name in sources.tensors}
+
+
+def _dtypes(recipe: Recipe, sources: Sources) -> dict[str, torch.dtype]:
+    """Canonical name -> dtype in the export, sorted by name. What is copied keeps its own."""
+    wanted = torch_dtype(recipe.dtype)
+    dtypes = {name: wanted or info.dtype for name, info in sources.tensors.items()}
+    dtypes |= {name: sources.tensor(sources.base, name).dtype for name in sources.frozen}
+    return dict(sorted(dtypes.items()))
+
+
+def _bytes(sources: Sources, name: str, dtype: torch.dtype) -> int:
+    return sources.checkpoints[sources.base].tensors[name].numel * dtype.itemsize
+
+
+def _plan(sources: Sources, dtypes: dict[str, torch.dtype], limit: int) -> dict[str, list[str]]:
+    """File name -> tensors, in order."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, dtype in dtypes.items():
+        more = _bytes(sources, name, dtype)
+        if shards[-1] and size + more > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += more
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, start=1)}
+
+
+@torch.no_grad()
+def _shards(
+    shards: dict[str, list[str]], sources: Sources, tasks: dict[str, Task], dtypes: dict[str, torch.dtype]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    workspace = Workspace()
+    for file, names in shards.items():
+        tensors, ends = {}, {}
+        for name in names:
+            if name in tasks:
+                tensors[name] = torch.empty(sources.tensors[name].shape, dtype=dtypes[name])
+                ends[name] = merge_tensor(name, tasks[name], tensors[name], workspace)
+            else:
+                tensors[name] = sources.tensor(sources.base, name).clone()
+        check_finite_result(ends)
+        yield file, tensors
+
+
+def _write_index(folder: Path, shards: dict[str, list[str]], sources: Sources, dtypes: dict[str, torch.dtype]) -> None:
+    if SINGLE in shards:
+        return
+    index = {
+        "metadata": {"total_size": sum(_bytes(sources, name, dtype) for name, dtype in dtypes.items())},
+        "weight_map": {name: file for file, names in shards.items() for name in names},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_companions(folder: Path, recipe: Recipe, sources: Sources, dtypes: dict[str, torch.dtype]) -> None:
+    counts: Counter[torch.dtype] = Counter()
+    for name in sources.tensors:
+        counts[dtypes[name]] += sources.tensors[name].numel
+    config = _with_dtype(sources.config, str(counts.most_common(1)[0][0]).removeprefix("torch."))
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for pattern in _COMPANIONS:
+        for file in sorted(sources.path.glob(pattern)):
+            if file.is_file() and file.suffix != ".py":
+                shutil.copyfile(file, folder / file.name)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with its dtype set, and those of its parts where they state one; the old spelling kept."""
+    parts = {
+        key: _with_dtype(value, dtype)
+        for key, value in config.items()
+        if isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)
+    }
+    old = {"torch_dtype": dtype} if "torch_dtype" in config else {}
+    return config | parts | old | {"dtype": dtype}
+
+
+def _check_space(out: Path, needed: int) -> None:
+    place = out.parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise MergingError(
+            f"the merged model needs {needed / 1e9:.2f} GB at {out}, and {free / 1e9:.2f} GB are free there; free some "
+            "space or choose another disk"
+        )
+
+
+def _settle(partial: Path, out: Path) -> None:
+    """Make it durable, then give it its name."""
+    for file in partial.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o777 & ~mask)  # mkdtemp makes private folders
+    partial.replace(out)
+
+
+def _why(error: Exception, out: Path) -> str:
+    full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error)
+    if full:
+        return (
+            f"the disk became full while {out} was written; nothing was left behind. Free some space or choose "
+            "another disk"
+        )
+    return f"{out} could not be written ({error}); nothing was left behind"

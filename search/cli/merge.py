@@ -1,0 +1,53 @@
+"""``paretomerge merge``: one merge, from a mergekit config or a recipe to a model folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def merge(
+    config: Annotated[
+        Path, typer.Argument(help="A mergekit YAML, or the recipe.yaml of an export.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The new model folder; may not hold anything yet.", show_default=False)],
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 2GB.")] = "2GB",
+) -> None:
+    """Merge models as a mergekit config or a recipe says, and write the result as a Hugging Face model folder."""
+    size = parse_size(max_shard_size)
+    from merging.configs import read_config
+    from merging.export import export
+
+    recipe, sources = read_config(config, resolve=_zoo)
+    folder = export(recipe, sources, out, max_shard_size=size)
+    methods = sorted({each.method for each in (*recipe.groups.values(), *recipe.tensors.values())})
+    typer.echo(
+        f"merged {len(sources.tensors)} tensors of {len(recipe.sources)} models by {', '.join(methods)}: {folder}"
+    )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``500MB``, ``2 GB`` or ``1000``; units are powers of 1000.
+
+    Raises:
+        MergingError: not a size.
+    """
+    from merging.recipe import MergingError
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise MergingError(f"expected a size such as 500MB or 2GB, found {text!r}")
+    return size
+
+
+def _zoo(reference: str) -> Path | None:
+    """The folder of a ``zoo://`` model, made if it is not there yet; None for other references."""
+    import zoo
+
+    return zoo.resolve(reference) if zoo.is_reference(reference) else None

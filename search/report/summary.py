@@ -1,0 +1,157 @@
+"""The report's first sentences: what the numbers carry, and no more."""
+
+from __future__ import annotations
+
+from evaluators.contract import SPLITS, Split
+from search.finals import CHOICE_RULE
+from search.report.facts import Facts, Named, better, direction_words
+from search.report.markup import Z95, count, listed, measured, percent
+
+_SIMPLE = ("average", "best single λ", "best per-expert")
+
+
+def summary(facts: Facts) -> list[str]:
+    """Paragraphs of plain text."""
+    result = [_counted(facts)]
+    if facts.pick is None:
+        return result
+    if facts.results.chosen is None:
+        result.append(_not_chosen(facts, facts.pick))
+    elif facts.results.chosen not in facts.results.scores["holdout"]:
+        result.append(
+            f"Candidate {facts.pick} was chosen on selection scores. It has no holdout score yet, so how good it is on "
+            f"items that no choice was made on is not known. On selection items it {_keeps(facts, facts.pick)}."
+        )
+    else:
+        result.append(_holdout(facts, facts.pick))
+        result += [_against(facts, facts.pick, each) for each in _comparable(facts)]
+    return result
+
+
+def choice_rule(facts: Facts) -> str:
+    """How the pick was picked."""
+    if facts.results.chosen is not None:
+        return f"The choice: {CHOICE_RULE}."
+    return "Knee: the candidate of the front whose smallest retention over the objectives is largest, on search scores."
+
+
+def _counted(facts: Facts) -> str:
+    states = [each.state for each in facts.results.candidates]
+    done, budget = len(facts.scored), facts.results.config.search.budget.candidates
+    other = [
+        (states.count("duplicate"), "repeated a recipe that had been scored"),
+        (states.count("failed"), "failed"),
+        (states.count("censored"), "were stopped early" if states.count("censored") != 1 else "was stopped early"),
+        (states.count("running"), "not scored yet"),
+    ]
+    rest = [f"{number} {what}" for number, what in other if number]
+    if not done:
+        if states and states.count("failed") == len(states):
+            text = f"None of {count(len(states), 'candidate')} could be scored: all failed, for the reasons below."
+        else:
+            text = "No candidate has been scored yet" + (f" ({listed(rest)})." if rest else ".")
+    else:
+        names = listed([each.name for each in facts.targets])
+        objectives = count(len(facts.targets), "objective")
+        text = f"{count(done, 'candidate')} {_were(done)} scored on {objectives}: {names}."
+        if rest:
+            text += f" Of the others, {listed(rest)}."
+    if facts.results.state != "finished":
+        text += f" The run is {facts.results.state}: {len(states)} of {budget} candidates were proposed."
+    return text
+
+
+def _not_chosen(facts: Facts, pick: int) -> str:
+    text = (
+        "Nothing has been chosen yet. What follows are search scores; the best of many candidates looks better on them "
+        f"than it is. By them the knee of the front is candidate {pick}, which {_keeps(facts, pick)}. "
+    )
+    opened = facts.results.openings
+    if opened:
+        return text + f"The holdout was opened {_times(opened)} before the budget grew."
+    return text + "Its selection and holdout scores are not known."
+
+
+def _holdout(facts: Facts, pick: int) -> str:
+    text = f"On holdout, items that no choice was made on, the chosen merge, candidate {pick}, {_keeps(facts, pick)}"
+    scaled = any(facts.has_scale(each, "holdout") for each in facts.targets)
+    text += " (0 % is the base, 100 % the expert alone)." if scaled else "."
+    also = [each.name for each in facts.baselines if each.id == pick]
+    if also:
+        text += f" It is itself a baseline: {also[0]}. The search found nothing that the rule prefers to it."
+    if facts.results.openings > 1:
+        text += (
+            f" The holdout of this run was opened {_times(facts.results.openings)}; with every opening that something "
+            "is learnt from, it becomes less of a holdout."
+        )
+    return text
+
+
+def _keeps(facts: Facts, id: int) -> str:
+    """``keeps 83 % of string's and 79 % of language's own skill``, on the last split on which it was scored."""
+    for split in reversed(SPLITS):
+        retained = facts.retention(id, split)
+        if retained is not None:
+            return _keeps_on(facts, id, split, retained)
+    return "has no scores"
+
+
+def _keeps_on(facts: Facts, id: int, split: Split, retained: tuple[float, ...]) -> str:
+    experts = [each.expert for each in facts.targets]
+    kept, scores = [], []
+    for target, share in zip(facts.targets, retained, strict=True):
+        if facts.has_scale(target, split):
+            metric = f" ({target.name})" if experts.count(target.expert) > 1 else ""
+            kept.append(f"{percent(share)} of {target.expert}'s{metric}")
+        else:
+            scores.append(f"{measured(target, facts.score(id, split, target))} in {target.name}")
+    phrases = [f"keeps {listed(kept)} own skill"] if kept else []
+    phrases += [f"scores {listed(scores)}"] if scores else []
+    return listed(phrases)
+
+
+def _comparable(facts: Facts) -> list[Named]:
+    """The baselines that are merges, where both they and the pick have holdout scores."""
+    return [
+        each
+        for each in facts.baselines
+        if each.id != facts.pick
+        and each.id in facts.results.scores["holdout"]
+        and any(name in each.name for name in _SIMPLE)
+    ]
+
+
+def _against(facts: Facts, pick: int, baseline: Named) -> str:
+    ahead, behind, equal, overlapping, pairs = [], [], [], [], []
+    for target in facts.targets:
+        ours, theirs = facts.score(pick, "holdout", target), facts.score(baseline.id, "holdout", target)
+        if ours is None or theirs is None:
+            return f"The {baseline.name} has no holdout score in {target.name}."
+        side = ahead if better(target, ours[0], theirs[0]) else behind if better(target, theirs[0], ours[0]) else equal
+        side.append(target.name)
+        pairs.append(f"{target.name} {measured(target, ours)} against {measured(target, theirs)}")
+        if not abs(ours[0] - theirs[0]) > Z95 * (ours[1] + theirs[1]):
+            overlapping.append(target.name)
+    better_word, worse_word = direction_words(facts.targets)
+    text = f"The {baseline.name} (candidate {baseline.id}) {_keeps(facts, baseline.id)}. "
+    if len(ahead) == len(facts.targets):
+        text += f"The chosen merge is {better_word} on every objective"
+    elif len(behind) == len(facts.targets):
+        text += f"The chosen merge is {worse_word} on every objective"
+    else:
+        words = [f"{word} on {listed(names)}" for word, names in ((better_word, ahead), (worse_word, behind)) if names]
+        words += [f"equal on {listed(equal)}"] if equal else []
+        text += f"The chosen merge is {listed(words)}"
+    text += f": {', '.join(pairs)}"
+    if overlapping:
+        where = "every objective" if len(overlapping) == len(facts.targets) else listed(overlapping)
+        text += f"; the 95 % intervals overlap in {where}"
+    return text + "."
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")

@@ -1,0 +1,174 @@
+"""Wrong configs are told with file, line, column and what to do; right ones mean what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.config import Config, load_config, resolved_yaml
+from search.errors import SearchError
+
+GOOD = """\
+name: demo
+models:
+  base: base
+  experts:
+    string: experts/string
+    language: experts/language
+evaluators:
+  string: {type: exact_match, data: data/string}
+  language: {type: exact_match, data: data/language}
+objectives: [string.accuracy, language.accuracy]
+space:
+  granularity: {knots: 3}
+search:
+  optimizer: {name: sms_emoa}
+  budget: {candidates: 50}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def message(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(SearchError) as caught:
+        load_config(write(folder, text), overrides)
+    return str(caught.value)
+
+
+def test_a_good_config_has_its_defaults_written_out(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD)).config
+    assert config.search.seed == 0
+    assert config.space.methods == ["task_arithmetic"]
+    assert [each.metric for each in config.objectives] == ["string.accuracy", "language.accuracy"]
+    text = resolved_yaml(config)
+    assert "per_expert_share" in text
+    import yaml
+
+    assert Config.model_validate(yaml.safe_load(text)) == config
+
+
+WRONG = {
+    "a misspelt key": (
+        ("granularity:", "granularty:"),
+        "config.yaml:12:3: space.granularty: unknown key. Did you mean 'granularity'?",
+    ),
+    "a missing section": (
+        ("search:\n  optimizer: {name: sms_emoa}\n  budget: {candidates: 50}\n", ""),
+        "search: is required",
+    ),
+    "a missing budget": (("  budget: {candidates: 50}\n", ""), "config.yaml:13:1: search.budget: is required"),
+    "a wrong type": (("candidates: 50", "candidates: many"), "config.yaml:15:24: search.budget.candidates: "),
+    "a number out of range": (("candidates: 50", "candidates: 0"), "greater than or equal to 1"),
+    "an unknown optimizer": (
+        ("{name: sms_emoa}", "smsemoa"),
+        "config.yaml:14:14: search.optimizer: expected one of cma, random, sms_emoa; found 'smsemoa'. Did you mean "
+        "'sms_emoa'?",
+    ),
+    "an unknown option of an optimizer": (
+        ("{name: sms_emoa}", "{name: sms_emoa, popsize: 3}"),
+        "config.yaml:14:31: search.optimizer.popsize: unknown key",
+    ),
+    "an unknown evaluator": (
+        ("string: {type: exact_match", "string: {type: exactmatch"),
+        'config.yaml:8:18: evaluators.string.type: no evaluator is called "exactmatch"; did you mean "exact_match"?',
+    ),
+    "an unknown option of an evaluator": (
+        ("data: data/string}", "data: data/string, modus: auto}"),
+        "evaluators.string.modus: unknown key. Did you mean 'mode'?",
+    ),
+    "an objective of no evaluator": (
+        ("[string.accuracy,", "[strings.accuracy,"),
+        "config.yaml:10:14: objectives.0: there is no evaluator 'strings'; there are: string, language. Did you mean "
+        "'string'?",
+    ),
+    "an objective without a metric": (("[string.accuracy,", "[string,"), "expected evaluator.metric"),
+    "bounds the wrong way round": (
+        ("  granularity", "  coefficient: [1.5, 0.0]\n  granularity"),
+        "config.yaml:12:3: space.coefficient: expected [low, high] with low < high",
+    ),
+    "a wrong granularity": (
+        ("{knots: 3}", "{knot: 3}"),
+        "config.yaml:12:3: space.granularity: expected model, layer, {knots: k} or {blocks: n}, found {'knot': 3}",
+    ),
+    "an unknown module kind": (
+        ("  granularity", "  kinds: [[attention], [mpl]]\n  granularity"),
+        "config.yaml:12:25: space.kinds.1.0: expected 'attention', 'mlp', 'norm', 'embedding', 'head' or 'other', "
+        "found 'mpl'. Did you mean 'mlp'?",
+    ),
+    "a key twice": (("search:\n", "name: again\nsearch:\n"), "config.yaml:13:1: key 'name' stands here and in line 1"),
+    "not YAML": (("[string.accuracy, language.accuracy]", "[string.accuracy"), "config.yaml:11:6: not valid YAML"),
+    "a tag that asks for an object": (
+        ("name: demo", "name: !!python/name:os.system"),
+        "config.yaml:1:7: not valid YAML",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_configs_say_where_and_what(case: str, tmp_path: Path) -> None:
+    (old, new), expected = WRONG[case]
+    assert old in GOOD
+    text = message(tmp_path, GOOD.replace(old, new, 1))
+    assert expected in text
+    assert "Traceback" not in text
+
+
+def test_the_caret_points_at_the_column(tmp_path: Path) -> None:
+    lines = message(tmp_path, GOOD.replace("candidates: 50", "candidates: many")).splitlines()
+    assert lines[1] == "      budget: {candidates: many}"
+    assert lines[2].index("^") == lines[1].index("many")
+
+
+def test_all_errors_come_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("granularity", "granularty").replace("candidates: 50", "candidates: -1")
+    text = text.replace("{name: sms_emoa}", "nsga").replace("type: exact_match, data: data/string", "type: exact")
+    found = message(tmp_path, text)
+    assert len([line for line in found.splitlines() if "config.yaml:" in line]) == 4
+
+
+def test_slerp_needs_two_experts(tmp_path: Path) -> None:
+    text = GOOD.replace("    language:", "    third: x\n    language:", 1)
+    text = text.replace("  granularity", "  methods: [task_arithmetic, slerp]\n  granularity")
+    assert "space.methods: slerp merges exactly two experts, found 3" in message(tmp_path, text)
+
+
+def test_overrides_replace_values_and_name_themselves_in_errors(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    config = load_config(path, ["search.budget.candidates=7", "space.methods=[linear, slerp]"]).config
+    assert (config.search.budget.candidates, config.space.methods) == (7, ["linear", "slerp"])
+    assert "(with --set search.budget.candidates=x)" in message(tmp_path, GOOD, "search.budget.candidates=x")
+    assert "expected key.path=value" in message(tmp_path, GOOD, "nonsense")
+    assert "is a value in the config" in message(tmp_path, GOOD, "name.x=1")
+
+
+def test_paths_are_found_beside_the_config_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "model").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "other").mkdir()
+    monkeypatch.chdir(elsewhere)
+    loaded = load_config(write(tmp_path / "beside", GOOD))
+    assert loaded.resolve("model") == tmp_path / "beside" / "model"
+    assert loaded.resolve("other") == Path("other")
+    assert loaded.resolve(str(tmp_path)) == tmp_path
+
+
+def test_files_that_are_no_configs(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match=r"expected a config file, found nothing there"):
+        load_config(tmp_path / "none.yaml")
+    write(tmp_path, GOOD)
+    with pytest.raises(SearchError, match=r"Did you mean 'config\.yaml'"):
+        load_config(tmp_path / "confg.yaml")
+    with pytest.raises(SearchError, match="found a folder"):
+        load_config(tmp_path)
+    assert "expected keys such as" in message(tmp_path, "- a\n- b\n")
+    (tmp_path / "config.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(SearchError, match="expected UTF-8"):
+        load_config(tmp_path / "config.yaml")
+    assert "is required" in message(tmp_path, "")

@@ -1,0 +1,265 @@
+"""The loop under fire: whatever moment it is killed at, the resumed search is the undisturbed one."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluators.contract import ItemScores, Metric, Split
+from merging.recipe import Group, Recipe, SourceRef
+from search.config import Config
+from search.errors import Interrupted, SearchError
+from search.events import Asked, EvaluationStarted, Event, Scored, Told
+from search.loop import FAILURES_IN_A_ROW, Search
+from search.objectives import Objectives, Target
+from search.stages import build_optimizer, build_stages
+from search.store import Store
+from search.workers.inline import CandidateFailed, Evaluation
+
+GROUPS = [Group("embedding"), *(Group(kind, depth) for depth in range(4) for kind in ("attention", "mlp", "norm"))]
+SOURCES = {name: SourceRef(name, f"sha256:{name}") for name in ("base", "a", "b")}
+TARGETS = Objectives([Target(f"{name}.accuracy", Metric("accuracy", "maximize", 0, 1), 0, 1, name) for name in "ab"])
+IDS = tuple(str(k) for k in range(20))
+
+
+class Killed(BaseException):
+    """kill -9, as near as a test in one process comes to it: nothing is caught, nothing is cleaned up."""
+
+
+def config(optimizer: str, budget: int, **space: Any) -> Config:
+    return Config.model_validate(
+        {
+            "name": "x",
+            "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+            "evaluators": {"a": {"type": "exact_match", "data": "a"}, "b": {"type": "exact_match", "data": "b"}},
+            "objectives": ["a.accuracy", "b.accuracy"],
+            "space": {"granularity": {"knots": 3}, **space},
+            "search": {"optimizer": optimizer, "budget": {"candidates": budget}, "seed": 3},
+        }
+    )
+
+
+class FakeWorker:
+    """Item scores that are a pure function of recipe and item; some recipes fail."""
+
+    def __init__(self, fail: Callable[[Recipe], bool] = lambda recipe: False) -> None:
+        self.evaluated: list[str] = []
+        self._fail = fail
+
+    def evaluate(self, recipe: Recipe, split: Split) -> Evaluation:
+        self.evaluated.append(recipe.hash)
+        if self._fail(recipe):
+            raise CandidateFailed("NaN", {"materialize": 0.1})
+        scores, values, errors = {}, {}, {}
+        for name in "ab":
+            skill = []
+            for assignment in recipe.groups.values():
+                own = dict(dict(assignment.sources)[name])["coefficient"]
+                other = dict(dict(assignment.sources)["b" if name == "a" else "a"])["coefficient"]
+                skill.append(np.exp(-4 * (own - 0.9) ** 2 - 1.0 * (other - 0.1) ** 2))
+            level = float(np.mean(skill))
+            draws = [int(hashlib.sha256(f"{name}{item}".encode()).hexdigest()[:8], 16) / 16**8 for item in IDS]
+            hits = np.array([float(draw < level) for draw in draws])
+            scores[name] = ItemScores(IDS, {"accuracy": hits}, {"accuracy": np.ones(len(IDS))}, ("ok",) * len(IDS))
+            values[f"{name}.accuracy"] = float(hits.mean())
+            errors[f"{name}.accuracy"] = 0.1
+        return Evaluation(values, errors, scores, {"evaluate": 0.1})
+
+
+def start(
+    folder: Path,
+    settings: Config,
+    worker: FakeWorker,
+    kill_at: int | None = None,
+    after: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """One process' life: open or create, restore, run; killed at the n-th write, before or after it is on disk."""
+    exists = (folder / "run.db").exists()
+    store = Store.open(folder) if exists else Store.create(folder)
+    stages = build_stages(settings, GROUPS, SOURCES)
+    writes = 0
+
+    def emit(*events: Event) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == kill_at and not after:
+            raise Killed
+        store.append(*events)
+        if writes == kill_at:
+            raise Killed
+
+    search = Search(
+        stages,
+        lambda stage: build_optimizer(settings, stage, settings.search.budget.candidates, 2),
+        worker,
+        TARGETS,
+        emit,
+        should_stop,
+    )
+    try:
+        if exists:
+            assert search.restore(store.events()) == []
+        search.run(settings.search.budget.candidates)
+    finally:
+        store.close()
+
+
+def content(folder: Path) -> list[Any]:
+    """What must not depend on interruptions."""
+    store = Store.open(folder, read_only=True)
+    told = [(each.candidate, each.stage, each.outcome) for each in store.events(Told) if isinstance(each, Told)]
+    asked = [(each.candidate, each.genome, each.recipe_hash) for each in store.events(Asked) if isinstance(each, Asked)]
+    items = [
+        {name: scores.values["accuracy"].tobytes() for name, scores in store.item_scores(each.id, "search").items()}
+        for each in store.candidates()
+    ]
+    store.close()
+    return [told, asked, items]
+
+
+@pytest.mark.parametrize("optimizer", ["sms_emoa", "cma", "random"])
+def test_killed_anywhere_it_ends_as_the_undisturbed_search(optimizer: str, tmp_path: Path) -> None:
+    settings = config(optimizer, 60, methods=["task_arithmetic", "slerp"], method_blocks=2)
+
+    def fail(recipe: Recipe) -> bool:
+        return int(recipe.hash[:2], 16) < 25  # about a tenth, baselines among them
+
+    calm, fire = tmp_path / "calm", tmp_path / "fire"
+    calm.mkdir()
+    fire.mkdir()
+    undisturbed = FakeWorker(fail)
+    start(calm, settings, undisturbed)
+    chance = random.Random(7)
+    disturbed, kills = FakeWorker(fail), 0
+    while True:
+        try:
+            start(fire, settings, disturbed, kill_at=chance.randint(1, 9), after=chance.random() < 0.5)
+        except Killed:
+            kills += 1
+        else:
+            break
+    assert kills > 15
+    assert content(fire) == content(calm)
+    assert len(disturbed.evaluated) <= len(undisturbed.evaluated) + kills
+    store = Store.open(fire, read_only=True)
+    assert [each.id for each in store.candidates()] == list(range(60))
+    store.close()
+
+
+def test_the_baselines_come_first_and_are_what_they_are_called(tmp_path: Path) -> None:
+    settings = config("random", 12)
+    stages = build_stages(settings, GROUPS, SOURCES)
+    start(tmp_path, settings, FakeWorker())
+    store = Store.open(tmp_path, read_only=True)
+    candidates = store.candidates()
+    store.close()
+    wanted = {
+        "base": (0.0, 0.0), "expert a": (1.0, 0.0), "expert b": (0.0, 1.0), "average": (0.5, 0.5),
+        "task arithmetic 0.8": (0.8, 0.8),
+    }  # fmt: skip
+    found = {each.label: each for each in candidates if each.label}
+    assert list(found)[:4] == ["base", "expert a", "expert b", "average"]
+    for label, (a, b) in wanted.items():
+        recipe = stages[0].space.decode(found[label].genome)
+        assert recipe.hash == found[label].recipe_hash
+        for assignment in recipe.groups.values():
+            values = {alias: dict(each)["coefficient"] for alias, each in assignment.sources}
+            assert values == pytest.approx({"a": a, "b": b})
+
+
+def test_a_known_recipe_is_not_evaluated_again(tmp_path: Path) -> None:
+    # with narrow bounds around a grid point of the baselines nearly everything is one recipe
+    settings = config("random", 30, coefficient=[0.5, 0.5000000000001])
+    worker = FakeWorker()
+    start(tmp_path, settings, worker)
+    assert len(worker.evaluated) == len(set(worker.evaluated))
+    store = Store.open(tmp_path, read_only=True)
+    states = [each.state for each in store.candidates()]
+    assert states.count("duplicate") > 10
+    first = {each.recipe_hash: each.id for each in reversed(store.candidates())}
+    for each in store.candidates():
+        if each.state == "duplicate":
+            assert each.duplicate_of == first[each.recipe_hash]
+    store.close()
+
+
+def test_what_earlier_stages_found_is_told_to_the_next(tmp_path: Path) -> None:
+    """At the start of the last stage the optimizer's best point is the first stages' best one, not a random one."""
+    settings = config("sms_emoa", 80)
+    start(tmp_path, settings, FakeWorker())
+    store = Store.open(tmp_path, read_only=True)
+    told = [each for each in store.events(Told) if isinstance(each, Told)]
+    store.close()
+    last = max(each.stage for each in told)
+    best_before = max(min(each.outcome.utilities) for each in told if each.stage < last)
+    first_of_last = [min(each.outcome.utilities) for each in told if each.stage == last][:15]
+    random_level = np.median([min(each.outcome.utilities) for each in told if each.stage < last])
+    assert np.median(first_of_last) > random_level
+    assert max(first_of_last) > 0.7 * best_before
+
+
+def test_failures_are_recorded_and_too_many_in_a_row_stop(tmp_path: Path) -> None:
+    settings = config("random", 100)
+    with pytest.raises(SearchError, match=f"the last {FAILURES_IN_A_ROW} candidates failed.*NaN"):
+        start(tmp_path, settings, FakeWorker(lambda recipe: True))
+    store = Store.open(tmp_path, read_only=True)
+    states = [(each.state, each.reason) for each in store.candidates()]
+    store.close()
+    assert states == [("failed", "NaN")] * FAILURES_IN_A_ROW
+
+
+def test_a_grown_budget_goes_on_where_it_ended(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    large.mkdir()
+    start(small, config("sms_emoa", 40), FakeWorker())
+    before = content(small)
+    grown = FakeWorker()
+    ends = [stage.end for stage in build_stages(config("sms_emoa", 40), GROUPS, SOURCES) if stage.end is not None]
+    store = Store.open(small)
+    settings = config("sms_emoa", 55)
+    stages = build_stages(settings, GROUPS, SOURCES, ends)
+    search = Search(
+        stages, lambda stage: build_optimizer(settings, stage, 40, 2), grown, TARGETS, store.append
+    )  # fmt: skip
+    assert search.restore(store.events()) == []
+    search.run(55)
+    store.close()
+    after = content(small)
+    assert len(grown.evaluated) <= 15
+    assert [part[:40] for part in after] == before
+    assert len(after[0]) == 55
+
+
+def test_a_request_to_stop_ends_between_candidates_and_is_logged(tmp_path: Path) -> None:
+    calls = iter([False] * 5 + [True])
+    with pytest.raises(Interrupted):
+        start(tmp_path, config("random", 30), FakeWorker(), should_stop=lambda: next(calls))
+    store = Store.open(tmp_path, read_only=True)
+    assert [each.state for each in store.candidates()] == ["complete"] * 5
+    assert list(store.events())[-1].kind == "interrupted"
+    store.close()
+
+
+def test_a_pending_candidate_is_issued_again_with_the_same_genome(tmp_path: Path) -> None:
+    settings = config("random", 20)
+    with pytest.raises(Killed):
+        start(tmp_path, settings, FakeWorker(), kill_at=27, after=True)  # 13 told, candidate 13 asked
+    store = Store.open(tmp_path, read_only=True)
+    pending = store.candidates()[-1]
+    store.close()
+    assert pending.state == "running"
+    start(tmp_path, settings, FakeWorker())
+    store = Store.open(tmp_path, read_only=True)
+    again = store.candidates()[pending.id]
+    assert (again.genome, again.recipe_hash, again.state) == (pending.genome, pending.recipe_hash, "complete")
+    assert list(store.events(EvaluationStarted)) == [EvaluationStarted(pending.id, "search")]
+    assert sum(isinstance(each, Scored) for each in store.events(Scored)) == 20
+    store.close()

@@ -1,0 +1,200 @@
+"""Building a family: data, then the base, then the experts, two at a time. What is finished is never made again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from zoo import cache
+from zoo.family import Family, ZooError, family
+from zoo.splits import write_data
+from zoo.worker import RECORD
+
+_PARALLEL: Final = 2
+
+
+@dataclass(frozen=True)
+class ZooEvent:
+    """What a build reports.
+
+    Attributes:
+        kind: "waiting" for another build of the same family; "reused", a member that was there already; "training";
+            "finished", a member that is now there.
+        member: a model or "data"; "" when waiting.
+        step, steps: how far a training is, and how far it goes.
+        loss: in nats a token, nan where there is none.
+        seconds: since the member was begun.
+    """
+
+    kind: Literal["waiting", "reused", "training", "finished"]
+    member: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float = float("nan")
+    seconds: float = 0.0
+
+
+Listener = Callable[[ZooEvent], None]
+
+
+def build(family_name: str, seed: int = 0, progress: Listener | None = None) -> Path:
+    """Build what is missing of a family and say where it is.
+
+    Each model trains in a process of its own, on one thread, so the weights do not depend on what else runs. A build
+    that is killed goes on where it was, model by model; a second build of the same family waits for the first.
+
+    Args:
+        family_name: one of :func:`zoo.families`.
+        seed: of initial weights, training data and their order; at least 0. Evaluation items are the same for all.
+        progress: called with every :class:`ZooEvent`, from one thread at a time.
+
+    Returns:
+        The folder that holds ``base``, one folder for each expert, and ``data``.
+
+    Raises:
+        ZooError: no such family, a bad seed, a cache that cannot be written, a training that failed.
+    """
+    spec = family(family_name)
+    if seed < 0:
+        raise ZooError(f"A training seed is a whole number of at least 0; found {seed}.")
+    folder = cache.seed_folder(spec, seed)
+    tell = _one_at_a_time(progress)
+    if not (folder / cache.MANIFEST).exists() or missing(folder, spec):
+        with cache.locked(folder, on_wait=lambda: tell(ZooEvent("waiting"))):
+            _build_missing(folder, spec, seed, tell)
+    return folder
+
+
+def missing(folder: Path, spec: Family) -> tuple[str, ...]:
+    """The parts of a family that are not in a folder yet, in the order in which they are made."""
+    return tuple(part for part in ("data", *spec.members) if not (folder / part).is_dir())
+
+
+def _build_missing(folder: Path, spec: Family, seed: int, tell: Listener) -> None:
+    cache.remove_partial(folder)
+    to_do = missing(folder, spec)
+    for part in ("data", *spec.members):
+        if part not in to_do:
+            tell(ZooEvent("reused", part))
+    if "data" in to_do:
+        started = time.perf_counter()
+        with cache.written_beside(folder / "data") as partial:
+            write_data(partial, tuple(spec.experts), spec.difficulty, dict(spec.sizes))
+        tell(ZooEvent("finished", "data", seconds=time.perf_counter() - started))
+    if "base" in to_do:
+        _train(folder, spec, ("base",), seed, tell)
+    experts = [part for part in to_do if part in spec.experts]
+    experts.sort(key=lambda name: -sum(phase.examples for phase in spec.phases(name)))
+    _train(folder, spec, experts, seed, tell)
+    _write_manifest(folder, spec, seed)
+
+
+def _train(folder: Path, spec: Family, members: Sequence[str], seed: int, tell: Listener) -> None:
+    """Train members, two processes at a time; the first failure stops the others."""
+    running: set[subprocess.Popen[str]] = set()
+    stop = threading.Event()
+
+    def one(member: str) -> None:
+        if not stop.is_set():
+            try:
+                _train_one(folder, spec, member, seed, tell, running)
+            except BaseException:
+                stop.set()
+                _terminate(running)
+                raise
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        try:
+            futures = [pool.submit(one, member) for member in members]
+            errors = [error for future in futures if (error := future.exception())]
+        except BaseException:
+            stop.set()
+            _terminate(running)
+            raise
+    if errors:
+        raise errors[0]
+
+
+def _train_one(
+    folder: Path, spec: Family, member: str, seed: int, tell: Listener, running: set[subprocess.Popen[str]]
+) -> None:
+    started = time.perf_counter()
+    command = [sys.executable, "-P", "-m", "zoo.worker", str(folder), spec.name, member, str(seed)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
+        running.add(process)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                step, steps, loss = json.loads(line)
+                tell(ZooEvent("training", member, step, steps, loss, time.perf_counter() - started))
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            process.wait()
+            running.discard(process)
+        if process.returncode != 0:
+            errors.seek(0)
+            raise ZooError(_failure(spec, member, process.returncode, errors.read()))
+    tell(ZooEvent("finished", member, seconds=time.perf_counter() - started))
+
+
+def _failure(spec: Family, member: str, code: int, errors: str) -> str:
+    lines = [line for line in errors.splitlines() if line.strip()]
+    reason = lines[-1].strip() if lines else f"it ended with code {code} and said nothing; was it killed?"
+    return (
+        f"Training of {spec.name}/{member} failed: {reason} What was finished before is kept, and the same command "
+        "goes on from there."
+    )
+
+
+def _environment() -> dict[str, str]:
+    """A worker's environment: this package, one thread, no network."""
+    package = str(Path(__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def _terminate(running: set[subprocess.Popen[str]]) -> None:
+    for process in tuple(running):
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+
+
+def _write_manifest(folder: Path, spec: Family, seed: int) -> None:
+    """Beside the members: what they are and how they came about."""
+    records = {name: json.loads((folder / name / RECORD).read_text(encoding="utf-8")) for name in spec.members}
+    manifest = {"family": spec.name, "seed": seed, "content": cache.content_hash(spec), "members": records}
+    beside = folder / f"{cache.MANIFEST}.new"
+    beside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    beside.replace(folder / cache.MANIFEST)
+
+
+def _one_at_a_time(progress: Listener | None) -> Listener:
+    guard = threading.Lock()
+
+    def tell(event: ZooEvent) -> None:
+        if progress is not None:
+            with guard:
+                progress(event)
+
+    return tell

@@ -1,0 +1,73 @@
+"""Trains one member in a process of its own: ``python -m zoo.worker FOLDER FAMILY MEMBER SEED``.
+
+Progress goes to standard output, a JSON list [steps done, steps, loss] a line. If nobody reads it any more, the
+process ends.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from zoo import cache
+from zoo.family import Family, family
+
+RECORD = "training.json"
+
+
+def train_member(folder: Path, spec: Family, member: str, seed: int) -> None:
+    """Train a member and put its model, tokenizer and training record into ``folder / member``."""
+    from transformers import LlamaForCausalLM
+    from transformers.utils import logging
+
+    from zoo.tokenizer import build_tokenizer
+    from zoo.training import new_model, train
+
+    logging.disable_progress_bar()
+    started, cpu = time.perf_counter(), time.process_time()
+    if member == "base":
+        model = new_model(spec.shape, f"{spec.name}/{seed}")
+    else:
+        model = LlamaForCausalLM.from_pretrained(folder / "base", local_files_only=True)
+        model.train()
+    loss = train(model, spec, member, seed, progress=_report)
+    record = {
+        "family": spec.name,
+        "member": member,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "examples": sum(phase.examples for phase in spec.phases(member)),
+        "loss": round(loss, 4),
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "versions": versions(),
+    }
+    with cache.written_beside(folder / member) as partial:
+        model.save_pretrained(partial)
+        build_tokenizer().save_pretrained(partial)
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what weights depend on apart from this package."""
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "machine": platform.machine(),
+    }
+
+
+def _report(*facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    train_member(Path(sys.argv[1]), family(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
