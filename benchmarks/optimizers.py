@@ -3,8 +3,8 @@
     python benchmarks/optimizers.py [--seeds 3] [--budget 1000] [--only sms_emoa cma]
 
 Two coupled quadratic tasks over n coefficients whose optima are smooth over depth, and 8 categories of 4 choices; a
-task's accuracy is exp(-5 d), measured on 250 items (binomial noise). Printed is the hypervolume of the TRUE utilities of
-the front that was chosen on NOISY ones, divided by that of the exact supported front: (200 / 500 / all evaluations).
+task's accuracy is exp(-5 d), measured on 250 items (binomial noise). Printed is the hypervolume of the TRUE utilities
+of the front that was chosen on NOISY ones, divided by that of the exact supported front: (200 / 500 / all evaluations).
 """
 
 from __future__ import annotations

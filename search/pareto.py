@@ -16,6 +16,8 @@ import moocore
 import numpy as np
 import numpy.typing as npt
 
+from search.errors import SearchError
+
 Array = npt.NDArray[np.float64]
 
 AUGMENTATION = 0.05
@@ -23,7 +25,7 @@ AUGMENTATION = 0.05
 that a weakly dominated one is never preferred."""
 
 
-class ParetoError(Exception):
+class ParetoError(SearchError):
     """Utilities from which no front can be told: one paragraph, shown without a traceback."""
 
 
@@ -264,7 +266,7 @@ def _weights(weights: npt.ArrayLike | None, objectives: int) -> Array:
         raise ParetoError(
             f"expected {objectives} weights >= 0 that are not all 0, found {found.tolist()}; one per objective"
         )
-    return found * (objectives / found.sum())
+    return np.asarray(found * (objectives / found.sum()))
 
 
 def _same_width(points: Array, vector: Array) -> None:

@@ -128,7 +128,7 @@ class HFEngine:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         if special and ids and ids[-1] in self._ends:
             bare: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-            if not bare or bare[-1] != ids[-1]:
+            if bare != ids[len(ids) - len(bare) :]:
                 ids = ids[:-1]
         return ids
 

@@ -3,7 +3,7 @@
 Several utilities become one by the augmented Tchebycheff function (:func:`search.pareto.tchebycheff`) with the run's
 weights, between the best utilities seen so far and the run's reference point: CMA-ES reads only the ranking within a
 generation, so a scale that moves does no harm. Hansen, "The CMA evolution strategy: a tutorial", arXiv:1604.00772;
-restarts with a doubled population: Auger & Hansen, CEC 2005; integer variables: Marty et al., "LB+IC-CMA-ES", PPSN 2024;
+restarts with a doubled population: Auger & Hansen, CEC 2005; integer variables: Marty et al., LB+IC-CMA-ES, PPSN 2024;
 injected points: Hansen, arXiv:1110.4181.
 
 Asynchronous: a generation is the first popsize tells of points that this strategy proposed, from whichever generation.
@@ -100,7 +100,7 @@ class Cma:
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See :class:`search.optimizers.contract.Optimizer`."""
         score = self._score(trial.id, outcome)
-        if score.rank <= 1:
+        if score.rank == 0:
             self._ideal = np.maximum(self._ideal, score.utilities)
         proposal = self._asked.pop(trial.id, None)
         own = proposal is not None and proposal.restart == self._restart and proposal.genome == trial.genome
@@ -135,8 +135,8 @@ class Cma:
         return int(order[0]) == newest
 
     def _values(self, scores: Sequence[Score]) -> Array:
-        """[n] numbers to minimise, in the order of the scores: the scalarised utilities of the complete ones, and beyond
-        their worst one step per rank."""
+        """[n] numbers to minimise, in the order of the scores: the scalarised utilities of the complete ones, and
+        beyond their worst one step per rank."""
         keys = list(zip(*self._keys(scores), strict=True))
         good = [key[2] for key in keys if key[0] == 0]
         worst, step = (max(good), max(1e-3, max(good) - min(good))) if good else (0.0, 1.0)
@@ -155,7 +155,7 @@ class Cma:
         """[n, objectives] utilities to [n] numbers to minimise."""
         if self._settings.objectives == 1:
             return -points[:, 0]
-        # Only censored ones so far: any point will do as the ideal, they are ranked among themselves.
+        # Nothing complete and feasible so far: these are only ranked among themselves.
         ideal = np.where(np.isfinite(self._ideal), self._ideal, points.max(axis=0))
         reference = np.asarray(self._settings.reference, dtype=np.float64)
         nadir = np.where(ideal > reference, reference, ideal - 1.0)
@@ -269,7 +269,7 @@ class PrivateCentering:
 
     def __init__(self, centering: Any, random: np.random.Generator) -> None:
         self._centering = centering
-        self._state = np.random.RandomState(random.integers(2**32)).get_state()  # noqa: NPY002
+        self._state = np.random.RandomState(random.integers(2**32)).get_state()
 
     def __call__(self, solutions: Any, mean: Any) -> Any:
         """Center solutions in place; see ``cma.integer_centering``."""
@@ -290,7 +290,7 @@ def _pycma() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """pycma's warnings are about its own heuristics (late or injected points, equal values), which are expected here."""
+    """pycma warns about what is expected here: points that are told late, injected ones, equal values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -35,7 +35,7 @@ def utilities(outcome: Outcome, objectives: int) -> Array | None:
 
 
 def violation(outcome: Outcome) -> float:
-    """Total constraint violation, >= 0; 0 is feasible. A constraint that could not be measured is broken without end."""
+    """Total constraint violation, >= 0; 0 is feasible. A constraint that is NaN is broken without end."""
     total = float(sum(max(0.0, each) if each == each else np.inf for each in outcome.violations))
     return total if total == total else np.inf
 

@@ -27,6 +27,7 @@ from search.optimizers.outcomes import Array, generator, genome, utilities, viol
 
 SMALLEST_STEP, LARGEST_STEP = 1e-4, 0.5
 REDRAWS = 30
+REMEMBERED = 512
 
 
 class SmsEmoaOptions(BaseModel):
@@ -83,7 +84,9 @@ class SmsEmoa:
         self._first = Strategy(options.sigma0, 1.0 / max(1, len(box.categories)))
         self._center = settings.center
         self._population: list[Individual] = []
+        self._hashes: set[int] = set()
         self._asked: dict[int, Strategy] = {}
+        self._told: dict[int, None] = {}  # hashes of the last genomes told, oldest first
         self._standing: tuple[npt.NDArray[np.int64], Array] | None = None
 
     @property
@@ -94,14 +97,15 @@ class SmsEmoa:
     def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
         """See :class:`search.optimizers.contract.Optimizer`."""
         random = generator(self._seed, id)
-        known = {trial.genome for trial in pending} | {each.genome for each in self._population}
-        if self._center is not None and self._center not in known and not self._population:
+        known = {hash(trial.genome) for trial in pending}
+        known.update(self._told, self._hashes)
+        if self._center is not None and not self._population and hash(self._center) not in known:
             self._asked[id] = self._first
             return self._center
         founding = len(self._population) + len(pending) < self._mu // 2 or not self._population
         for attempt in range(REDRAWS):
             strategy, child = self._founder(random) if founding else self._child(random, attempt)
-            if child not in known:
+            if hash(child) not in known:
                 break
         self._asked[id] = strategy
         return child
@@ -110,6 +114,9 @@ class SmsEmoa:
         """See :class:`search.optimizers.contract.Optimizer`. Only complete outcomes enter the population; a duplicate's
         original is, or was, there itself."""
         strategy = self._asked.pop(trial.id, self._first)
+        self._told[hash(trial.genome)] = None
+        if len(self._told) > REMEMBERED:
+            del self._told[next(iter(self._told))]
         found = utilities(outcome, self._objectives)
         if outcome.state != "complete" or found is None:
             return
@@ -129,6 +136,7 @@ class SmsEmoa:
         if len(self._population) > self._mu:
             del self._population[self._worst()]
             self._standing = None
+        self._hashes = {hash(each.genome) for each in self._population}
 
     def _ranks_and_contributions(self) -> tuple[npt.NDArray[np.int64], Array]:
         """Ranks [p] over the population, feasibility first, and contributions [p] within each one's rank."""
@@ -147,7 +155,7 @@ class SmsEmoa:
         """[objectives] The run's reference, or lower where individuals lie below it: they would all contribute nothing,
         and which of them goes would be arbitrary."""
         low, high = points.min(axis=0), points.max(axis=0)
-        return np.minimum(self._reference, low - 0.1 * np.maximum(high - low, 1e-9))
+        return np.asarray(np.minimum(self._reference, low - 0.1 * np.maximum(high - low, 1e-9)))
 
     def _worst(self) -> int:
         """Index of the one that goes. Of equals the oldest goes: it lets the population drift over plateaus."""

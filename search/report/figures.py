@@ -26,6 +26,8 @@ MARKS = {
 _REFERENCE_MARKS = ("square", "diamond", "pentagon", "hexagon")
 _BASELINE_MARKS = ("triangle-up", "triangle-down", "cross", "x")
 
+NOTHING = Html()
+
 MOST_MARKERS = 12_000
 """Markers for the cloud of candidates in one figure, over all its plots: more makes a browser slow."""
 
@@ -63,7 +65,7 @@ class Figure:
     numbers: Html
     legend: list[tuple[str, str, str]] = field(default_factory=list)
     columns: int = 1
-    scale: Html = Html()
+    scale: Html = NOTHING
 
     def html(self) -> Html:
         """The figure's place on the page."""
@@ -80,7 +82,7 @@ class Figure:
         ]
         return element(
             "figure",
-            element("ul", keys, class_="legend") if keys else Html(),
+            element("ul", keys, class_="legend") if keys else NOTHING,
             self.scale,
             element("div", boxes, class_="plots side" if self.columns > 1 else "plots"),
             element("figcaption", self.caption),
@@ -125,10 +127,11 @@ def front_figure(facts: Facts) -> Figure:
         pairs = list(itertools.combinations(range(len(facts.targets)), 2))
         every = max(1, -(-len(facts.scored) * len(pairs) // MOST_MARKERS))
         plots = [_pair(facts, marks, x, y, every) for x, y in pairs]
-    legend = [("●", "--faint", "all candidates, search scores"), ("●", "--front", f"front, {facts.results.split} scores")]
-    legend += [
-        (MARKS[marks[each.id]], f"--{each.role}", f"{each.name} ({each.id})") for each in facts.named
+    legend = [
+        ("●", "--faint", "all candidates, search scores"),
+        ("●", "--front", f"front, {facts.results.split} scores"),
     ]
+    legend += [(MARKS[marks[each.id]], f"--{each.role}", f"{each.name} ({each.id})") for each in facts.named]
     return Figure("front", plots, _front_caption(facts), _front_numbers(facts), legend, columns=len(plots))
 
 
@@ -150,12 +153,15 @@ def _pair(facts: Facts, marks: dict[int, str], x: int, y: int, every: int) -> Pl
     ]  # fmt: skip
     front = sorted(facts.results.front, key=lambda id: _place(facts, id, across)[0])
     if front:
-        mode, line = "markers", {}
+        mode: str = "markers"
+        line: Data = {}
         if len(facts.targets) == 2:
             # the border of what the front dominates; in more dimensions a pair of axes shows no such border
             shape = "hv" if across.metric.direction == "minimize" else "vh"
             mode, line = "lines+markers", {"line": {"shape": shape, "width": 1, "color": css("front")}}
-        traces.append({**_points(facts, front, across, up), **line, "mode": mode, "marker": _marker("circle", "front", 8)})
+        traces.append(
+            {**_points(facts, front, across, up), **line, "mode": mode, "marker": _marker("circle", "front", 8)}
+        )
     labels = _label_sides(facts, across, up)
     for each in reversed(facts.named):
         size = 16 if each.role == "chosen" else 11
@@ -167,7 +173,9 @@ def _pair(facts: Facts, marks: dict[int, str], x: int, y: int, every: int) -> Pl
             }
         )  # fmt: skip
     layout = {"xaxis": axis(across), "yaxis": axis(up)}
-    return Plot(f"Scatter plot of {up.name} against {across.name}; its numbers are in the table below it", traces, layout)
+    return Plot(
+        f"Scatter plot of {up.name} against {across.name}; its numbers are in the table below it", traces, layout
+    )
 
 
 def _points(facts: Facts, ids: Sequence[int], across: Target, up: Target) -> Data:
@@ -205,8 +213,8 @@ def _strip(facts: Facts, marks: dict[int, str]) -> Plot:
             }
         )  # fmt: skip
     names = ["all candidates", *(for_plot(each.name) for each in rows)]
-    ticks = {"tickvals": [-index for index in range(len(names))], "ticktext": names, "zeroline": False}
-    layout = {"xaxis": axis(target), "yaxis": ticks}
+    ticks: Data = {"tickvals": [-index for index in range(len(names))], "ticktext": names, "zeroline": False}
+    layout: Data = {"xaxis": axis(target), "yaxis": ticks}
     label = f"Dot plot of {target.name}; its numbers are in the table below it"
     return Plot(label, traces, layout, height=140 + 36 * len(names))
 

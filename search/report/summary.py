@@ -122,7 +122,11 @@ def _comparable(facts: Facts) -> list[Named]:
 
 
 def _against(facts: Facts, pick: int, baseline: Named) -> str:
-    ahead, behind, equal, overlapping, pairs = [], [], [], [], []
+    ahead: list[str] = []
+    behind: list[str] = []
+    equal: list[str] = []
+    overlapping: list[str] = []
+    pairs: list[str] = []
     for target in facts.targets:
         ours, theirs = facts.score(pick, "holdout", target), facts.score(baseline.id, "holdout", target)
         if ours is None or theirs is None:

@@ -155,9 +155,7 @@ def test_batching_never_changes_a_verdict(lengths: list[tuple[int, int]], batch_
         assert answer.total == pytest.approx(expected[place].total, rel=1e-4, abs=1e-5)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 50), max_size=40), tokens=st.integers(1, 120), scored_limit=st.integers(1, 30)
-)
+@given(lengths=st.lists(st.integers(1, 50), max_size=40), tokens=st.integers(1, 120), scored_limit=st.integers(1, 30))
 def test_batches_hold_everything_once_and_keep_the_limits(lengths: list[int], tokens: int, scored_limit: int) -> None:
     scored = [length // 2 for length in lengths]
     groups = batches(lengths, tokens=tokens, scored=scored, scored_limit=scored_limit)
@@ -283,7 +281,7 @@ def test_bad_requests() -> None:
         engine.generate([[5]], max_new_tokens=0)
     with pytest.raises(EvaluatorError, match="batch_tokens must be at least 1"):
         HFEngine(random_model("llama"), word_tokenizer(), batch_tokens=0)
-    with pytest.raises(EvaluatorError, match="causal language models .* Linear is none"):
+    with pytest.raises(EvaluatorError, match=r"causal language models .* Linear is none"):
         HFEngine(torch.nn.Linear(2, 2), word_tokenizer())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evaluators.contract import ItemScores, Metric, Split
-from merging.recipe import Group, Recipe, SourceRef
+from merging.recipe import Assignment, Group, Recipe, SourceRef
 from search.config import Config
 from search.errors import Interrupted, SearchError
 from search.events import Asked, EvaluationStarted, Event, Scored, Told
@@ -45,6 +45,11 @@ def config(optimizer: str, budget: int, **space: Any) -> Config:
     )
 
 
+def coefficients(assignment: Assignment) -> dict[str, float]:
+    """Of both experts; one that a recipe leaves out has none."""
+    return {"a": 0.0, "b": 0.0} | {alias: float(dict(each)["coefficient"]) for alias, each in assignment.sources}
+
+
 class FakeWorker:
     """Item scores that are a pure function of recipe and item; some recipes fail."""
 
@@ -60,8 +65,8 @@ class FakeWorker:
         for name in "ab":
             skill = []
             for assignment in recipe.groups.values():
-                own = dict(dict(assignment.sources)[name])["coefficient"]
-                other = dict(dict(assignment.sources)["b" if name == "a" else "a"])["coefficient"]
+                values_of = coefficients(assignment)
+                own, other = values_of[name], values_of["b" if name == "a" else "a"]
                 skill.append(np.exp(-4 * (own - 0.9) ** 2 - 1.0 * (other - 0.1) ** 2))
             level = float(np.mean(skill))
             draws = [int(hashlib.sha256(f"{name}{item}".encode()).hexdigest()[:8], 16) / 16**8 for item in IDS]
@@ -170,8 +175,7 @@ def test_the_baselines_come_first_and_are_what_they_are_called(tmp_path: Path) -
         recipe = stages[0].space.decode(found[label].genome)
         assert recipe.hash == found[label].recipe_hash
         for assignment in recipe.groups.values():
-            values = {alias: dict(each)["coefficient"] for alias, each in assignment.sources}
-            assert values == pytest.approx({"a": a, "b": b})
+            assert coefficients(assignment) == pytest.approx({"a": a, "b": b})
 
 
 def test_a_known_recipe_is_not_evaluated_again(tmp_path: Path) -> None:

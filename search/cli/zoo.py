@@ -1,0 +1,153 @@
+"""``paretomerge zoo``: small model families that are really trained."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zoo.builder import Listener, ZooEvent
+
+app = typer.Typer(no_args_is_help=True)
+
+FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help="A family, as `paretomerge zoo list` names it.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of initial weights and training data.")]
+
+
+@app.command()
+def build(family: FamilyArgument, seed: SeedOption = 0) -> None:
+    """Train what is missing of a family: a base and its experts. Killed or stopped, the same command goes on."""
+    import zoo
+
+    print(_build(zoo.families, family, seed))
+
+
+@app.command(name="list")
+def list_families() -> None:
+    """The families, what they have, and which are built."""
+    from zoo import families
+    from zoo.builder import missing
+    from zoo.cache import seed_folder
+    from zoo.references import members_of
+
+    for name, spec in families().items():
+        folders = sorted(seed_folder(spec, 0).parent.glob("seed-*"))
+        seeds = [folder.name.removeprefix("seed-") for folder in folders if not missing(folder, spec)]
+        print(f"{name}: {spec.summary}")
+        print(f"  members: {', '.join(members_of(spec))}")
+        print(f"  built seeds: {', '.join(seeds) or f'none; build one with: paretomerge zoo build {name}'}")
+
+
+@app.command()
+def path(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="Such as zoo://skills/base or zoo://skills@1/data.")],
+) -> None:
+    """The folder that a zoo:// reference names."""
+    from zoo import resolve
+
+    print(resolve(reference))
+
+
+@app.command()
+def scores(
+    family: FamilyArgument,
+    seed: SeedOption = 0,
+    split: Annotated[str, typer.Option("--split", help="search, selection or holdout.")] = "holdout",
+) -> None:
+    """What every member of a built family can do: per cent of a split's items answered right, as a Markdown table."""
+    from zoo import resolve
+    from zoo.family import ZooError
+    from zoo.references import parse
+    from zoo.vocabulary import EVALUATION_SPLITS
+
+    if split not in EVALUATION_SPLITS:
+        raise ZooError(f"The splits are {', '.join(EVALUATION_SPLITS)}; found {split!r}.")
+    spec = parse(f"zoo://{family}/base").family
+    folder = resolve(f"zoo://{spec.name}@{seed}/base").parent
+    from zoo.scores import family_scores
+
+    print(f"| {spec.name}, seed {seed}, {split} | {' | '.join(spec.experts)} |")
+    print(f"|---|{'---|' * len(spec.experts)}")
+    for member, row in family_scores(spec, folder, split).items():
+        print(f"| {member} | {' | '.join(f'{100 * value:.1f}' for value in row.values())} |")
+
+
+def _build(families: object, family: str, seed: int) -> Path:
+    import zoo
+
+    with _display() as listener:
+        return zoo.build(family, seed, progress=listener)
+
+
+@contextmanager
+def _display() -> Iterator[Listener]:
+    """Progress bars on a terminal, one plain line now and then elsewhere; on standard error in both cases."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bars(console) as listener:
+            yield listener
+    else:
+        yield _plain(console)
+
+
+@contextmanager
+def _bars(console: object) -> Iterator[Listener]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if not isinstance(console, Console):
+        raise TypeError(console)
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]:22}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as bars:
+
+        def show(event: ZooEvent) -> None:
+            if event.kind == "waiting":
+                console.print("another build of this family is running; waiting for it")
+                return
+            if event.member not in tasks:
+                tasks[event.member] = bars.add_task(event.member, total=event.steps or 1, note="")
+            task = tasks[event.member]
+            if event.kind == "training":
+                bars.update(task, completed=event.step, total=event.steps, note=f"loss {event.loss:.3f}")
+            else:
+                note = "there already" if event.kind == "reused" else f"done in {event.seconds:.0f} s"
+                total = bars.tasks[task].total
+                bars.update(task, completed=total, note=note)
+
+        yield show
+
+
+def _plain(console: object) -> Listener:
+    reported: dict[str, int] = {}
+
+    def show(event: ZooEvent) -> None:
+        if event.kind == "waiting":
+            typer.echo("another build of this family is running; waiting for it", err=True)
+        elif event.kind == "reused":
+            typer.echo(f"{event.member}: there already", err=True)
+        elif event.kind == "finished":
+            typer.echo(f"{event.member}: done in {event.seconds:.0f} s", err=True)
+        else:
+            tenth = 5 * event.step // event.steps
+            if tenth > reported.get(event.member, 0):
+                reported[event.member] = tenth
+                typer.echo(
+                    f"{event.member}: step {event.step} of {event.steps}, loss {event.loss:.3f}, {event.seconds:.0f} s",
+                    err=True,
+                )
+
+    return show

@@ -1,0 +1,106 @@
+"""Tiny models of several architectures, made once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from transformers import GPT2Config, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from merging.materialize import Sources
+from merging.recipe import Assignment, Group, Recipe
+
+torch.set_num_threads(1)
+
+SIZE = {
+    "vocab_size": 53,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+CONFIGS = {
+    "llama": LlamaConfig(**SIZE, tie_word_embeddings=False),
+    "llama-tied": LlamaConfig(**SIZE, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SIZE, tie_word_embeddings=True),
+    "gpt2": GPT2Config(vocab_size=53, n_embd=24, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
+    "mistral-sharded": MistralConfig(**SIZE, tie_word_embeddings=False),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Folders of a base and two experts."""
+
+    base: Path
+    a: Path
+    b: Path
+
+    def load(self) -> Sources:
+        return Sources.load(self.base, {"a": self.a, "b": self.b})
+
+
+def save(model: PreTrainedModel, folder: Path, shard: str) -> None:
+    model.save_pretrained(folder, max_shard_size=shard)
+
+
+def make_family(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Family:
+    """A random model, and two that went a small way from it."""
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).to(dtype)
+    shard = "30KB" if "sharded" in name else "50GB"
+    family = Family(*(folder / each for each in ("base", "a", "b")))
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    save(model, family.base, shard)
+    for path in (family.a, family.b):
+        model.load_state_dict(start)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        save(model, path, shard)
+    return family
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Family]:
+    made: dict[tuple[str, torch.dtype], Family] = {}
+
+    def family(name: str, dtype: torch.dtype = torch.float32) -> Family:
+        if (name, dtype) not in made:
+            made[name, dtype] = make_family(name, tmp_path_factory.mktemp(name), dtype)
+        return made[name, dtype]
+
+    return family
+
+
+@pytest.fixture(scope="session")
+def llama(families: Callable[..., Family]) -> Sources:
+    """The untied Llama's sources; read-only."""
+    return families("llama").load()
+
+
+@pytest.fixture(scope="session")
+def uniform() -> Callable[..., Recipe]:
+    """Builds a recipe with one assignment everywhere, and exceptions by group."""
+
+    def build(
+        sources: Sources,
+        assignment: Assignment,
+        exceptions: dict[Group, Assignment] | None = None,
+        dtype: str | None = None,
+    ) -> Recipe:
+        groups = dict.fromkeys(sources.layout.groups, assignment) | (exceptions or {})
+        return Recipe("base", sources.refs, groups, dtype=dtype)
+
+    return build

@@ -1,0 +1,191 @@
+"""A finished, interrupted or failing run directory without a model: the real search over planted skills."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluators.contract import SPLITS, Items, ItemScores, Metric, Split
+from merging.recipe import Group, Recipe, SourceRef
+from search.config import Config, resolved_yaml
+from search.errors import Interrupted, SearchError
+from search.events import Asked, Event, RunStarted
+from search.finals import Finals
+from search.loop import Search
+from search.objectives import Objectives, Target, aggregate, standard_errors
+from search.results import Results
+from search.stages import build_optimizer, build_stages
+from search.store import Store
+from search.workers.inline import CandidateFailed, Evaluation
+
+SKILLS = ("string", "language", "sums", "dates")
+GROUPS = [
+    Group("embedding"), Group("norm"), *(Group(kind, depth) for depth in range(6) for kind in ("attention", "mlp")),
+]  # fmt: skip
+ITEMS: Mapping[Split, int] = {"search": 120, "selection": 160, "holdout": 240}
+
+SyntheticRun = Callable[..., Results]
+
+
+class PlantedSkill:
+    """Difficulties of items: the higher a merge's skill, the more of them it solves."""
+
+    def __init__(self, name: str, metric: Metric) -> None:
+        self.name, self.metric = name, metric
+        self.ids = {split: tuple(f"{name}/{split}/{index}" for index in range(ITEMS[split])) for split in SPLITS}
+
+    def items(self, split: Split) -> Items:
+        ids = self.ids[split]
+        return Items(ids, ("",) * len(ids), tuple(hashlib.sha256(each.encode()).hexdigest() for each in ids))
+
+    def aggregate(self, scores: ItemScores) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in scores.values.items()}
+
+    def score(self, skill: float, split: Split, recipe_hash: str) -> ItemScores:
+        ids = self.ids[split]
+        difficulty = np.random.default_rng([SPLITS.index(split), *self.name.encode()]).random(len(ids))
+        luck = np.random.default_rng([SPLITS.index(split), int(recipe_hash[:12], 16)]).normal(0.0, 0.1, len(ids))
+        solved = (difficulty + luck < skill).astype(np.float64)
+        values = 1.0 - solved if self.metric.direction == "minimize" else solved
+        values = self.metric.low + values * (self.metric.high - self.metric.low)
+        return ItemScores(ids, {self.metric.name: values}, {self.metric.name: np.ones(len(ids))}, ("ok",) * len(ids))
+
+
+def planted_skill(recipe: Recipe, expert: str) -> float:
+    """0.1 for the base, 0.85 for the expert alone; the other experts interfere."""
+    given = [{alias: dict(values) for alias, values in each.sources} for each in recipe.groups.values()]
+    aliases = {alias for each in given for alias in each} | {expert}
+    # an expert that a group leaves out has the coefficient 0 there
+    of = {alias: [float(each.get(alias, {}).get("coefficient", 0.0)) for each in given] for alias in aliases}
+    own = of.pop(expert)
+    strength = float(np.mean(own))
+    interference = float(np.mean(np.abs(list(of.values())))) if of else 0.0
+    roughness = float(np.std(own))
+    return float(np.clip(0.1 + 0.75 * strength * (2 - strength) - 0.3 * interference - 0.1 * roughness, 0.02, 0.98))
+
+
+class PlantedWorker:
+    """Scores recipes by :func:`planted_skill`; fails where the test says so."""
+
+    def __init__(self, skills: Mapping[str, PlantedSkill], failure: Callable[[int], str | None]) -> None:
+        self.current = 0
+        self._skills, self._failure = skills, failure
+
+    def evaluate(self, recipe: Recipe, split: Split) -> Evaluation:
+        reason = self._failure(self.current) if split == "search" else None
+        if reason is not None:
+            raise CandidateFailed(reason, {"materialize": 0.02})
+        scores, values, errors = {}, {}, {}
+        for name, skill in self._skills.items():
+            scores[name] = skill.score(planted_skill(recipe, name), split, recipe.hash)
+            values |= aggregate(name, skill, scores[name])  # type: ignore[arg-type]
+            errors |= standard_errors(name, scores[name])
+        return Evaluation(values, errors, scores, {"materialize": 0.05, "evaluate": 0.4})
+
+
+@dataclass
+class _Recorder:
+    store: Store
+    worker: PlantedWorker
+
+    def __call__(self, *events: Event) -> None:
+        self.store.append(*events)
+        for event in events:
+            if isinstance(event, Asked):
+                self.worker.current = event.candidate
+
+
+def _config(name: str, metrics: Sequence[str], candidates: int) -> Config:
+    experts = SKILLS[: max(2, len(metrics))]
+    data: dict[str, Any] = {
+        "name": name,
+        "models": {"base": "models/base", "experts": {each: f"models/{each}" for each in experts}},
+        "evaluators": {each: {"type": "exact_match", "data": each} for each in experts},
+        "objectives": [f"{skill}.{metric}" for skill, metric in zip(SKILLS, metrics, strict=False)],
+        "space": {"granularity": {"knots": 3}, "coefficient": [0.0, 1.2]},
+        "search": {"budget": {"candidates": candidates}, "seed": 5},
+    }
+    return Config.model_validate(data)
+
+
+@pytest.fixture
+def synthetic_run() -> SyntheticRun:
+    """A factory of run directories, written by the real search, finals and store over planted skills.
+
+    ``factory(folder, objectives=2, candidates=40, finished=True, failures=None, metrics=None)``:
+    ``failures`` maps a candidate's number to the reason of its failure, or None; ``metrics`` gives the metric of each
+    objective, as names or whole :class:`Metric` records. An unfinished run has half of its candidates.
+    """
+
+    def build(
+        folder: Path,
+        objectives: int = 2,
+        candidates: int = 40,
+        finished: bool = True,
+        failures: Callable[[int], str | None] = lambda id: None,
+        metrics: Sequence[str | Metric] | None = None,
+    ) -> Results:
+        folder.mkdir(parents=True, exist_ok=True)
+        given = metrics or ["accuracy"] * objectives
+        kinds = [each if isinstance(each, Metric) else Metric(each, "maximize", 0.0, 1.0) for each in given]
+        config = _config("synthetic", [each.name for each in kinds], candidates)
+        sources = {
+            alias: SourceRef(f"models/{alias}", f"sha256:{hashlib.sha256(alias.encode()).hexdigest()}")
+            for alias in ("base", *config.models.experts)
+        }
+        targets = Objectives(
+            [Target(f"{skill}.{each.name}", each, each.low, each.high, skill)
+             for skill, each in zip(SKILLS, kinds, strict=False)]
+        )  # fmt: skip
+        skills = {skill: PlantedSkill(skill, each) for skill, each in zip(SKILLS, kinds, strict=False)}
+        stages = build_stages(config, GROUPS, sources)
+        store = Store.create(folder)
+        worker = PlantedWorker(skills, failures)
+        emit = _Recorder(store, worker)
+        emit(
+            RunStarted(
+                config=config.model_dump(mode="json"),
+                sources={alias: each.content for alias, each in sources.items()},
+                paths={alias: str((folder / each.path).absolute()) for alias, each in sources.items()},
+                groups=[str(each) for each in GROUPS],
+                objectives=targets.as_data(),
+                evaluators={name: hashlib.sha256(name.encode()).hexdigest() for name in skills},
+                engine="hf/cpu/float32",
+                threads=1,
+                stage_ends=[stage.end for stage in stages if stage.end is not None],
+                reference=list(targets.reference),
+                items={name: {split: list(each.ids[split]) for split in SPLITS} for name, each in skills.items()},
+            )
+        )
+        (folder / "resolved.yaml").write_text(resolved_yaml(config), encoding="utf-8")
+        environment = {"packages": {"paretomerge": "0.1.0", "cma": None}, "python": "3.11.9", "cores": 2}
+        (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+
+        def should_stop() -> bool:
+            return not finished and worker.current + 1 >= candidates // 2
+
+        try:
+            search = Search(
+                stages,
+                lambda stage: build_optimizer(config, stage, candidates, len(kinds)),
+                worker,
+                targets,
+                emit,
+                should_stop,
+            )
+            search.run(candidates)
+            Finals(store, stages, worker, skills, targets, emit).run(8, candidates)  # type: ignore[arg-type]
+        except (Interrupted, SearchError):
+            pass  # an unfinished run is what the test asked for; a run in which all failed ends like this
+        finally:
+            store.close()
+        return Results.load(folder)
+
+    return build
