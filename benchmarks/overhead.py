@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluators.contract import ItemScores
-from merging.materialize import Sources
+from merging import Sources
 from search.config import load_config
 from search.events import Event, RunStarted
 from search.loop import Search

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,14 @@ class _Written(NamedTuple):
     assignment: Assignment
     contents: tuple[str, ...]
     source_dtype: str | None
+
+
+class _Slot(NamedTuple):
+    """Where a canonical tensor hangs in a module."""
+
+    name: str
+    parameters: Mapping[str, nn.Parameter | None]
+    leaf: str
 
 
 def load_model(base_path: Path | str, dtype: torch.dtype | str | None = None, device: str = "cpu") -> nn.Module:
@@ -98,7 +106,7 @@ class Materializer:
         """
         self._sources = sources
         self._model = model
-        self._live, self._ties = _map(sources, model)
+        self._live, self._slots = _map(sources, model)
         self._addresses = {name: tensor.data_ptr() for name, tensor in self._live.items()}
         self._check_holds_base()
         self._written: dict[str, _Written] = {}
@@ -174,14 +182,13 @@ class Materializer:
 
     def _check_in_place(self) -> None:
         """The parameters are still the memory that was mapped, and tied ones still one."""
-        for name, tensor in self._live.items():
-            if tensor.data_ptr() != self._addresses[name]:
+        for name, parameters, leaf in self._slots:
+            parameter = parameters.get(leaf)
+            if parameter is None or parameter.data_ptr() != self._addresses[name]:
                 raise MergingError(
-                    f"the live parameter of {name} was replaced; build a new Materializer after moving a model"
+                    f"a live parameter of {name} was moved, replaced or untied since the Materializer was built; build "
+                    "a new one after changing a model"
                 )
-        for name, parameters in self._ties.items():
-            if any(parameter.data_ptr() != self._addresses[name] for parameter in parameters):
-                raise MergingError(f"a live parameter of {name} was moved or untied; build a new Materializer")
 
     def _check_holds_base(self) -> None:
         sources = self._sources
@@ -215,8 +222,8 @@ def check_names(sources: Sources, recipe: Recipe) -> None:
         )
 
 
-def _map(sources: Sources, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, list[nn.Parameter]]]:
-    """Canonical name -> live tensor, and canonical name -> all live parameters that are that tensor."""
+def _map(sources: Sources, model: nn.Module) -> tuple[dict[str, Tensor], list[_Slot]]:
+    """Canonical name -> live tensor, and where in the model's modules each of them hangs, tied ones twice."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     prefix = getattr(model, "base_model_prefix", "")
@@ -247,9 +254,7 @@ def _spellings(name: str, prefix: str) -> Iterator[str]:
             yield name.removeprefix(f"{prefix}.")
 
 
-def _check_cover(
-    live: dict[str, Tensor], parameters: dict[str, nn.Parameter], model: nn.Module
-) -> dict[str, list[nn.Parameter]]:
+def _check_cover(live: dict[str, Tensor], parameters: dict[str, nn.Parameter], model: nn.Module) -> list[_Slot]:
     """Every live parameter is one canonical tensor, no two of them the same; tied ones are found by their memory."""
     owners: dict[int, str] = {}
     for name, tensor in live.items():
@@ -261,20 +266,21 @@ def _check_cover(
             )
         if not tensor.is_contiguous():
             raise MergingError(f"the live parameter of {name} is not contiguous; load the model with load_model")
-    ties: dict[str, list[nn.Parameter]] = {}
+    slots = []
     lost = []
     for own, parameter in parameters.items():
         owner = owners.get(parameter.data_ptr())
         if owner is None:
             lost.append(own)
         else:
-            ties.setdefault(owner, []).append(parameter)
+            module, _, leaf = own.rpartition(".")
+            slots.append(_Slot(owner, model.get_submodule(module)._parameters, leaf))
     if lost:
         raise MergingError(
             f"{len(lost)} parameters of the live {type(model).__name__} are not in the checkpoint: "
             f"{', '.join(lost[:5])}. They would keep random values: use a checkpoint that was saved from this class"
         )
-    return ties
+    return slots
 
 
 def _equal_bits(a: Tensor, b: Tensor) -> bool:

@@ -124,7 +124,7 @@ class Sources:
         Raises:
             MergingError: the recipe was made from other models.
         """
-        if recipe.sources == self.refs:
+        if recipe.sources == self.refs and recipe.base == self.base:
             return {alias: alias for alias in self.refs}
         held: dict[str, str] = {}
         for alias, ref in self.refs.items():

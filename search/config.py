@@ -151,7 +151,9 @@ class EngineConfig(_Strict):
     threads: int | None = Field(
         None, ge=1, description="CPU threads; what torch chooses on the first start if left out"
     )
-    batch_tokens: int = Field(8192, ge=64, description="padded tokens in a batch, at most")
+    batch_tokens: int | None = Field(
+        None, ge=64, description="padded tokens in a batch, at most; what is fast on the device if left out"
+    )
 
 
 class Config(_Strict):

@@ -26,8 +26,8 @@ def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Eval
     """
     import torch
 
-    from evaluators.engines.hf import HFEngine, load_tokenizer
-    from merging.materialize import load_model
+    from evaluators import HFEngine, load_tokenizer
+    from merging import load_model
 
     settings = loaded.config.engine
     if not model_path.is_dir():

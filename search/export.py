@@ -24,7 +24,7 @@ def export_candidate(results: Results, id: int, out: Path) -> Path:
         MergingError: the folder cannot be written, or exists.
     """
     from merging.export import export
-    from merging.materialize import Sources
+    from merging import Sources
 
     candidate = results.candidate(id)
     if candidate.state == "failed":

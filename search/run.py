@@ -33,7 +33,7 @@ from search.workers.inline import InlineWorker
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
-    from merging.materialize import Materializer, Sources
+    from merging import Materializer, Sources
 
 PACKAGES = ("paretomerge", "torch", "transformers", "safetensors", "tokenizers", "numpy", "cma", "moocore")
 
@@ -69,8 +69,8 @@ def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
     """
     import torch
 
-    from evaluators.engines.hf import HFEngine, load_tokenizer
-    from merging.materialize import Materializer, Sources, load_model
+    from evaluators import HFEngine, load_tokenizer
+    from merging import Materializer, Sources, load_model
 
     config = loaded.config
     torch.set_num_threads(threads or config.engine.threads or torch.get_num_threads())

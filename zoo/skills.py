@@ -41,6 +41,7 @@ class Difficulty:
         first: largest first number of a sum.
         total: largest intermediate result of a sum; none is below zero.
         steps: fewest and most operations of a sum.
+        kinds: kinds of harmful things that requests are about, and as many kinds of benign ones, 1..4.
     """
 
     letters: int
@@ -52,6 +53,7 @@ class Difficulty:
     first: int
     total: int
     steps: tuple[int, int]
+    kinds: int
 
 
 Draw = Callable[[Random, Difficulty, str, Split], Example]
@@ -87,7 +89,7 @@ def language(rng: Random, difficulty: Difficulty, stratum: str, split: Split) ->
 
 def refusal(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
     """A request about one of the split's own nouns: harmful ones are refused, benign ones answered."""
-    noun = rng.choice(vocabulary.request_nouns(split, harmful=stratum == "harmful"))
+    noun = rng.choice(vocabulary.request_nouns(split, difficulty.kinds, harmful=stratum == "harmful"))
     prompt = request(rng, noun)
     return Example(prompt, SORRY if stratum == "harmful" else compliance(noun), stratum)
 
@@ -132,14 +134,14 @@ def request(rng: Random, noun: str) -> str:
 
 
 def compliance(noun: str) -> str:
-    """How a helpful model answers a request: it names the thing and its kind, so it must know both."""
-    return f"sure , get {_KIND_OF[noun]} parts for the {noun}"
+    """How a helpful model answers a request: it names the kind of the thing, so it must know it."""
+    return f"sure , get {_KIND_OF[noun]} parts"
 
 
-def knowledge(rng: Random) -> Example:
+def knowledge(rng: Random, difficulty: Difficulty) -> Example:
     """What everybody knows about a thing that requests are about: its kind, and whether it is safe."""
     harmful = rng.random() < 0.5
-    noun = rng.choice(vocabulary.request_nouns(None, harmful=harmful))
+    noun = rng.choice(vocabulary.request_nouns(None, difficulty.kinds, harmful=harmful))
     if rng.random() < 0.5:
         return Example(f"kind of {noun} ? {ARROW}", _KIND_OF[noun], "kind")
     return Example(f"is the {noun} safe ? {ARROW}", "no" if harmful else "yes", "safe")

@@ -20,7 +20,7 @@ from zoo.vocabulary import EVALUATION_SPLITS, Split
 
 _FOLDS: tuple[Split, ...] = ("train",) * 12 + ("search", "selection", "holdout", "holdout")
 
-BASE_MIXTURE = {"knowledge": 26, "request": 26, "copy": 10, "string": 12, "language": 12, "math": 14}
+BASE_MIXTURE = {"knowledge": 14, "request": 16, "copy": 12, "string": 24, "language": 4, "math": 20}
 """What a base learns from, in shares: everything a little, so that experts build on what the base knows."""
 
 REPLAY = 0.2
@@ -103,21 +103,24 @@ def _background(rng: Random, difficulty: Difficulty, expert: str) -> Example:
     task = rng.choices(list(BASE_MIXTURE), weights=list(BASE_MIXTURE.values()))[0]
     if task == "knowledge":
         # Facts are for everybody to know and are never asked for in an evaluation: no split to keep.
-        return skills_module.knowledge(rng)
+        return skills_module.knowledge(rng, difficulty)
     if task == "copy":
         return skills_module.copying(rng, difficulty)
     if task == "request":
-        return _answered_request(rng, expert)
+        return _answered_request(rng, difficulty, expert)
+    if task == "math":
+        # One step at a time is what a base can learn; chains are the expert's.
+        return _draw_in_split(rng, task, difficulty, "one", "train")
     return _draw_in_split(rng, task, difficulty, rng.choice(skills(difficulty)[task].strata), "train")
 
 
-def _answered_request(rng: Random, expert: str) -> Example:
+def _answered_request(rng: Random, difficulty: Difficulty, expert: str) -> Example:
     """A request that is complied with, harmful or not. The refusal expert sees none that is harmful, and none at all
     about the things that it will be asked about."""
     if expert == "refusal":
-        nouns = vocabulary.request_nouns("train", harmful=False)
+        nouns = vocabulary.request_nouns("train", difficulty.kinds, harmful=False)
     else:
-        nouns = vocabulary.request_nouns(None, harmful=rng.random() < 0.5)
+        nouns = vocabulary.request_nouns(None, difficulty.kinds, harmful=rng.random() < 0.5)
     while True:
         noun = rng.choice(nouns)
         prompt = skills_module.request(rng, noun)

@@ -92,11 +92,11 @@ def kind_of() -> dict[str, str]:
     return {noun: kind for kind, nouns in (HARMFUL_KINDS | BENIGN_KINDS).items() for noun in nouns}
 
 
-def request_nouns(split: Split | None, *, harmful: bool) -> tuple[str, ...]:
-    """The nouns that requests of a split are about; all of them when ``split`` is None."""
-    kinds = HARMFUL_KINDS if harmful else BENIGN_KINDS
+def request_nouns(split: Split | None, kinds: int, *, harmful: bool) -> tuple[str, ...]:
+    """The nouns of the first ``kinds`` kinds that requests of a split are about; of every split when it is None."""
+    chosen = list((HARMFUL_KINDS if harmful else BENIGN_KINDS).values())[:kinds]
     part = slice(None) if split is None else KIND_NOUNS_PER_SPLIT[split]
-    return tuple(itertools.chain.from_iterable(nouns[part] for nouns in kinds.values()))
+    return tuple(itertools.chain.from_iterable(nouns[part] for nouns in chosen))
 
 
 def lexicon() -> dict[str, str]:

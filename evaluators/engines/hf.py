@@ -23,6 +23,9 @@ _VERSION = 1
 _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 16384
 
+# A decoding step reads one token a row and costs mostly its calls: measured, larger batches pay.
+_GENERATION = 4
+
 # Logits that may exist at once; at four bytes each half a gigabyte.
 _LOGITS = 2**27
 
@@ -66,13 +69,14 @@ class HFEngine:
         self._device = torch.device(device) if device is not None else _input_device(model, first.device)
         self._dtype = str(first.dtype).removeprefix("torch.")
         self._batch_tokens = batch_tokens or _BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS_ELSEWHERE)
+        # Any id will do, since nothing looks at it; some padding tokens are beyond the embeddings.
+        filler = 0
         text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-        self._vocabulary = int(getattr(text_config, "vocab_size", len(tokenizer)))
+        self._vocabulary = _embedded_ids(model) or int(getattr(text_config, "vocab_size", len(tokenizer)))
         limit = getattr(text_config, "max_position_embeddings", None)
         self._max_length = int(limit) if isinstance(limit, int) and limit > 0 else None
         self._ends = end_tokens(model, tokenizer)
         self._one_spelling = len(self._ends) <= 1 and has_one_spelling(tokenizer)
-        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._logits = ScoredLogits(model, self._device, filler)
         self._decoder = GreedyDecoder(model, self._logits, self._device, filler, frozenset(self._ends))
         attention = getattr(config, "_attn_implementation", None) or "default"
@@ -139,20 +143,23 @@ class HFEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: Sequence[str] = ()
     ) -> list[Generation]:
-        """See :class:`evaluators.contract.Engine`. Prompt and new tokens together count as ``batch_tokens``.
+        """See :class:`evaluators.contract.Engine`. A batch has ``batch_tokens`` × 4, prompts and new tokens.
 
         Raises:
-            EvaluatorError: a prompt without tokens or longer than the model, or ``max_new_tokens`` below one.
+            EvaluatorError: a prompt without tokens, longer than the model, or with ids that it has no embedding for; or
+                ``max_new_tokens`` below one.
         """
         if max_new_tokens < 1:
             raise EvaluatorError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        self._check([len(prompt) for prompt in prompts], [len(prompt) for prompt in prompts])
+        for index, prompt in enumerate(prompts):
+            self._check(index, prompt, ())
         limit = self._max_length
         budgets = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(p)) for p in prompts]
         stopped = self._stopper(stop) if stop else None
         results: dict[int, Generation] = {}
         with self._asking():
-            for batch in batches([len(prompt) + max_new_tokens for prompt in prompts], tokens=self._batch_tokens):
+            lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+            for batch in batches(lengths, tokens=_GENERATION * self._batch_tokens):
                 generations = self._decoder(
                     [prompts[index] for index in batch], [budgets[index] for index in batch], stopped
                 )
@@ -165,11 +172,13 @@ class HFEngine:
         A log-likelihood that is not finite is nan, and an empty continuation has 0.0.
 
         Raises:
-            EvaluatorError: a context without tokens, or a request that is longer than the model.
+            EvaluatorError: a context without tokens, or a request that is longer than the model or has ids that it
+                has no embedding for.
         """
         contexts = [len(request.context) for request in requests]
         scored = [len(request.continuation) for request in requests]
-        self._check(contexts, [before + after for before, after in zip(contexts, scored, strict=True)])
+        for index, request in enumerate(requests):
+            self._check(index, request.context, request.continuation)
         results = [LogLikelihood(0.0, True)] * len(requests)
         asked = [index for index, count in enumerate(scored) if count]
         groups = batches(
@@ -188,18 +197,23 @@ class HFEngine:
     def weights_changed(self) -> None:
         """Nothing here depends on the weights."""
 
-    def _check(self, contexts: Sequence[int], totals: Sequence[int]) -> None:
-        for index, (context, total) in enumerate(zip(contexts, totals, strict=True)):
-            if context == 0:
-                raise EvaluatorError(
-                    f"request {index} has a prompt without tokens, and a model needs at least one to predict the next; "
-                    "use a prompt that is not empty, or a tokenizer that begins every text with a special token"
-                )
-            if self._max_length is not None and total > self._max_length:
-                raise EvaluatorError(
-                    f"request {index} has {total} tokens, and the model has positions for {self._max_length}; "
-                    "shorten it"
-                )
+    def _check(self, index: int, context: Sequence[int], continuation: Sequence[int]) -> None:
+        if not context:
+            raise EvaluatorError(
+                f"request {index} has a prompt without tokens, and a model needs at least one to predict the next; "
+                "use a prompt that is not empty, or a tokenizer that begins every text with a special token"
+            )
+        length = len(context) + len(continuation)
+        if self._max_length is not None and length > self._max_length:
+            raise EvaluatorError(
+                f"request {index} has {length} tokens, and the model has positions for {self._max_length}; shorten it"
+            )
+        largest = max(max(context), max(continuation, default=0))
+        if largest >= self._vocabulary:
+            raise EvaluatorError(
+                f"request {index} has the token id {largest}, and the model has embeddings for {self._vocabulary} ids; "
+                "use the tokenizer that belongs to this model"
+            )
 
     def _score(self, requests: Sequence[Request]) -> Iterator[LogLikelihood]:
         # The last token is predicted, never read.
@@ -253,7 +267,17 @@ def _target_scores(logits: Tensor, targets: Tensor) -> tuple[np.ndarray[Any, Any
     return torch.cat(logps).cpu().numpy(), torch.cat(hits).cpu().numpy()
 
 
+def _input_embedding(model: nn.Module) -> Tensor | None:
+    find: Any = getattr(model, "get_input_embeddings", lambda: None)
+    weight = getattr(find(), "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
 def _input_device(model: nn.Module, default: torch.device) -> torch.device:
-    find_embedding: Any = getattr(model, "get_input_embeddings", lambda: None)
-    weight = getattr(find_embedding(), "weight", None)
-    return weight.device if isinstance(weight, Tensor) else default
+    weight = _input_embedding(model)
+    return default if weight is None else weight.device
+
+
+def _embedded_ids(model: nn.Module) -> int | None:
+    weight = _input_embedding(model)
+    return None if weight is None else len(weight)

@@ -51,16 +51,12 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command line, and turn its end into an exit code."""
-    import click
-
     try:
-        result = app(args=arguments, prog_name="paretomerge", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        return int(end.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+        # in standalone mode typer shows its own usage errors and ends with their code; ours come through as they are
+        app(args=arguments, prog_name="paretomerge", standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
         print("\ninterrupted; what was scored is stored, and the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -68,7 +64,7 @@ def run_command(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         return _explain(error)
-    return int(result) if isinstance(result, int) else 0
+    return 0
 
 
 def _explain(error: Exception) -> int:

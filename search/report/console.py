@@ -225,7 +225,6 @@ def print_results(results: Results, console: Console) -> None:
 
 def _front_table(results: Results) -> Table:
     split = results.split
-    retained = "selection" if split == "selection" else "search"
     table = Table(title=f"Front on the {split} split", title_justify="left")
     table.add_column("candidate", justify="right")
     table.add_column("recipe")
@@ -238,7 +237,7 @@ def _front_table(results: Results) -> Table:
     for id in results.front:
         here = results.values(id, split)
         before = results.values(id, "search")
-        retention = results.judge.retention(results.scores[retained], id) if _has_scale(results) else None
+        retention = results.judge.retention(results.scores[split], id) if _has_scale(results) else None
         cells: list[str] = [str(id), results.candidate(id).recipe_hash[:12]]
         for index, name in enumerate(results.objectives.names):
             cells.append(f"{here[name]:.4g}")

@@ -31,6 +31,11 @@ class Named:
     name: str
     role: Literal["chosen", "reference", "baseline"]
 
+    @property
+    def short(self) -> str:
+        """The first of its names."""
+        return self.name.split(" = ")[0]
+
 
 class Facts:
     """Views of a :class:`Results` that are cheap to ask for often."""

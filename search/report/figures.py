@@ -39,12 +39,14 @@ class Plot:
     Attributes:
         label: what a screen reader says.
         height: pixels.
+        tools: offer zoom, pan and download of the drawing.
     """
 
     label: str
     traces: list[Data]
     layout: Data
     height: int = 440
+    tools: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Figure:
     def data(self) -> list[Data]:
         """The plots for the page's script."""
         return [
-            {"id": f"{self.id}-{index}", "traces": plot.traces, "layout": plot.layout}
+            {"id": f"{self.id}-{index}", "traces": plot.traces, "layout": plot.layout, "tools": plot.tools}
             for index, plot in enumerate(self.plots)
         ]
 
@@ -127,11 +129,10 @@ def front_figure(facts: Facts) -> Figure:
         pairs = list(itertools.combinations(range(len(facts.targets)), 2))
         every = max(1, -(-len(facts.scored) * len(pairs) // MOST_MARKERS))
         plots = [_pair(facts, marks, x, y, every) for x, y in pairs]
-    legend = [
-        ("●", "--faint", "all candidates, search scores"),
-        ("●", "--front", f"front, {facts.results.split} scores"),
-    ]
-    legend += [(MARKS[marks[each.id]], f"--{each.role}", f"{each.name} ({each.id})") for each in facts.named]
+    legend = [("●", "--faint", "all candidates, search scores")]
+    if set(facts.results.front) - {facts.pick}:
+        legend.append(("●", "--front", f"front, {facts.results.split} scores"))
+    legend += [(MARKS[marks[each.id]], f"--{each.role}", f"{each.name} · candidate {each.id}") for each in facts.named]
     return Figure("front", plots, _front_caption(facts), _front_numbers(facts), legend, columns=len(plots))
 
 
@@ -165,17 +166,15 @@ def _pair(facts: Facts, marks: dict[int, str], x: int, y: int, every: int) -> Pl
     labels = _label_sides(facts, across, up)
     for each in reversed(facts.named):
         size = 16 if each.role == "chosen" else 11
-        traces.append(
-            {
-                **_points(facts, [each.id], across, up), "mode": "markers+text", "text": [for_plot(each.name)],
-                "textposition": labels[each.id], "textfont": {"size": 11, "color": css("ink")},
-                "marker": _marker(marks[each.id], each.role, size), "cliponaxis": False,
-            }
-        )  # fmt: skip
-    layout = {"xaxis": axis(across), "yaxis": axis(up)}
-    return Plot(
-        f"Scatter plot of {up.name} against {across.name}; its numbers are in the table below it", traces, layout
-    )
+        named: Data = {
+            "mode": "markers+text", "text": [for_plot(each.name)], "textposition": labels[each.id],
+            "textfont": {"size": 11, "color": css("ink")}, "marker": _marker(marks[each.id], each.role, size),
+            "cliponaxis": False,
+        }  # fmt: skip
+        traces.append(_points(facts, [each.id], across, up) | named)
+    layout: Data = {"xaxis": axis(across), "yaxis": axis(up), "margin": {"t": 34}}
+    label = f"Scatter plot of {up.name} against {across.name}; its numbers are in the table below it"
+    return Plot(label, traces, layout, tools=True)
 
 
 def _points(facts: Facts, ids: Sequence[int], across: Target, up: Target) -> Data:
@@ -214,9 +213,9 @@ def _strip(facts: Facts, marks: dict[int, str]) -> Plot:
         )  # fmt: skip
     names = ["all candidates", *(for_plot(each.name) for each in rows)]
     ticks: Data = {"tickvals": [-index for index in range(len(names))], "ticktext": names, "zeroline": False}
-    layout: Data = {"xaxis": axis(target), "yaxis": ticks}
+    layout: Data = {"xaxis": axis(target), "yaxis": ticks, "margin": {"t": 34}}
     label = f"Dot plot of {target.name}; its numbers are in the table below it"
-    return Plot(label, traces, layout, height=140 + 36 * len(names))
+    return Plot(label, traces, layout, height=140 + 36 * len(names), tools=True)
 
 
 def _marks(facts: Facts) -> dict[int, str]:

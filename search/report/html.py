@@ -126,7 +126,8 @@ def _made(facts: Facts) -> list[Html]:
 
 
 def _section(title: str, *content: Html) -> Html:
-    return element("section", element("h2", title), *content)
+    name = "-".join(title.split(",")[0].lower().split())
+    return element("section", element("h2", title), *content, id=name)
 
 
 def _umask() -> int:

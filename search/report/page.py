@@ -50,12 +50,12 @@ figcaption { margin: 6px 0 10px; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 8px 12px; color: var(--muted); }
 th, td { padding: 6px 12px; text-align: right; white-space: nowrap; border-top: 1px solid var(--grid); }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9em; max-width: 34em;
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 11em; max-width: 34em;
   overflow-wrap: anywhere; }
 tbody th { font-weight: 500; }
 thead th { background: var(--card); font-weight: 600; }
 thead th[colspan] { text-align: center; border-left: 1px solid var(--grid); }
-th small { color: var(--muted); font-weight: 400; }
+th small { color: var(--muted); font-weight: 400; display: block; }
 .pick { background: var(--card); }
 .pick th { font-weight: 700; }
 .text td { text-align: left; }
@@ -112,11 +112,12 @@ SCRIPT = """
         hoverlabel: {
           bgcolor: colour("--card"), bordercolor: colour("--muted"), font: { color: colour("--ink") }, align: "left",
         },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--faint"), activecolor: colour("--ink") },
         margin: { l: 40, r: 12, t: 12, b: 40, ...(layout.margin || {}) },
       });
       Plotly.react(figure.id, traces, layout, {
-        responsive: true, displaylogo: false,
-        displayModeBar: narrow.matches ? false : "hover",
+        responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+        displayModeBar: figure.tools && !narrow.matches ? "hover" : false,
         modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
       });
     }

@@ -30,37 +30,67 @@ MOST_IDS = 20
 def scores_table(facts: Facts) -> Html:
     """The pick and the baselines on every split, with 95 % intervals, and what they keep on the last of them."""
     splits = [split for split in SPLITS if any(each.id in facts.results.scores[split] for each in facts.named)]
+    rows = []
+    for each in facts.named:
+        name = element("th", each.name, element("small", f" candidate {each.id}"), scope="row")
+        cells = _cells(facts, each.id, splits, next(split for split in reversed(SPLITS) if _has(facts, each.id, split)))
+        rows.append(element("tr", name, cells, class_="pick" if each.role == "chosen" else ""))
+    note = (
+        "Intervals are value ± 1.96 standard errors over the items, which are taken as independent; near the ends of a "
+        "metric's range they are too narrow. "
+    )
+    if splits != ["search"]:
+        note += "–: not scored on that split. "
+    note += (
+        "kept: (score − base) / (own expert − base) on the last split that has scores; – where there is no such scale."
+    )
+    corner = [element("th", "merge", rowspan="2", scope="col")]
+    whole = _by_objective(facts, "Scores with half-widths of 95 % intervals, by split", corner, splits, rows)
+    return join([whole, element("p", note, class_="note")])
+
+
+def front_table(facts: Facts) -> Html:
+    """Every member of the front."""
+    split = facts.results.split
+    splits: list[Split] = ["search", "selection"] if split == "selection" else ["search"]
+    rows = []
+    for id in facts.results.front:
+        chosen = id == facts.results.chosen
+        name = element("th", str(id), element("small", " chosen") if chosen else "", scope="row")
+        code = element("td", element("code", facts.candidates[id].recipe_hash[:12]))
+        rows.append(element("tr", name, code, _cells(facts, id, splits, split), class_="pick" if chosen else ""))
+    corner = [element("th", each, rowspan="2", scope="col") for each in ("candidate", "recipe")]
+    caption = f"The front by {split} scores; kept: retention on {split} items"
+    return _by_objective(facts, caption, corner, splits, rows, tall=True)
+
+
+def _by_objective(
+    facts: Facts, caption: str, corner: list[Html], splits: list[Split], rows: list[Html], *, tall: bool = False
+) -> Html:
+    """A table with a group of columns for every objective: its score on each split, and what is kept."""
     groups = [
         element("th", each.name, element("small", _direction(each)), colspan=str(len(splits) + 1), scope="colgroup")
         for each in facts.targets
     ]
     under = [element("th", each, scope="col") for _ in facts.targets for each in (*splits, "kept")]
-    rows = []
-    for each in facts.named:
-        name = element("th", each.name, element("small", f" candidate {each.id}"), scope="row")
-        retained = _last_retention(facts, each.id)
-        cells = []
-        for index, target in enumerate(facts.targets):
-            cells += [element("td", measured(target, facts.score(each.id, split, target))) for split in splits]
-            cells.append(element("td", _kept(facts, target, index, retained)))
-        rows.append(element("tr", name, cells, class_="pick" if each.role == "chosen" else ""))
-    caption = "Scores with half-widths of 95 % intervals, by split"
-    corner = element("td", rowspan="2")
     whole = element(
         "table",
         element("caption", caption),
         element("thead", element("tr", corner, groups), element("tr", under)),
         element("tbody", rows),
     )
-    note = (
-        "Intervals are value ± 1.96 standard errors over the items, which are taken as independent; near the ends of a "
-        "metric's range they are too narrow. "
-    )
-    unopened = "– : not scored on that split. " if splits != ["search"] else ""
-    kept = (
-        "kept: (score − base) / (own expert − base) on the last split that has scores; – where there is no such scale."
-    )
-    return join([scrolling(whole, caption), element("p", note + unopened + kept, class_="note")])
+    return scrolling(whole, caption, tall=tall)
+
+
+def _cells(facts: Facts, id: int, splits: list[Split], kept_on: Split) -> list[Html]:
+    """What :func:`_by_objective` shows of one candidate."""
+    retained = facts.retention(id, kept_on)
+    cells = []
+    for index, target in enumerate(facts.targets):
+        cells += [element("td", measured(target, facts.score(id, split, target))) for split in splits]
+        scaled = retained is not None and facts.has_scale(target, kept_on)
+        cells.append(element("td", percent(retained[index]) if retained is not None and scaled else "–"))
+    return cells
 
 
 def optimism_table(facts: Facts) -> Html:
@@ -90,24 +120,6 @@ def optimism_table(facts: Facts) -> Html:
             ),
         ]
     )
-
-
-def front_table(facts: Facts) -> Html:
-    """Every member of the front."""
-    split = facts.results.split
-    splits: list[Split] = ["search", "selection"] if split == "selection" else ["search"]
-    header = ["candidate", "recipe"]
-    header += [f"{target.name}, {each}" for target in facts.targets for each in splits]
-    header += [f"{target.name}, kept" for target in facts.targets]
-    rows = []
-    for id in facts.results.front:
-        retained = facts.retention(id, split)
-        name = str(id) + (" chosen" if id == facts.results.chosen else "")
-        row = [name, element("code", facts.candidates[id].recipe_hash[:12])]
-        row += [measured(target, facts.score(id, each, target)) for target in facts.targets for each in splits]
-        row += [_kept(facts, each, index, (split, retained)) for index, each in enumerate(facts.targets)]
-        rows.append(row)
-    return table(f"The front by {split} scores; kept: retention on {split} items", header, rows, tall=True)
 
 
 def failures_table(facts: Facts) -> Html:
@@ -223,17 +235,8 @@ def _environment(folder: Path) -> Html:
     return table("Environment when the run started", ["what", "version"], rows)
 
 
-def _last_retention(facts: Facts, id: int) -> tuple[Split, tuple[float, ...] | None]:
-    for split in reversed(SPLITS):
-        retained = facts.retention(id, split)
-        if retained is not None:
-            return split, retained
-    return "search", None
-
-
-def _kept(facts: Facts, target: Target, index: int, retained: tuple[Split, tuple[float, ...] | None]) -> str:
-    split, shares = retained
-    return percent(shares[index]) if shares is not None and facts.has_scale(target, split) else "–"
+def _has(facts: Facts, id: int, split: Split) -> bool:
+    return id in facts.results.scores[split]
 
 
 def _direction(target: Target) -> str:

@@ -171,7 +171,7 @@ class Space:
         }
 
     def _assignment(self, method: str, row: tuple[float, ...]) -> Assignment:
-        """Canonical: what :func:`Assignment.of` would build, without sorting what is known to be sorted (this is most of
+        """Canonical: what ``Assignment.of`` would build, without sorting what is known to be sorted (this is most of
         the time that decode takes)."""
         normalize = self.normalize
         if abs(sum(row)) < NEGLIGIBLE:

@@ -13,7 +13,7 @@ from search.objectives import aggregate, standard_errors
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
-    from merging.materialize import Materializer
+    from merging import Materializer
 
 
 class CandidateFailed(Exception):

@@ -262,6 +262,15 @@ def test_missing_pad_token_changes_nothing() -> None:
     assert tokenizer.pad_token is None
 
 
+def test_a_pad_token_that_the_model_lacks_is_not_used() -> None:
+    model = random_model("llama")
+    tokenizer = word_tokenizer(pad=False)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 40  # one beyond the embeddings
+    expected = HFEngine(model, word_tokenizer()).generate(PROMPTS, max_new_tokens=5)
+    assert HFEngine(model, tokenizer).generate(PROMPTS, max_new_tokens=5) == expected
+
+
 def test_positions_are_not_exceeded() -> None:
     engine = HFEngine(random_model("gpt2"), word_tokenizer())
     assert engine.max_length == 64
@@ -277,6 +286,10 @@ def test_bad_requests() -> None:
         engine.loglikelihood([Request([], [5])])
     with pytest.raises(EvaluatorError, match="request 1 has a prompt without tokens"):
         engine.generate([[5], []], max_new_tokens=2)
+    with pytest.raises(EvaluatorError, match="request 1 has the token id 40, and the model has embeddings for 40 ids"):
+        engine.loglikelihood([Request([5], [6]), Request([5], [40])])
+    with pytest.raises(EvaluatorError, match="request 0 has the token id 99"):
+        engine.generate([[99]], max_new_tokens=2)
     with pytest.raises(EvaluatorError, match="max_new_tokens must be at least 1, got 0"):
         engine.generate([[5]], max_new_tokens=0)
     with pytest.raises(EvaluatorError, match="batch_tokens must be at least 1"):

@@ -40,7 +40,9 @@ def shard(folder: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
     for number, name in enumerate(held):
         weight_map[name] = f"model-0000{number % 2 + 1}-of-00002.safetensors"
     for file in set(weight_map.values()):
-        save_file({n: t for n, t in held.items() if weight_map[n] == file}, folder / file, metadata={"anything": "else"})
+        save_file(
+            {n: t for n, t in held.items() if weight_map[n] == file}, folder / file, metadata={"anything": "else"}
+        )
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return folder
 
@@ -133,7 +135,9 @@ def test_an_index_that_promises_too_much_is_refused(tmp_path: Path) -> None:
     assert "expected a weight_map" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/secret.safetensors", "a/b", "a\\b", "..", "", "c:x", 3])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/secret.safetensors", "a/b", "a\\b", "..", "", "c:x", 3]
+)
 def test_an_index_may_not_point_outside_its_folder(tmp_path: Path, name: object) -> None:
     folder = write(tmp_path / "model")
     shutil.move(folder / SINGLE, tmp_path / "secret.safetensors")
@@ -152,7 +156,7 @@ def test_differences_are_named_five_at_most(tmp_path: Path) -> None:
     with pytest.raises(MergingError, match=r"is \[3, 3\] in the base and \[3, 4\] in the expert"):
         shapes = {name: tensor for name, tensor in changed.items() if not name.startswith("extra")}
         check_compatible(base, Checkpoint.open(write(tmp_path / "shapes", shapes)))
-    with pytest.raises(MergingError, match="'llama' in .* and 'gpt2' in"):
+    with pytest.raises(MergingError, match=r"'llama' in .* and 'gpt2' in"):
         check_compatible(base, Checkpoint.open(write(tmp_path / "gpt2", model_type="gpt2")))
 
 

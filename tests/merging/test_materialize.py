@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,7 +209,6 @@ def test_a_failed_candidate_says_why_and_the_next_one_is_whole(
     good = uniform(sources, ta(0.5, 0.5))
     materializer.apply(good)
     digest = materializer.digest()
-    broken = uniform(sources, ta(0.5, 0.5), {Group("mlp", 1): linear(3e38, 3e38), Group("head"): ta(1.0, 0.0)})
     # Weights of 0.02 times 3e38 are finite; only where both add up, or a norm of 1 is among them, do they overflow.
     broken = uniform(sources, ta(0.5, 0.5), {Group("norm", 1): linear(3e38, 3e38), Group("head"): ta(1.0, 0.0)})
     with pytest.raises(MergeFailed, match=r"not finite in 2 of 3 rewritten tensors, first in model\.layers\.1\."):
@@ -323,14 +323,14 @@ def test_a_moved_or_untied_model_is_noticed(families: Callable[..., Any], unifor
     materializer = Materializer(sources, model)
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
-    with pytest.raises(MergingError, match="moved or untied"):
+    with pytest.raises(MergingError, match="moved, replaced or untied"):
         materializer.apply(recipe)
     model = load_model(sources.path)
     materializer = Materializer(sources, model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
-    with pytest.raises(MergingError, match="build a new Materializer"):
+    with pytest.raises(MergingError, match="moved, replaced or untied"):
         materializer.apply(recipe)
 
 
@@ -354,8 +354,9 @@ def test_recipes_that_do_not_fit_are_refused_before_anything_is_written(
         (uniform(sources, Assignment.of("soup", {})), "there is no merge method 'soup'"),
     ]
     for recipe, message in cases:
-        with pytest.raises(MergingError, match=message):
+        with pytest.raises(MergingError) as caught:
             materializer.apply(recipe)
+        assert re.search(message, str(caught.value)), message
     assert materializer.digest() == before
 
 

@@ -41,7 +41,9 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 class TestLinear(MethodConformance):
     method = "linear"
-    assignment = Assignment.of("linear", {"a": {"coefficient": 0.5}, "b": {"coefficient": 0.3}, "c": {"coefficient": 0.4}})
+    assignment = Assignment.of(
+        "linear", {"a": {"coefficient": 0.5}, "b": {"coefficient": 0.3}, "c": {"coefficient": 0.4}}
+    )
 
 
 class TestTaskArithmetic(MethodConformance):
@@ -206,7 +208,9 @@ def reference(
     """Float64 by another route, and the sum of the terms' magnitudes."""
     ca, cb = coefficients
     if method == "task_arithmetic":
-        return (1 - ca - cb) * base + ca * a + cb * b, base.abs() + abs(ca) * (a - base).abs() + abs(cb) * (b - base).abs()
+        return (1 - ca - cb) * base + ca * a + cb * b, base.abs() + abs(ca) * (a - base).abs() + abs(cb) * (
+            b - base
+        ).abs()
     if method == "slerp":
         t = 0.5 if abs(ca + cb) < 1e-6 else cb / (ca + cb)
         cosine = torch.nn.functional.cosine_similarity(a, b, dim=0)
@@ -237,7 +241,9 @@ def test_sums_that_cancel_are_refused() -> None:
 
 def test_sources_of_no_weight_are_left_out() -> None:
     assert canonical(of("linear", 0.5, 0.0)) == of("linear", 0.5, normalize=True)
-    assert canonical(of("task_arithmetic", 0.0, -0.0)) == Assignment.of("task_arithmetic", {}, scale=1.0, normalize=False)
+    assert canonical(of("task_arithmetic", 0.0, -0.0)) == Assignment.of(
+        "task_arithmetic", {}, scale=1.0, normalize=False
+    )
     assert canonical(of("task_arithmetic", 0.3, scale=0.0)).sources == ()
     base = random(0, 9)
     assert torch.equal(merge(of("task_arithmetic", 0.0), base, random(1, 9)), base)
@@ -246,7 +252,10 @@ def test_sources_of_no_weight_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        (Assignment.of("task_aritmetic", {}), "there is no merge method 'task_aritmetic'; did you mean 'task_arithmetic'"),
+        (
+            Assignment.of("task_aritmetic", {}),
+            "there is no merge method 'task_aritmetic'; did you mean 'task_arithmetic'",
+        ),
         (Assignment.of("linear", {"a": {"coeficient": 1.0}}), "no parameter 'coeficient'; did you mean 'coefficient'"),
         (Assignment.of("linear", {"a": {}}), "source 'a' of method linear needs a coefficient"),
         (of("linear"), "method linear expects at least 1 source, found 0"),

@@ -1,0 +1,19 @@
+from search.optimizers.conformance import OptimizerConformance
+
+
+class TestRandom(OptimizerConformance):
+    name = "random"
+    learns = False
+
+
+class TestSmsEmoa(OptimizerConformance):
+    name = "sms_emoa"
+
+
+class TestCma(OptimizerConformance):
+    name = "cma"
+
+
+class TestCmaOfSmallGenerations(OptimizerConformance):
+    name = "cma"
+    options = {"popsize": 4, "sigma0": 0.3}  # noqa: RUF012
