@@ -40,6 +40,7 @@ class Difficulty:
         nouns, adjectives, verbs, prepositions: how many words of each class ``language`` uses.
         first: largest first number of a sum.
         total: largest intermediate result of a sum; none is below zero.
+        operand: largest number that is added or taken away.
         steps: fewest and most operations of a sum.
         kinds: kinds of harmful things that requests are about, and as many kinds of benign ones, 1..4.
     """
@@ -52,6 +53,7 @@ class Difficulty:
     prepositions: int
     first: int
     total: int
+    operand: int
     steps: tuple[int, int]
     kinds: int
 
@@ -95,14 +97,14 @@ def refusal(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> 
 
 
 def math(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
-    """A sum worked from left to right ("calc : 9 + 4 - 2 =>" -> "9 + 4 = 1 3 ; 1 3 - 2 = 1 1 # 1 1")."""
+    """A sum worked from left to right, one operation a step ("calc : 9 + 4 - 2 =>" -> "9 + 4 ; 1 3 - 2 # 1 1")."""
     total = rng.randint(1, difficulty.first)
     terms, steps = [_digits(total)], []
     for _ in range(_STEPS.index(stratum)):
-        operands = [n for n in (*range(-9, 0), *range(1, 10)) if 0 <= total + n <= difficulty.total]
-        operand = rng.choice(operands)
+        most = difficulty.operand
+        operand = rng.choice([n for n in range(-most, most + 1) if n and 0 <= total + n <= difficulty.total])
         term = f"{'+' if operand > 0 else '-'} {abs(operand)}"
-        steps.append(f"{_digits(total)} {term} = {_digits(total + operand)}")
+        steps.append(f"{_digits(total)} {term}")
         terms.append(term)
         total += operand
     answer = f"{' ; '.join(steps)} {MARKER} {_digits(total)}"

@@ -86,6 +86,7 @@ class Cma:
         self._queue: list[Array] = []
         self._generation: list[tuple[Array, Score]] = []
         self._inject: list[Genome] = []
+        self._better: Genome | None = None  # found elsewhere since this strategy began
 
     def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
         """See :class:`search.optimizers.contract.Optimizer`."""
@@ -110,7 +111,7 @@ class Cma:
             if len(self._generation) >= self._strategy.popsize:
                 self._learn()
         elif best and self._strategy is not None:
-            self._inject.append(trial.genome)
+            self._better = trial.genome
 
     def _score(self, id: int, outcome: Outcome) -> Score:
         found = utilities(outcome, self._settings.objectives)
@@ -176,6 +177,7 @@ class Cma:
 
     def _begin(self, popsize: int | None) -> None:
         """A new strategy at the best point known, else at the run's center."""
+        self._better = None
         strategy = self._new(self._start(), popsize or self._options.popsize)
         self._strategy = strategy
         if self._restart == 0:
@@ -216,8 +218,11 @@ class Cma:
         return strategy
 
     def _draw(self) -> None:
-        """The points of the next generation; injected ones among them, at most a third."""
+        """The points of the next generation; at most a third of them in the direction of injected ones. A better point
+        that was found elsewhere goes on drawing the distribution until it is surpassed."""
         strategy = self._strategy
+        if self._better is not None and self._elites[0][1] == self._better:
+            self._inject.insert(0, self._better)
         count = max(1, strategy.popsize // 3)
         strategy.inject(
             [

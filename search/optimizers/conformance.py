@@ -55,7 +55,7 @@ class OptimizerConformance:
         for objectives in self.objectives:
             optimizer = self.make(self.settings(box, objectives))
             assert isinstance(optimizer, Optimizer)
-            for event in _life(optimizer, box, objectives, 60):
+            for event in _life(optimizer, box, objectives, 40):
                 if isinstance(event, Asked):
                     assert event.trial.genome in box
                     assert all(type(value) is float for value in event.trial.genome.values)
@@ -67,9 +67,9 @@ class OptimizerConformance:
         injected, late and never finished trials in its log."""
         for objectives in self.objectives:
             settings = self.settings(box, objectives)
-            undisturbed = list(_life(self.make(settings), box, objectives, 60))
+            undisturbed = list(_life(self.make(settings), box, objectives, 45))
             killed = _Killed(lambda settings=settings: self.make(settings))  # type: ignore[misc]
-            assert list(_life(killed, box, objectives, 60)) == undisturbed
+            assert list(_life(killed, box, objectives, 45)) == undisturbed
             assert killed.times > 2
 
     def test_the_seed_decides(self) -> None:

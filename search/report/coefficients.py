@@ -60,7 +60,7 @@ def _heatmap(
     if len(columns) <= 14:
         trace |= {
             "text": [[_text(value) if value is not None else "" for value in line] for line in z],
-            "texttemplate": "%{text}", "textfont": {"size": 11},
+            "texttemplate": "%{text}", "textfont": {"size": 11, "color": css("ink")},
         }  # fmt: skip
     layout = {
         "title": {"text": for_plot(expert), "font": {"size": 14}, "x": 0, "xref": "paper", "xanchor": "left"},

@@ -1,19 +1,20 @@
 """Figures as plotly's plain data, and what stands around them: a legend, a caption, the numbers as a table.
 
-Colours are named by CSS variables and long series by columns (``{"css": …}``, ``{"column": …}``); the page's script
-looks both up, so that a figure follows the reader's light or dark setting and no series is stored twice.
+Colours are named by CSS variables and long series by columns (``{"css": …}``, ``{"column": …}``, ``{"says": …}``); the
+page's script looks them up, so that a figure follows the reader's light or dark setting and no series is stored twice.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from search.objectives import Target
 from search.report.facts import Facts, Named
-from search.report.markup import Z95, Html, details, element, for_plot, join, measured, scrolling, table
+from search.report.markup import Z95, Html, decimals, details, element, for_plot, join, measured, scrolling, table
 
 Data = dict[str, Any]
 
@@ -24,12 +25,23 @@ MARKS = {
 """plotly's symbols and the letters that show them in a legend."""
 
 _REFERENCE_MARKS = ("square", "diamond", "pentagon", "hexagon")
+_SIDES = (
+    "top right", "bottom right", "top left", "bottom left", "middle right", "middle left", "top center",
+    "bottom center",
+)  # fmt: skip
+
+_Box = tuple[float, float, float, float]
+
 _BASELINE_MARKS = ("triangle-up", "triangle-down", "cross", "x")
 
 NOTHING = Html()
 
 MOST_MARKERS = 12_000
 """Markers for the cloud of candidates in one figure, over all its plots: more makes a browser slow."""
+
+
+MOST_BARS = 60
+"""Members of the front that have bars: more cover each other and everything else."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +116,33 @@ def css(name: str) -> Data:
     return {"css": f"--{name}"}
 
 
-def columns(facts: Facts) -> Data:
-    """Search scores of all complete candidates, and who they are: id, label, stage; s0, s1, … and e0, e1, …"""
-    stages = [stage.name for stage in facts.results.stages]
+def page_data(facts: Facts, figures: Sequence[Figure]) -> Data:
+    """What the page's script needs: the figures, and every series that they name.
+
+    ``columns`` holds the search scores of all complete candidates and who they are: id, label, stage; s0, s1, … and
+    the half-widths e0, e1, … ``says`` holds what a mark of the front, or with a name, says when it is pointed at.
+    """
+    return {
+        "columns": _columns(facts),
+        "names": [each.name for each in facts.targets],
+        "decimals": [decimals(each) for each in facts.targets],
+        "stages": [each.name for each in facts.results.stages],
+        "says": {str(id): _hover(facts, id) for id in [*facts.results.front, *(each.id for each in facts.named)]},
+        "figures": [plot for figure in figures for plot in figure.data()],
+    }
+
+
+def _columns(facts: Facts) -> Data:
     candidates = [facts.candidates[id] for id in facts.scored]
     data: Data = {
         "id": facts.scored,
         "label": [each.label for each in candidates],
-        "stage": [stages[each.stage] for each in candidates],
+        "stage": [each.stage for each in candidates],
     }
     for index, target in enumerate(facts.targets):
         scores = [facts.score(id, "search", target) for id in facts.scored]
         data[f"s{index}"] = [None if each is None else _rounded(each[0]) for each in scores]
-        data[f"e{index}"] = [None if each is None else _rounded(Z95 * each[1]) for each in scores]
+        data[f"e{index}"] = [None if each is None else _rounded(Z95 * each[1], 3) for each in scores]
     return data
 
 
@@ -127,8 +153,7 @@ def front_figure(facts: Facts) -> Figure:
         plots = [_strip(facts, marks)]
     else:
         pairs = list(itertools.combinations(range(len(facts.targets)), 2))
-        every = max(1, -(-len(facts.scored) * len(pairs) // MOST_MARKERS))
-        plots = [_pair(facts, marks, x, y, every) for x, y in pairs]
+        plots = [_pair(facts, marks, x, y, _thinning(facts)) for x, y in pairs]
     legend = [("●", "--faint", "all candidates, search scores")]
     if set(facts.results.front) - {facts.pick}:
         legend.append(("●", "--front", f"front, {facts.results.split} scores"))
@@ -160,14 +185,20 @@ def _pair(facts: Facts, marks: dict[int, str], x: int, y: int, every: int) -> Pl
             # the border of what the front dominates; in more dimensions a pair of axes shows no such border
             shape = "hv" if across.metric.direction == "minimize" else "vh"
             mode, line = "lines+markers", {"line": {"shape": shape, "width": 1, "color": css("front")}}
+        bars = len(front) <= MOST_BARS
         traces.append(
-            {**_points(facts, front, across, up), **line, "mode": mode, "marker": _marker("circle", "front", 8)}
+            {
+                **_points(facts, front, across, up, bars=bars),
+                **line,
+                "mode": mode,
+                "marker": _marker("circle", "front", 8),
+            }
         )
     labels = _label_sides(facts, across, up)
     for each in reversed(facts.named):
         size = 16 if each.role == "chosen" else 11
         named: Data = {
-            "mode": "markers+text", "text": [for_plot(each.name)], "textposition": labels[each.id],
+            "mode": "markers+text", "text": [for_plot(each.short)], "textposition": labels[each.id],
             "textfont": {"size": 11, "color": css("ink")}, "marker": _marker(marks[each.id], each.role, size),
             "cliponaxis": False,
         }  # fmt: skip
@@ -177,17 +208,19 @@ def _pair(facts: Facts, marks: dict[int, str], x: int, y: int, every: int) -> Pl
     return Plot(label, traces, layout, tools=True)
 
 
-def _points(facts: Facts, ids: Sequence[int], across: Target, up: Target) -> Data:
+def _points(facts: Facts, ids: Sequence[int], across: Target, up: Target, *, bars: bool = True) -> Data:
     places = [(_place(facts, id, across), _place(facts, id, up)) for id in ids]
-    return {
+    data: Data = {
         "type": "scatter",
         "x": [x for (x, _), _ in places],
         "y": [y for _, (y, _) in places],
-        "error_x": _bars([error for (_, error), _ in places]),
-        "error_y": _bars([error for _, (_, error) in places]),
-        "hovertext": [_hover(facts, id) for id in ids],
+        "hovertext": {"says": list(ids)},
         "hoverinfo": "text",
     }
+    if bars:
+        data["error_x"] = _bars([error for (_, error), _ in places])
+        data["error_y"] = _bars([error for _, (_, error) in places])
+    return data
 
 
 def _strip(facts: Facts, marks: dict[int, str]) -> Plot:
@@ -208,7 +241,7 @@ def _strip(facts: Facts, marks: dict[int, str]) -> Plot:
         traces.append(
             {
                 "type": "scatter", "mode": "markers", "x": [value], "y": [-row], "error_x": _bars([error]),
-                "hovertext": [_hover(facts, each.id)], "hoverinfo": "text", "marker": _marker(mark, colour, 12),
+                "hovertext": {"says": [each.id]}, "hoverinfo": "text", "marker": _marker(mark, colour, 12),
             }
         )  # fmt: skip
     names = ["all candidates", *(for_plot(each.name) for each in rows)]
@@ -224,6 +257,12 @@ def _marks(facts: Facts) -> dict[int, str]:
         each.id: "star" if each.role == "chosen" else next(references if each.role == "reference" else baselines)
         for each in facts.named
     }
+
+
+def _thinning(facts: Facts) -> int:
+    """One in how many candidates is drawn as a dot."""
+    pairs = math.comb(len(facts.targets), 2)
+    return max(1, -(-len(facts.scored) * pairs // MOST_MARKERS))
 
 
 def _marker(symbol: str, colour: str, size: int) -> Data:
@@ -251,36 +290,38 @@ def _hover(facts: Facts, id: int) -> str:
 
 
 def _label_sides(facts: Facts, across: Target, up: Target) -> dict[int, str]:
-    """Where each name stands beside its mark so that few names cover each other: the first free side, pick first."""
-    ids = {*(each.id for each in facts.named), *facts.results.front}
-    xs = {id: _place(facts, id, across)[0] for id in ids}
-    ys = {id: _place(facts, id, up)[0] for id in ids}
-    width = (max(xs.values()) - min(xs.values())) or 1.0
-    height = (max(ys.values()) - min(ys.values())) or 1.0
-    boxes: list[tuple[float, float, float, float]] = []
-    sides = {}
+    """Where each name stands beside its mark so that few names cover each other, or a mark: the best free side, the
+    pick first. Reckoned in the pixels of a plot of middling size; an estimate is enough."""
+    ids = sorted({*(each.id for each in facts.named), *facts.results.front})
+    xs = _stretched([_place(facts, id, across)[0] for id in ids], 560.0)
+    ys = _stretched([_place(facts, id, up)[0] for id in ids], 320.0)
+    places = dict(zip(ids, zip(xs, ys, strict=True), strict=True))
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
+    found = {}
     for each in facts.named:
-        # in pixels of a plot of middling size; an estimate is enough
-        x, y = (xs[each.id] - min(xs.values())) / width * 560, (ys[each.id] - min(ys.values())) / height * 320
-        length = 6.5 * len(each.name)
-        best: tuple[float, int, str, tuple[float, float, float, float]] | None = None
-        for order, side in enumerate(
-            ("top right", "bottom right", "top left", "bottom left", "middle right", "middle left", "top center")
-        ):
-            left = x + 6 if "right" in side else x - 6 - length if "left" in side else x - length / 2
-            bottom = y + 6 if "top" in side else y - 20 if "bottom" in side else y - 7
-            box = (left, bottom, left + length, bottom + 14)
-            outside = max(0.0, -30 - left) + max(0.0, left + length - 620)
-            cost = sum(_overlap(box, other) for other in boxes) + 20 * outside
-            if best is None or (cost, order) < best[:2]:
-                best = (cost, order, side, box)
-        if best is not None:
-            sides[each.id] = best[2]
-            boxes.append(best[3])
-    return sides
+        boxes = [_label_box(*places[each.id], 6.5 * len(each.short), side) for side in _SIDES]
+        costs = [
+            sum(_overlap(box, other) for other in taken) + 20 * (max(0.0, -30 - box[0]) + max(0.0, box[2] - 620))
+            for box in boxes
+        ]
+        best = costs.index(min(costs))
+        found[each.id] = _SIDES[best]
+        taken.append(boxes[best])
+    return found
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+def _stretched(values: Sequence[float], length: float) -> list[float]:
+    low, high = min(values), max(values)
+    return [(value - low) / ((high - low) or 1.0) * length for value in values]
+
+
+def _label_box(x: float, y: float, length: float, side: str) -> _Box:
+    left = x + 8 if "right" in side else x - 8 - length if "left" in side else x - length / 2
+    bottom = y + 8 if "top" in side else y - 22 if "bottom" in side else y - 7
+    return (left, bottom, left + length, bottom + 14)
+
+
+def _overlap(one: _Box, other: _Box) -> float:
     across = min(one[2], other[2]) - max(one[0], other[0])
     up = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, across) * max(0.0, up)
@@ -302,6 +343,11 @@ def _front_caption(facts: Facts) -> str:
             "they are somewhat worse than they look. "
         )
     text += "Bars are 95 % intervals for the choice of items. Point at a mark for its number and scores."
+    if len(facts.targets) > 1 and len(facts.results.front) > MOST_BARS:
+        text += " The front is too long for bars of its own; they are in the table."
+    every = _thinning(facts)
+    if every > 1:
+        text += f" To keep the page quick, one faint dot in {every} is drawn; the table has all."
     if len(facts.targets) > 2:
         text += " The front is taken over all objectives at once; in one pair of them a member may look dominated."
     return text
@@ -326,6 +372,6 @@ def _front_numbers(facts: Facts) -> Html:
     return join([own, every])
 
 
-def _rounded(value: float) -> float | None:
-    """Six significant digits: what a figure can show, in fewer bytes. None where it is not finite."""
-    return float(f"{value:.6g}") if abs(value) < float("inf") else None
+def _rounded(value: float, digits: int = 6) -> float | None:
+    """So many significant digits: what a figure can show, in fewer bytes. None where it is not finite."""
+    return float(f"{value:.{digits}g}") if abs(value) < float("inf") else None

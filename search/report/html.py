@@ -11,7 +11,7 @@ from search.report import tables
 from search.report.coefficients import coefficients_figure
 from search.report.convergence import convergence_figure
 from search.report.facts import Facts
-from search.report.figures import Figure, columns, front_figure
+from search.report.figures import Figure, front_figure, page_data
 from search.report.markup import Html, element
 from search.report.page import page
 from search.report.summary import choice_rule, summary
@@ -62,12 +62,7 @@ def render(results: Results) -> str:
     facts = Facts(results)
     figures: list[Figure] = []
     body = [_head(facts), *_found(facts, figures), *_made(facts)]
-    data = {
-        "columns": columns(facts),
-        "names": [each.name for each in facts.targets],
-        "figures": [plot for figure in figures for plot in figure.data()],
-    }
-    return page(f"{results.name}: paretomerge report", body, data, get_plotlyjs())
+    return page(f"{results.name}: paretomerge report", body, page_data(facts, figures), get_plotlyjs())
 
 
 def _head(facts: Facts) -> Html:
@@ -77,7 +72,7 @@ def _head(facts: Facts) -> Html:
         "header",
         element("h1", results.name),
         element("p", state, class_="state"),
-        element("div", [element("p", each) for each in summary(facts)], class_="summary"),
+        element("div", [element("p", _unbroken(each)) for each in summary(facts)], class_="summary"),
     )
 
 
@@ -128,6 +123,11 @@ def _made(facts: Facts) -> list[Html]:
 def _section(title: str, *content: Html) -> Html:
     name = "-".join(title.split(",")[0].lower().split())
     return element("section", element("h2", title), *content, id=name)
+
+
+def _unbroken(text: str) -> str:
+    """No line ends between a number and what belongs to it."""
+    return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
 
 
 def _umask() -> int:

@@ -92,7 +92,7 @@ def for_plot(text: str) -> str:
 
 def count(number: int, word: str, plural: str = "") -> str:
     """``1 candidate``, ``3 candidates``."""
-    return f"{number:,} {word if number == 1 else plural or word + 's'}".replace(",", " ")
+    return f"{number} {word if number == 1 else plural or word + 's'}"
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
@@ -102,7 +102,7 @@ def listed(words: Sequence[str], last: str = "and") -> str:
 
 def number(target: Target, value: float) -> str:
     """A metric's value with a thousandth of its range as the last digit."""
-    return f"{value:.{_decimals(target)}f}".replace("-", "−")
+    return f"{value:.{decimals(target)}f}".replace("-", "−")
 
 
 def measured(target: Target, score: tuple[float, float] | None) -> str:
@@ -115,7 +115,7 @@ def measured(target: Target, score: tuple[float, float] | None) -> str:
     if score is None:
         return "–"
     value, error = score
-    spread = f"{Z95 * error:.{_decimals(target)}f}" if math.isfinite(error) else "unknown"
+    spread = f"{Z95 * error:.{decimals(target)}f}" if math.isfinite(error) else "unknown"
     return f"{number(target, value)} ± {spread}"
 
 
@@ -126,7 +126,9 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``0.4 s``, ``35 s``, ``4 min 10 s``, ``3 h 5 min``."""
+    """``12 ms``, ``2.4 s``, ``35 s``, ``4 min 10 s``, ``3 h 5 min``."""
+    if 0.0 < seconds < 1.0:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -137,5 +139,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _decimals(target: Target) -> int:
+def decimals(target: Target) -> int:
+    """Digits after the point that a thousandth of the metric's range needs."""
     return min(9, max(0, 3 - math.floor(math.log10(target.high - target.low) + 1e-9)))

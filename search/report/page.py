@@ -18,11 +18,11 @@ from search.report.markup import Html, element, escape
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1b1f24; --muted: #59636e; --grid: #dde1e6;
   --faint: #8c959f; --front: #0860c4; --chosen: #c2410c; --reference: #1a7f4b; --baseline: #8250df;
-  --heat-zero: #f1f3f5; --heat-high: #0860c4; --heat-low: #c2410c; }
+  --heat-zero: #f1f3f5; --heat-high: #74aef0; --heat-low: #f2a071; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #14181d; --card: #1d232a; --ink: #e6edf3; --muted: #a5afba; --grid: #313942;
     --faint: #7d8793; --front: #6cb0ff; --chosen: #ff9457; --reference: #56d08b; --baseline: #c4a1ff;
-    --heat-zero: #232a32; --heat-high: #6cb0ff; --heat-low: #ff9457; }
+    --heat-zero: #232a32; --heat-high: #1f63ad; --heat-low: #a34714; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -50,8 +50,8 @@ figcaption { margin: 6px 0 10px; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 8px 12px; color: var(--muted); }
 th, td { padding: 6px 12px; text-align: right; white-space: nowrap; border-top: 1px solid var(--grid); }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 11em; max-width: 34em;
-  overflow-wrap: anywhere; }
+thead tr:first-child th:first-child, tbody th, .fill td:first-child { text-align: left; white-space: normal;
+  min-width: 11em; max-width: 34em; overflow-wrap: anywhere; }
 tbody th { font-weight: 500; }
 thead th { background: var(--card); font-weight: 600; }
 thead th[colspan] { text-align: center; border-left: 1px solid var(--grid); }
@@ -71,13 +71,16 @@ code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monos
 SCRIPT = """
 "use strict";
 (() => {
-  const { columns, names, figures } = JSON.parse(document.getElementById("report-data").textContent);
+  const data = JSON.parse(document.getElementById("report-data").textContent);
+  const { columns, names, decimals, stages, says, figures } = data;
   const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  const digits = value => value === null ? "unknown" : String(value).replace("-", "\\u2212");
-  const score = (index, row) => digits(columns["s" + index][row]) + " \\u00b1 " + digits(columns["e" + index][row]);
+  const digits = (value, index) =>
+    value === null ? "unknown" : value.toFixed(decimals[index]).replace("-", "\\u2212");
+  const score = (index, row) =>
+    digits(columns["s" + index][row], index) + " \\u00b1 " + digits(columns["e" + index][row], index);
   columns.hover = columns.id.map((id, row) => [
-    "candidate " + id + (columns.label[row] ? " \\u00b7 " + columns.label[row] : "") + " (" + columns.stage[row] + ")",
-    "search scores, 95 % intervals",
+    "candidate " + id + (columns.label[row] ? " \\u00b7 " + columns.label[row] : ""),
+    "stage " + stages[columns.stage[row]] + ", search scores, 95 % intervals",
     ...names.map((name, index) => name + ": " + score(index, row)),
   ].map(plain).join("<br>"));
   columns.spread = columns.id.map(id => ((id * 0.618034) % 1 - 0.5) * 0.6);
@@ -87,6 +90,7 @@ SCRIPT = """
     if (Array.isArray(value)) return value.map(each => resolve(each, css));
     if (value === null || typeof value !== "object") return value;
     if ("css" in value) return css.getPropertyValue(value.css).trim();
+    if ("says" in value) return value.says.map(id => says[id]);
     if ("column" in value) return columns[value.column].filter((_, row) => row % (value.every || 1) === 0);
     return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, resolve(each, css)]));
   };
@@ -135,7 +139,8 @@ SCRIPT = """
     const body = table.createTBody();
     columns.id.forEach((id, row) => {
       const line = body.insertRow();
-      for (const text of [id, columns.label[row], columns.stage[row], ...names.map((_, index) => score(index, row))])
+      const scores = names.map((_, index) => score(index, row));
+      for (const text of [id, columns.label[row], stages[columns.stage[row]], ...scores])
         line.insertCell().textContent = text;
     });
   };
@@ -153,7 +158,7 @@ def page(title: str, body: Sequence[Html], data: dict[str, Any], plotly: str) ->
     Args:
         title: plain text.
         body: the sections.
-        data: for the page's script: ``columns``, ``names`` and ``figures``.
+        data: for the page's script, see :func:`search.report.figures.page_data`.
         plotly: the source of plotly.js; it goes in exactly once.
     """
     policy = "; ".join(

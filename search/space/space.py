@@ -214,7 +214,7 @@ class Space:
 
     def _expert(self, recipe: Recipe, alias: str) -> int:
         """Index of the expert that a recipe calls by this alias: the one with its content."""
-        content = recipe.sources[alias].content
+        content = recipe.sources[alias].content if alias in recipe.sources else "unknown"
         same = [index for index, expert in enumerate(self.experts) if self.sources[expert].content == content]
         if not same:
             raise SpaceError(

@@ -17,3 +17,4 @@ class TestCma(OptimizerConformance):
 class TestCmaOfSmallGenerations(OptimizerConformance):
     name = "cma"
     options = {"popsize": 4, "sigma0": 0.3}  # noqa: RUF012
+    objectives = (2,)
