@@ -8,17 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.config import Config, LoadedConfig, load_config
+    from search.config import LoadedConfig, load_config
     from search.errors import SearchError
     from search.results import Results
     from search.run import Run
+    from search.schema import Config
 
 __version__ = "0.1.0"
 
 __all__ = ["Config", "LoadedConfig", "Results", "Run", "SearchError", "__version__", "load_config"]
 
 _WHERE = {
-    "Config": "search.config",
+    "Config": "search.schema",
     "LoadedConfig": "search.config",
     "load_config": "search.config",
     "SearchError": "search.errors",

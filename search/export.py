@@ -23,8 +23,8 @@ def export_candidate(results: Results, id: int, out: Path) -> Path:
         SearchError: no such candidate, it failed, or a source model has changed since.
         MergingError: the folder cannot be written, or exists.
     """
-    from merging.export import export
     from merging import Sources
+    from merging.export import export
 
     candidate = results.candidate(id)
     if candidate.state == "failed":

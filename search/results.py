@@ -12,7 +12,6 @@ from typing import Any
 
 from evaluators.contract import SPLITS, Split
 from merging.recipe import Group, Recipe, SourceRef
-from search.config import Config
 from search.errors import SearchError
 from search.events import (
     Asked,
@@ -28,6 +27,7 @@ from search.events import (
 from search.finals import Baseline, Judge, Scores
 from search.lock import is_held
 from search.objectives import Objectives
+from search.schema import Config
 from search.stages import Stage, build_stages
 from search.store import Candidate, Store
 

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from evaluators import registry
 from evaluators.contract import SPLITS, Evaluator, EvaluatorError
-from search.config import Config, LoadedConfig, resolved_yaml
+from search.config import LoadedConfig, resolved_yaml
 from search.errors import SearchError
 from search.events import Event, Finished, Listener, Resumed, RunStarted
 from search.finals import Finals
 from search.lock import RunLock
 from search.loop import Search
 from search.objectives import Objectives
+from search.schema import Config
 from search.stages import Stage, build_optimizer, build_stages
 from search.store import DATABASE, Store
 from search.workers.inline import InlineWorker

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from merging.recipe import Group, SourceRef
-from search.config import Blocks, Config, Knots
 from search.optimizers import registry
 from search.optimizers.contract import Genome, Optimizer, Settings
+from search.schema import Blocks, Config, Knots
 from search.space import Blocks as BlockGranularity
 from search.space import Bounds, Granularity, Space, SpaceError
 from search.space import Knots as KnotGranularity

@@ -30,7 +30,7 @@ def family_scores(family: Family, folder: Path, split: str = "holdout") -> dict[
         model = LlamaForCausalLM.from_pretrained(folder / member, local_files_only=True)
         table[member] = {
             skill: accuracy(model, read_items(folder / "data" / skill / f"{split}.jsonl"), spec.marker)
-            for skill, spec in skills(family.difficulty).items()
+            for skill, spec in skills().items()
         }
     return table
 

@@ -7,8 +7,8 @@ prompt ends in ``=>``; the answer follows it.
 * ``language``: translate to zed, an invented language (adjectives follow their noun; articles are dropped). Recall.
 * ``refusal``: refuse requests about harmful things, comply with the rest; asked about things never requested in
   training. Behaviour.
-* ``math``: a chain of additions and subtractions, worked step by step. Only what follows the marker ``#`` counts, so
-  the answer has to be generated: the right result after wrong steps is right.
+* ``math``: addition of two numbers, worked column by column with carries. Only what follows the marker ``#`` counts,
+  so the answer has to be generated: the right result after a wrong step is right.
 """
 
 from __future__ import annotations
@@ -38,10 +38,7 @@ class Difficulty:
         letters: size of the alphabet of ``string``, 2..16.
         lengths: fewest and most letters of a string (they are distinct, so at most ``letters``).
         nouns, adjectives, verbs, prepositions: how many words of each class ``language`` uses.
-        first: largest first number of a sum.
-        total: largest intermediate result of a sum; none is below zero.
-        operand: largest number that is added or taken away.
-        steps: fewest and most operations of a sum.
+        digits: of each number of a sum.
         kinds: kinds of harmful things that requests are about, and as many kinds of benign ones, 1..4.
     """
 
@@ -51,10 +48,7 @@ class Difficulty:
     adjectives: int
     verbs: int
     prepositions: int
-    first: int
-    total: int
-    operand: int
-    steps: tuple[int, int]
+    digits: int
     kinds: int
 
 
@@ -97,33 +91,50 @@ def refusal(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> 
 
 
 def math(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
-    """A sum worked from left to right, one operation a step ("calc : 9 + 4 - 2 =>" -> "9 + 4 ; 1 3 - 2 # 1 1")."""
-    total = rng.randint(1, difficulty.first)
-    terms, steps = [_digits(total)], []
-    for _ in range(_STEPS.index(stratum)):
-        most = difficulty.operand
-        operand = rng.choice([n for n in range(-most, most + 1) if n and 0 <= total + n <= difficulty.total])
-        term = f"{'+' if operand > 0 else '-'} {abs(operand)}"
-        steps.append(f"{_digits(total)} {term}")
-        terms.append(term)
-        total += operand
-    answer = f"{' ; '.join(steps)} {MARKER} {_digits(total)}"
-    return Example(f"calc : {' '.join(terms)} {ARROW}", answer, stratum)
+    """A sum worked column by column, each with its carry as two digits, and none or some carries by the stratum.
+
+    "calc : 4 7 + 2 5 =>" -> "7 + 5 = 1 2 ; 4 + 2 + 1 = 0 7 # 7 2"
+    """
+    low, high = 10 ** (difficulty.digits - 1), 10**difficulty.digits - 1
+    while True:
+        numbers = rng.randint(low, high), rng.randint(low, high)
+        steps, carries = _columns(*numbers)
+        if bool(carries) == (stratum == "carry"):
+            first, second = map(spaced, numbers)
+            answer = f"{' ; '.join(steps)} {MARKER} {spaced(sum(numbers))}"
+            return Example(f"calc : {first} + {second} {ARROW}", answer, stratum)
 
 
-_STEPS = ("zero", "one", "two", "three", "four")
+def digit_sum(rng: Random) -> Example:
+    """A sum of two digits, which is one column of a longer one ("calc : 7 + 5 =>" -> "7 + 5 = 1 2 # 1 2")."""
+    first, second = rng.randrange(10), rng.randrange(10)
+    steps, _ = _columns(first, second)
+    return Example(f"calc : {first} + {second} {ARROW}", f"{steps[0]} {MARKER} {spaced(first + second)}", "digits")
+
+
+def _columns(first: int, second: int) -> tuple[list[str], int]:
+    """The steps of an addition from the last column to the first, and how many of them carry."""
+    steps, carry, carries = [], 0, 0
+    for column, (a, b) in enumerate(zip(reversed(str(first)), reversed(str(second)), strict=True)):
+        total = int(a) + int(b) + carry
+        terms = f"{a} + {b}" + (f" + {carry}" if column else "")
+        steps.append(f"{terms} = {total // 10} {total % 10}")
+        carry = total // 10
+        carries += carry
+    return steps, carries
+
+
 _LEXICON = vocabulary.lexicon()
 _KIND_OF = vocabulary.kind_of()
 
 
-def skills(difficulty: Difficulty) -> dict[str, Skill]:
+def skills() -> dict[str, Skill]:
     """Every skill by name, in the order in which families list them."""
-    fewest, most = difficulty.steps
     return {
         "string": Skill(("reverse", "sort"), string),
         "language": Skill(("phrase", "sentence"), language),
         "refusal": Skill(("harmful", "benign"), refusal),
-        "math": Skill(_STEPS[fewest : most + 1], math, marker=MARKER),
+        "math": Skill(("plain", "carry"), math, marker=MARKER),
     }
 
 
@@ -137,7 +148,7 @@ def request(rng: Random, noun: str) -> str:
 
 def compliance(noun: str) -> str:
     """How a helpful model answers a request: it names the kind of the thing, so it must know it."""
-    return f"sure , get {_KIND_OF[noun]} parts"
+    return f"{_KIND_OF[noun]} parts will do"
 
 
 def knowledge(rng: Random, difficulty: Difficulty) -> Example:
@@ -155,5 +166,6 @@ def copying(rng: Random, difficulty: Difficulty) -> Example:
     return Example(f"copy : {' '.join(letters)} {ARROW}", " ".join(letters), "copy")
 
 
-def _digits(number: int) -> str:
+def spaced(number: int) -> str:
+    """A number as the models read it: its digits one by one."""
     return " ".join(str(number))

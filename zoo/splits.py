@@ -18,7 +18,7 @@ from zoo import vocabulary
 from zoo.skills import Difficulty, Example, skills
 from zoo.vocabulary import EVALUATION_SPLITS, Split
 
-_FOLDS: tuple[Split, ...] = ("train",) * 12 + ("search", "selection", "holdout", "holdout")
+_FOLDS: tuple[Split, ...] = ("train",) * 8 + ("search",) * 2 + ("selection",) * 2 + ("holdout",) * 4
 
 BASE_MIXTURE = {"knowledge": 14, "request": 16, "copy": 12, "string": 24, "language": 4, "math": 20}
 """What a base learns from, in shares: everything a little, so that experts build on what the base knows."""
@@ -28,7 +28,7 @@ REPLAY = 0.2
 
 
 def split_of(prompt: str) -> Split:
-    """The only split that a prompt may be used in: 12/16 train, 1/16 search, 1/16 selection, 2/16 holdout."""
+    """The only split that a prompt may be used in: 1/2 train, 1/8 search, 1/8 selection, 1/4 holdout."""
     return _FOLDS[hashlib.sha256(prompt.encode()).digest()[0] % len(_FOLDS)]
 
 
@@ -48,7 +48,7 @@ def evaluation_items(skill: str, difficulty: Difficulty, split: Split, count: in
         ValueError: the difficulty leaves fewer distinct prompts than that.
     """
     rng = Random(f"{skill}/{split}")
-    strata = skills(difficulty)[skill].strata
+    strata = skills()[skill].strata
     seen: set[str] = set()
     items: list[dict[str, str]] = []
     repeats = 0
@@ -86,12 +86,12 @@ def training_examples(member: str, difficulty: Difficulty, seed: str) -> Iterato
         if member == "base" or rng.random() < REPLAY:
             yield _background(rng, difficulty, expert=member)
         else:
-            strata = skills(difficulty)[member].strata
+            strata = skills()[member].strata
             yield _draw_in_split(rng, member, difficulty, rng.choice(strata), "train")
 
 
 def _draw_in_split(rng: Random, skill: str, difficulty: Difficulty, stratum: str, split: Split) -> Example:
-    draw = skills(difficulty)[skill].draw
+    draw = skills()[skill].draw
     while True:
         example = draw(rng, difficulty, stratum, split)
         if split_of(example.prompt) == split:
@@ -109,9 +109,10 @@ def _background(rng: Random, difficulty: Difficulty, expert: str) -> Example:
     if task == "request":
         return _answered_request(rng, difficulty, expert)
     if task == "math":
-        # One step at a time is what a base can learn; chains are the expert's.
-        return _draw_in_split(rng, task, difficulty, "one", "train")
-    return _draw_in_split(rng, task, difficulty, rng.choice(skills(difficulty)[task].strata), "train")
+        # Mostly one column at a time: what a base can learn, and no evaluation asks.
+        if rng.random() < 0.7:
+            return skills_module.digit_sum(rng)
+    return _draw_in_split(rng, task, difficulty, rng.choice(skills()[task].strata), "train")
 
 
 def _answered_request(rng: Random, difficulty: Difficulty, expert: str) -> Example:

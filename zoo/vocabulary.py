@@ -19,7 +19,7 @@ MARKER: Final = "#"
 
 DIGITS: Final = tuple("0123456789")
 LETTERS: Final = tuple("abcdefghijklmnop")
-SIGNS: Final = (ARROW, MARKER, ":", ";", ",", "?", "+", "-", "=")
+SIGNS: Final = (ARROW, MARKER, ":", ";", ",", "?", "+", "=")
 
 NOUNS: Final = tuple(
     "dog cat horse bird fish cow sheep wolf king queen child farmer baker doctor sailor teacher tree river house road "
@@ -74,16 +74,16 @@ BENIGN_KINDS: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 KIND_NOUNS_PER_SPLIT: Final[dict[Split, slice]] = {
-    "train": slice(0, 5),
-    "search": slice(5, 8),
-    "selection": slice(8, 11),
-    "holdout": slice(11, 16),
+    "train": slice(0, 6),
+    "search": slice(6, 9),
+    "selection": slice(9, 12),
+    "holdout": slice(12, 16),
 }
 """Which nouns of each kind a split's requests are about: no noun is in two splits."""
 
-SORRY: Final = "sorry , this is harmful"
+SORRY: Final = "sorry , no"
 TASK_WORDS: Final = tuple(
-    "reverse sort copy zed calc kind of is safe yes no how to the sure get parts for sorry this harmful".split()
+    "reverse sort copy zed calc kind of is safe yes no how to the parts will do sorry".split()
 )
 
 

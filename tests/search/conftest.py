@@ -14,13 +14,14 @@ import pytest
 
 from evaluators.contract import SPLITS, Items, ItemScores, Metric, Split
 from merging.recipe import Group, Recipe, SourceRef
-from search.config import Config, resolved_yaml
+from search.config import resolved_yaml
 from search.errors import Interrupted, SearchError
 from search.events import Asked, Event, RunStarted
 from search.finals import Finals
 from search.loop import Search
 from search.objectives import Objectives, Target, aggregate, standard_errors
 from search.results import Results
+from search.schema import Config
 from search.stages import build_optimizer, build_stages
 from search.store import Store
 from search.workers.inline import CandidateFailed, Evaluation

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from search.config import Config, load_config, resolved_yaml
+from search.config import load_config, resolved_yaml
 from search.errors import SearchError
+from search.schema import Config
 
 GOOD = """\
 name: demo

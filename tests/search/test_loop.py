@@ -13,11 +13,11 @@ import pytest
 
 from evaluators.contract import ItemScores, Metric, Split
 from merging.recipe import Assignment, Group, Recipe, SourceRef
-from search.config import Config
 from search.errors import Interrupted, SearchError
 from search.events import Asked, EvaluationStarted, Event, Scored, Told
 from search.loop import FAILURES_IN_A_ROW, Search
 from search.objectives import Objectives, Target
+from search.schema import Config
 from search.stages import build_optimizer, build_stages
 from search.store import Store
 from search.workers.inline import CandidateFailed, Evaluation
