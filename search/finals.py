@@ -52,21 +52,21 @@ class Judge:
         self.objectives = objectives
         self._candidates = {each.id: each for each in candidates}
         self._stage_names = list(stage_names)
+        self._labels = {each.label: each.id for each in reversed(candidates) if each.label}
 
     def labelled(self, label: str) -> int | None:
         """The baseline candidate with this label."""
-        return next((each.id for each in self._candidates.values() if each.label == label), None)
+        return self._labels.get(label)
 
     def retention(self, scores: Scores, id: int) -> tuple[float, ...]:
         """[objectives] retention of a candidate, on the split that the scores are of."""
-        values = {id: {name: value for name, (value, _) in each.items()} for id, each in scores.items()}
-        base = values.get(self._or_missing("base"))
+        base = _values(scores, self.labelled("base"))
         experts = {
-            target.expert: values[own]
+            target.expert: own
             for target in self.objectives.targets
-            if target.expert is not None and (own := self._or_missing(f"expert {target.expert}")) in values
+            if target.expert is not None and (own := _values(scores, self.labelled(f"expert {target.expert}")))
         }
-        return self.objectives.retention(values[id], base, experts)
+        return self.objectives.retention(_values(scores, id) or {}, base, experts)
 
     def front(self, scores: Scores, among: Sequence[int] | None = None) -> list[int]:
         """Ids of the non-dominated complete candidates, ascending. Of equal recipes only the first counts."""
@@ -137,9 +137,12 @@ class Judge:
     def _complete(self, id: int) -> bool:
         return id in self._candidates and self._candidates[id].state == "complete"
 
-    def _or_missing(self, label: str) -> int:
-        found = self.labelled(label)
-        return -1 if found is None else found
+
+def _values(scores: Scores, id: int | None) -> dict[str, float] | None:
+    """metric -> value of a candidate, None where it has no scores."""
+    if id is None or id not in scores:
+        return None
+    return {name: value for name, (value, _) in scores[id].items()}
 
 
 class Finals:
