@@ -152,9 +152,8 @@ class Search:
         try:
             evaluation = self._worker.evaluate(recipe, "search")
         except CandidateFailed as failure:
-            # a reason may quote anything, but the log is UTF-8
-            reason = failure.reason.encode("utf-8", "replace").decode()
-            self._tell(id, stage, Outcome("failed", reason=reason), Failed(id, "search", reason, failure.seconds))
+            outcome = Outcome("failed", reason=failure.reason)
+            self._tell(id, stage, outcome, Failed(id, "search", failure.reason, failure.seconds))
             return
         outcome = Outcome(
             "complete",

@@ -38,7 +38,7 @@ class Difficulty:
         letters: size of the alphabet of ``string``, 2..16.
         lengths: fewest and most letters of a string (they are distinct, so at most ``letters``).
         nouns, adjectives, verbs, prepositions: how many words of each class ``language`` uses.
-        digits: of each number of a sum.
+        digit: largest digit of a sum's numbers, which have two each and no zeros, 5..9.
         kinds: kinds of harmful things that requests are about, and as many kinds of benign ones, 1..4.
     """
 
@@ -48,7 +48,7 @@ class Difficulty:
     adjectives: int
     verbs: int
     prepositions: int
-    digits: int
+    digit: int
     kinds: int
 
 
@@ -95,9 +95,9 @@ def math(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Exa
 
     "calc : 4 7 + 2 5 =>" -> "7 + 5 = 1 2 ; 4 + 2 + 1 = 0 7 # 7 2"
     """
-    low, high = 10 ** (difficulty.digits - 1), 10**difficulty.digits - 1
+    digits = range(1, difficulty.digit + 1)
     while True:
-        numbers = rng.randint(low, high), rng.randint(low, high)
+        numbers = [10 * rng.choice(digits) + rng.choice(digits) for _ in range(2)]
         steps, carries = _columns(*numbers)
         if bool(carries) == (stratum == "carry"):
             first, second = map(spaced, numbers)
@@ -105,9 +105,9 @@ def math(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Exa
             return Example(f"calc : {first} + {second} {ARROW}", answer, stratum)
 
 
-def digit_sum(rng: Random) -> Example:
+def digit_sum(rng: Random, difficulty: Difficulty) -> Example:
     """A sum of two digits, which is one column of a longer one ("calc : 7 + 5 =>" -> "7 + 5 = 1 2 # 1 2")."""
-    first, second = rng.randrange(10), rng.randrange(10)
+    first, second = rng.randint(1, difficulty.digit), rng.randint(1, difficulty.digit)
     steps, _ = _columns(first, second)
     return Example(f"calc : {first} + {second} {ARROW}", f"{steps[0]} {MARKER} {spaced(first + second)}", "digits")
 

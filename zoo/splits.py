@@ -111,7 +111,7 @@ def _background(rng: Random, difficulty: Difficulty, expert: str) -> Example:
     if task == "math":
         # Mostly one column at a time: what a base can learn, and no evaluation asks.
         if rng.random() < 0.7:
-            return skills_module.digit_sum(rng)
+            return skills_module.digit_sum(rng, difficulty)
     return _draw_in_split(rng, task, difficulty, rng.choice(skills()[task].strata), "train")
 
 

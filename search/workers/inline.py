@@ -26,7 +26,7 @@ class CandidateFailed(Exception):
 
     def __init__(self, reason: str, seconds: dict[str, float]) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = reason.encode("utf-8", "replace").decode()  # it may quote anything, but the log is UTF-8
         self.seconds = seconds
 
 
