@@ -1,4 +1,4 @@
-"""What all tests share: no network, no deadlines, and the small zoo family, built once per machine."""
+"""Fixtures that every test may use."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
+# Nothing is ever loaded from a model hub; without this a missing folder is asked for over the network first.
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-# a busy machine is slow, not wrong; and the same examples everywhere, so that a failure can be repeated
-settings.register_profile("paretomerge", deadline=None, derandomize=True)
-settings.load_profile("paretomerge")
 
 
 @pytest.fixture(scope="session")
 def nano_zoo() -> Path:
-    """The folder of ``skills-nano``, training seed 0, in the user's cache; trained on the first use."""
+    """The folder of the family ``skills-nano``, seed 0, in the user's cache: built once a machine, then reused."""
     import zoo
 
     return zoo.build("skills-nano")

@@ -1,4 +1,4 @@
-"""Building a family: data, then the base, then the experts, two at a time. What is finished is never made again."""
+"""Building a family: data, then the base, then the experts in two processes. What is finished is never made again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -21,7 +21,7 @@ from zoo.family import Family, ZooError, family
 from zoo.splits import write_data
 from zoo.worker import RECORD
 
-_PARALLEL: Final = 2
+_PROCESSES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ Listener = Callable[[ZooEvent], None]
 def build(family_name: str, seed: int = 0, progress: Listener | None = None) -> Path:
     """Build what is missing of a family and say where it is.
 
-    Each model trains in a process of its own, on one thread, so the weights do not depend on what else runs. A build
+    Models train in processes of their own, on one thread each, so that weights do not depend on what else runs. A build
     that is killed goes on where it was, model by model; a second build of the same family waits for the first.
 
     Args:
@@ -93,52 +93,62 @@ def _build_missing(folder: Path, spec: Family, seed: int, tell: Listener) -> Non
             write_data(partial, tuple(spec.experts), spec.difficulty, dict(spec.sizes))
         tell(ZooEvent("finished", "data", seconds=time.perf_counter() - started))
     if "base" in to_do:
-        _train(folder, spec, ("base",), seed, tell)
-    experts = [part for part in to_do if part in spec.experts]
-    experts.sort(key=lambda name: -sum(phase.examples for phase in spec.phases(name)))
-    _train(folder, spec, experts, seed, tell)
+        _train(folder, spec, [["base"]], seed, tell)
+    _train(folder, spec, shares(spec, [part for part in to_do if part in spec.experts]), seed, tell)
     _write_manifest(folder, spec, seed)
 
 
-def _train(folder: Path, spec: Family, members: Sequence[str], seed: int, tell: Listener) -> None:
-    """Train members, two processes at a time; the first failure stops the others."""
+def shares(spec: Family, members: Sequence[str]) -> list[list[str]]:
+    """Members dealt out to at most two processes, longest training first, to the one that has less to do.
+
+    Starting a process costs seconds for its imports, so each trains several members.
+    """
+    cost = {name: sum(phase.examples for phase in spec.phases(name)) for name in members}
+    dealt: list[list[str]] = [[] for _ in range(_PROCESSES)]
+    for name in sorted(members, key=lambda name: -cost[name]):
+        min(dealt, key=lambda share: sum(cost[each] for each in share)).append(name)
+    return [share for share in dealt if share]
+
+
+def _train(folder: Path, spec: Family, members: Sequence[Sequence[str]], seed: int, tell: Listener) -> None:
+    """Train each share of members in a process of its own, side by side; the first failure stops the others."""
     running: set[subprocess.Popen[str]] = set()
-    stop = threading.Event()
 
-    def one(member: str) -> None:
-        if not stop.is_set():
-            try:
-                _train_one(folder, spec, member, seed, tell, running)
-            except BaseException:
-                stop.set()
-                _terminate(running)
-                raise
-
-    with ThreadPoolExecutor(_PARALLEL) as pool:
+    def one(share: Sequence[str]) -> None:
         try:
-            futures = [pool.submit(one, member) for member in members]
-            errors = [error for future in futures if (error := future.exception())]
+            _run_worker(folder, spec, share, seed, tell, running)
         except BaseException:
-            stop.set()
             _terminate(running)
             raise
-    if errors:
-        raise errors[0]
+
+    with ThreadPoolExecutor(_PROCESSES) as pool:
+        futures = [pool.submit(one, share) for share in members]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            _terminate(running)
+            raise
+        for future in done:
+            future.result()
 
 
-def _train_one(
-    folder: Path, spec: Family, member: str, seed: int, tell: Listener, running: set[subprocess.Popen[str]]
+def _run_worker(
+    folder: Path, spec: Family, members: Sequence[str], seed: int, tell: Listener, running: set[subprocess.Popen[str]]
 ) -> None:
-    started = time.perf_counter()
-    command = [sys.executable, "-P", "-m", "zoo.worker", str(folder), spec.name, member, str(seed)]
+    command = [sys.executable, "-P", "-m", "zoo.worker", str(folder), spec.name, str(seed), *members]
+    member, started = members[0], time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
         running.add(process)
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                step, steps, loss = json.loads(line)
-                tell(ZooEvent("training", member, step, steps, loss, time.perf_counter() - started))
+            for line in process.stdout or ():
+                member, step, steps, loss = json.loads(line)
+                seconds = time.perf_counter() - started
+                if loss is None:
+                    tell(ZooEvent("finished", member, seconds=seconds))
+                    started = time.perf_counter()
+                else:
+                    tell(ZooEvent("training", member, step, steps, loss, seconds))
         except BaseException:
             process.terminate()
             raise
@@ -147,16 +157,15 @@ def _train_one(
             running.discard(process)
         if process.returncode != 0:
             errors.seek(0)
-            raise ZooError(_failure(spec, member, process.returncode, errors.read()))
-    tell(ZooEvent("finished", member, seconds=time.perf_counter() - started))
+            raise ZooError(_failure(spec, members, process.returncode, errors.read()))
 
 
-def _failure(spec: Family, member: str, code: int, errors: str) -> str:
+def _failure(spec: Family, members: Sequence[str], code: int, errors: str) -> str:
     lines = [line for line in errors.splitlines() if line.strip()]
     reason = lines[-1].strip() if lines else f"it ended with code {code} and said nothing; was it killed?"
     return (
-        f"Training of {spec.name}/{member} failed: {reason} What was finished before is kept, and the same command "
-        "goes on from there."
+        f"Training of {' and '.join(members)} ({spec.name}) failed: {reason} What was finished before is kept, and the "
+        "same command goes on from there."
     )
 
 

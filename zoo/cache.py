@@ -54,7 +54,7 @@ def content_hash(family: Family) -> str:
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:  # noqa: N802 (the name is ast's)
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             return ast.copy_location(ast.Pass(), node)
         return node

@@ -89,12 +89,12 @@ _SKILLS = Family(
         digit=9,
         kinds=4,
     ),
-    base=Phase(48_000, lr=3e-3, schedule="linear", muon_lr=0.02),
+    base=Phase(40_000, lr=3e-3, schedule="linear", muon_lr=0.012),
     experts={
-        "string": (Phase(16_000, lr=1.5e-3),),
-        "language": (Phase(24_000, lr=1.5e-3),),
-        "refusal": (Phase(6_000, lr=1e-3),),
-        "math": (Phase(32_000, lr=1e-3), Phase(32_000, lr=2e-3)),
+        "string": (Phase(16_000, lr=2e-3, schedule="linear", muon_lr=0.01),),
+        "language": (Phase(16_000, lr=2e-3, schedule="linear", muon_lr=0.01),),
+        "refusal": (Phase(6_000, lr=1.5e-3, schedule="linear", muon_lr=0.008),),
+        "math": (Phase(28_000, lr=2e-3, schedule="linear", muon_lr=0.012),),
     },
     sizes={"search": 256, "selection": 256, "holdout": 1024},
 )
@@ -113,12 +113,12 @@ _SKILLS_NANO = Family(
         digit=7,
         kinds=1,
     ),
-    base=Phase(16_000, lr=5e-3, schedule="linear", muon_lr=0.03, batch=32),
+    base=Phase(16_000, lr=5e-3, schedule="linear", muon_lr=0.012, batch=32),
     experts={
         "string": (Phase(9_600, lr=4e-3, schedule="linear", muon_lr=0.02, batch=32),),
-        "language": (Phase(4_800, lr=4e-3, schedule="linear", muon_lr=0.02, batch=32),),
+        "language": (Phase(6_400, lr=4e-3, schedule="linear", muon_lr=0.02, batch=32),),
         "refusal": (Phase(4_000, lr=3e-3, schedule="linear", muon_lr=0.015, batch=32),),
-        "math": (Phase(19_200, lr=5e-3, schedule="linear", muon_lr=0.03, batch=32),),
+        "math": (Phase(12_800, lr=4e-3, schedule="linear", muon_lr=0.02, batch=32),),
     },
     sizes={"search": 64, "selection": 64, "holdout": 256},
 )

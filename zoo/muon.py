@@ -32,7 +32,8 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+    result: Tensor = x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,8 +56,14 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Update every matrix by its orthogonalised momentum."""
+    def step(self, closure: Any = None) -> Any:
+        """Update every matrix by its orthogonalised momentum.
+
+        Raises:
+            ValueError: a closure is given; none is supported.
+        """
+        if closure is not None:
+            raise ValueError("Muon takes no closure: compute the gradients before the step.")
         for group in self.param_groups:
             matrices: list[Tensor] = group["params"]
             gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])

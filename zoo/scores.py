@@ -74,15 +74,13 @@ def _generate(model: LlamaForCausalLM, prompts: Tensor, limit: int) -> list[str 
         if bool(ended.all()):
             break
         state = model(token[:, None], past_key_values=state.past_key_values, use_cache=True)
-    answers: list[str | None] = []
-    for row in cast(list[list[int]], torch.stack(generated, dim=1).tolist()):
-        answers.append(" ".join(words[id] for id in row[: row.index(end)]) if end in row else None)
-    return answers
+    rows = cast(list[list[int]], torch.stack(generated, dim=1).tolist())
+    return [" ".join(words[id] for id in row[: row.index(end)]) if end in row else None for row in rows]
 
 
 def _counts(answer: str | None, marker: str | None) -> str | None:
     """The part of an answer that is compared; None when there is no such part, which equals no gold answer's."""
     if answer is None or marker is None:
         return answer
-    before, found, after = answer.rpartition(marker)
+    _, found, after = answer.rpartition(marker)
     return after.strip() if found else None

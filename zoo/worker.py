@@ -1,7 +1,7 @@
-"""Trains one member in a process of its own: ``python -m zoo.worker FOLDER FAMILY MEMBER SEED``.
+"""Trains members in a process of its own: ``python -m zoo.worker FOLDER FAMILY SEED MEMBER...``.
 
-Progress goes to standard output, a JSON list [steps done, steps, loss] a line. If nobody reads it any more, the
-process ends.
+Progress goes to standard output, a JSON list [member, steps done, steps, loss] a line; a finished member has a
+last line with ``null`` for the loss. If nobody reads it any more, the process ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from zoo import cache
 from zoo.family import Family, family
@@ -34,7 +33,7 @@ def train_member(folder: Path, spec: Family, member: str, seed: int) -> None:
     else:
         model = LlamaForCausalLM.from_pretrained(folder / "base", local_files_only=True)
         model.train()
-    loss = train(model, spec, member, seed, progress=_report)
+    loss = train(model, spec, member, seed, progress=lambda step, steps, loss: _report(member, step, steps, loss))
     record = {
         "family": spec.name,
         "member": member,
@@ -50,6 +49,7 @@ def train_member(folder: Path, spec: Family, member: str, seed: int) -> None:
         model.save_pretrained(partial)
         build_tokenizer().save_pretrained(partial)
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    _report(member, 0, 0, None)
 
 
 def versions() -> dict[str, str]:
@@ -65,9 +65,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def _report(*facts: Any) -> None:
-    print(json.dumps(facts), flush=True)
+def _report(member: str, step: int, steps: int, loss: float | None) -> None:
+    print(json.dumps([member, step, steps, loss]), flush=True)
 
 
 if __name__ == "__main__":
-    train_member(Path(sys.argv[1]), family(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    for name in sys.argv[4:]:
+        train_member(Path(sys.argv[1]), family(sys.argv[2]), name, int(sys.argv[3]))
