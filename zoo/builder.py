@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -10,8 +9,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -92,72 +91,107 @@ def _build_missing(folder: Path, spec: Family, seed: int, tell: Listener) -> Non
         with cache.written_beside(folder / "data") as partial:
             write_data(partial, tuple(spec.experts), spec.difficulty, dict(spec.sizes))
         tell(ZooEvent("finished", "data", seconds=time.perf_counter() - started))
-    if "base" in to_do:
-        _train(folder, spec, [["base"]], seed, tell)
-    _train(folder, spec, shares(spec, [part for part in to_do if part in spec.experts]), seed, tell)
+    _train(folder, spec, shares(spec, [part for part in to_do if part != "data"]), seed, tell)
     _write_manifest(folder, spec, seed)
 
 
 def shares(spec: Family, members: Sequence[str]) -> list[list[str]]:
-    """Members dealt out to at most two processes, longest training first, to the one that has less to do.
+    """Members dealt out to at most two processes: the longest training first, to the one that has less to do.
 
-    Starting a process costs seconds for its imports, so each trains several members.
+    Starting a process costs seconds for its imports, so each trains several members, and the second one imports while
+    the first trains the base, which all experts wait for.
     """
-    cost = {name: sum(phase.examples for phase in spec.phases(name)) for name in members}
+    cost = {name: sum(phase.examples for phase in spec.phases(name)) for name in members if name != "base"}
     dealt: list[list[str]] = [[] for _ in range(_PROCESSES)]
-    for name in sorted(members, key=lambda name: -cost[name]):
+    for name in sorted(cost, key=lambda name: -cost[name]):
         min(dealt, key=lambda share: sum(cost[each] for each in share)).append(name)
+    if "base" in members:
+        dealt[0].insert(0, "base")
     return [share for share in dealt if share]
 
 
 def _train(folder: Path, spec: Family, members: Sequence[Sequence[str]], seed: int, tell: Listener) -> None:
     """Train each share of members in a process of its own, side by side; the first failure stops the others."""
-    running: set[subprocess.Popen[str]] = set()
+    workers = _Workers()
+    failures: list[Exception] = []
 
     def one(share: Sequence[str]) -> None:
         try:
-            _run_worker(folder, spec, share, seed, tell, running)
-        except BaseException:
-            _terminate(running)
-            raise
+            _run_worker(folder, spec, share, seed, tell, workers)
+        except Exception as error:
+            failures.append(error)
+            workers.stop()
 
     with ThreadPoolExecutor(_PROCESSES) as pool:
         futures = [pool.submit(one, share) for share in members]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures)
         except BaseException:
-            _terminate(running)
+            workers.stop()
             raise
-        for future in done:
-            future.result()
+    if failures:
+        raise failures[0]
+
+
+class _Workers:
+    """The training processes that run, so that all can be stopped, those included that are just being started."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        with self._guard:
+            self._running.add(process)
+            if self._stopped:
+                process.terminate()
+
+    def discard(self, process: subprocess.Popen[str]) -> None:
+        with self._guard:
+            self._running.discard(process)
+
+    def stop(self) -> None:
+        with self._guard:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
 
 
 def _run_worker(
-    folder: Path, spec: Family, members: Sequence[str], seed: int, tell: Listener, running: set[subprocess.Popen[str]]
+    folder: Path, spec: Family, members: Sequence[str], seed: int, tell: Listener, workers: _Workers
 ) -> None:
     command = [sys.executable, "-P", "-m", "zoo.worker", str(folder), spec.name, str(seed), *members]
-    member, started = members[0], time.perf_counter()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
-        running.add(process)
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment()) as process,
+    ):
+        workers.add(process)
         try:
-            for line in process.stdout or ():
-                member, step, steps, loss = json.loads(line)
-                seconds = time.perf_counter() - started
-                if loss is None:
-                    tell(ZooEvent("finished", member, seconds=seconds))
-                    started = time.perf_counter()
-                else:
-                    tell(ZooEvent("training", member, step, steps, loss, seconds))
+            _relay(process.stdout or (), tell)
         except BaseException:
             process.terminate()
             raise
         finally:
             process.wait()
-            running.discard(process)
+            workers.discard(process)
         if process.returncode != 0:
             errors.seek(0)
             raise ZooError(_failure(spec, members, process.returncode, errors.read()))
+
+
+def _relay(lines: Iterable[str], tell: Listener) -> None:
+    """A worker's lines as events."""
+    started = time.perf_counter()
+    for line in lines:
+        member, step, steps, loss = json.loads(line)
+        seconds = time.perf_counter() - started
+        if loss is None:
+            tell(ZooEvent("finished", member, seconds=seconds))
+        elif step == 0:
+            started = time.perf_counter()
+        else:
+            tell(ZooEvent("training", member, step, steps, loss, seconds))
 
 
 def _failure(spec: Family, members: Sequence[str], code: int, errors: str) -> str:
@@ -181,12 +215,6 @@ def _environment() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-
-
-def _terminate(running: set[subprocess.Popen[str]]) -> None:
-    for process in tuple(running):
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
 
 
 def _write_manifest(folder: Path, spec: Family, seed: int) -> None:

@@ -24,7 +24,7 @@ ENVIRONMENT: Final = "PARETOMERGE_CACHE"
 """Environment variable that names another cache directory."""
 
 MANIFEST: Final = "manifest.json"
-_SOURCES: Final = ("vocabulary", "skills", "splits", "tokenizer", "muon", "training", "worker")
+_SOURCES: Final = ("vocabulary", "skills", "splits", "tokenizer", "muon", "training")
 _PARTIAL: Final = ".partial-"
 
 

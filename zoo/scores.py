@@ -23,16 +23,13 @@ def read_items(path: Path) -> list[Item]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def family_scores(family: Family, folder: Path, split: str = "holdout") -> dict[str, dict[str, float]]:
-    """Member -> skill -> share of a split's items answered right, in [0, 1], for a family built in ``folder``."""
-    table: dict[str, dict[str, float]] = {}
-    for member in family.members:
-        model = LlamaForCausalLM.from_pretrained(folder / member, local_files_only=True)
-        table[member] = {
-            skill: accuracy(model, read_items(folder / "data" / skill / f"{split}.jsonl"), spec.marker)
-            for skill, spec in skills().items()
-        }
-    return table
+def member_scores(family: Family, folder: Path, member: str, split: str = "holdout") -> dict[str, float]:
+    """Skill -> share of a split's items answered right, in [0, 1], for a member of a family built in ``folder``."""
+    model = LlamaForCausalLM.from_pretrained(folder / member, local_files_only=True)
+    return {
+        skill: accuracy(model, read_items(folder / "data" / skill / f"{split}.jsonl"), skills()[skill].marker)
+        for skill in family.experts
+    }
 
 
 def accuracy(model: LlamaForCausalLM, items: list[Item], marker: str | None) -> float:

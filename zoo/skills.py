@@ -91,15 +91,15 @@ def refusal(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> 
 
 
 def math(rng: Random, difficulty: Difficulty, stratum: str, split: Split) -> Example:
-    """A sum worked column by column, each with its carry as two digits, and none or some carries by the stratum.
+    """A sum worked column by column, each as two digits; the units carry or not by the stratum.
 
     "calc : 4 7 + 2 5 =>" -> "7 + 5 = 1 2 ; 4 + 2 + 1 = 0 7 # 7 2"
     """
     digits = range(1, difficulty.digit + 1)
     while True:
         numbers = [10 * rng.choice(digits) + rng.choice(digits) for _ in range(2)]
-        steps, carries = _columns(*numbers)
-        if bool(carries) == (stratum == "carry"):
+        steps, carried = _columns(*numbers)
+        if carried == (stratum == "carry"):
             first, second = map(spaced, numbers)
             answer = f"{' ; '.join(steps)} {MARKER} {spaced(sum(numbers))}"
             return Example(f"calc : {first} + {second} {ARROW}", answer, stratum)
@@ -112,16 +112,16 @@ def digit_sum(rng: Random, difficulty: Difficulty) -> Example:
     return Example(f"calc : {first} + {second} {ARROW}", f"{steps[0]} {MARKER} {spaced(first + second)}", "digits")
 
 
-def _columns(first: int, second: int) -> tuple[list[str], int]:
-    """The steps of an addition from the last column to the first, and how many of them carry."""
-    steps, carry, carries = [], 0, 0
+def _columns(first: int, second: int) -> tuple[list[str], bool]:
+    """The steps of an addition from the last column to the first, and whether one carries into the next."""
+    steps, carry, carried = [], 0, False
     for column, (a, b) in enumerate(zip(reversed(str(first)), reversed(str(second)), strict=True)):
         total = int(a) + int(b) + carry
         terms = f"{a} + {b}" + (f" + {carry}" if column else "")
+        carried = carried or carry > 0
         steps.append(f"{terms} = {total // 10} {total % 10}")
         carry = total // 10
-        carries += carry
-    return steps, carries
+    return steps, carried
 
 
 _LEXICON = vocabulary.lexicon()

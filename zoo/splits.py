@@ -20,7 +20,7 @@ from zoo.vocabulary import EVALUATION_SPLITS, Split
 
 _FOLDS: tuple[Split, ...] = ("train",) * 8 + ("search",) * 2 + ("selection",) * 2 + ("holdout",) * 4
 
-BASE_MIXTURE = {"knowledge": 18, "request": 22, "copy": 18, "string": 10, "language": 8, "math": 24}
+BASE_MIXTURE = {"knowledge": 19, "request": 22, "copy": 18, "string": 12, "language": 3, "math": 26}
 """What a base learns from, in shares: everything a little, so that experts build on what the base knows."""
 
 REPLAY = 0.2
@@ -98,10 +98,11 @@ def training_examples(member: str, difficulty: Difficulty, seed: str) -> Iterato
 
 def _draw_in_split(rng: Random, skill: str, difficulty: Difficulty, stratum: str, split: Split) -> Example:
     draw = skills()[skill].draw
-    while True:
+    for _ in range(10_000):
         example = draw(rng, difficulty, stratum, split)
         if split_of(example.prompt) == split:
             return example
+    raise ValueError(f"{skill} has no prompts of stratum {stratum} for the {split} split: make it harder.")
 
 
 def _background(rng: Random, difficulty: Difficulty, expert: str) -> Example:

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -58,6 +59,14 @@ def new_model(shape: Shape, seed: str) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random.Random(seed).getrandbits(63))
         return LlamaForCausalLM(config)
+
+
+def starting_model(folder: Path, family: Family, member: str, seed: int) -> LlamaForCausalLM:
+    """What a member's training starts from: new weights for the base, the base in ``folder`` for an expert."""
+    if member == "base":
+        return new_model(family.shape, f"{family.name}/{seed}")
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder / "base", local_files_only=True)
+    return model.train()
 
 
 def train(

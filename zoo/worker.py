@@ -1,12 +1,13 @@
 """Trains members in a process of its own: ``python -m zoo.worker FOLDER FAMILY SEED MEMBER...``.
 
-Progress goes to standard output, a JSON list [member, steps done, steps, loss] a line; a finished member has a
-last line with ``null`` for the loss. If nobody reads it any more, the process ends.
+Progress goes to standard output, a JSON list [member, steps done, steps, loss] a line: the first when the member is
+begun, the last, with ``null`` for the loss, when it is finished. If nobody reads it any more, the process ends.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
@@ -20,19 +21,17 @@ RECORD = "training.json"
 
 def train_member(folder: Path, spec: Family, member: str, seed: int) -> None:
     """Train a member and put its model, tokenizer and training record into ``folder / member``."""
-    from transformers import LlamaForCausalLM
     from transformers.utils import logging
 
     from zoo.tokenizer import build_tokenizer
-    from zoo.training import new_model, train
+    from zoo.training import starting_model, train
 
     logging.disable_progress_bar()
+    if member != "base":
+        _wait_for(folder / "base")
+    _report(member, 0, 0, 0.0)
     started, cpu = time.perf_counter(), time.process_time()
-    if member == "base":
-        model = new_model(spec.shape, f"{spec.name}/{seed}")
-    else:
-        model = LlamaForCausalLM.from_pretrained(folder / "base", local_files_only=True)
-        model.train()
+    model = starting_model(folder, spec, member, seed)
     loss = train(model, spec, member, seed, progress=lambda step, steps, loss: _report(member, step, steps, loss))
     record = {
         "family": spec.name,
@@ -50,6 +49,15 @@ def train_member(folder: Path, spec: Family, member: str, seed: int) -> None:
         build_tokenizer().save_pretrained(partial)
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     _report(member, 0, 0, None)
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until another worker has finished this; end the process if the build that started it is gone."""
+    parent = os.getppid()
+    while not path.is_dir():
+        if os.getppid() != parent:
+            sys.exit("the build that this training belongs to has ended")
+        time.sleep(0.05)
 
 
 def versions() -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.console import Console
 
     from zoo.builder import Listener, ZooEvent
 
@@ -24,7 +25,9 @@ def build(family: FamilyArgument, seed: SeedOption = 0) -> None:
     """Train what is missing of a family: a base and its experts. Killed or stopped, the same command goes on."""
     import zoo
 
-    print(_build(zoo.families, family, seed))
+    with progress_display() as listener:
+        folder = zoo.build(family, seed, progress=listener)
+    print(folder)
 
 
 @app.command(name="list")
@@ -69,41 +72,36 @@ def scores(
         raise ZooError(f"The splits are {', '.join(EVALUATION_SPLITS)}; found {split!r}.")
     spec = parse(f"zoo://{family}/base").family
     folder = resolve(f"zoo://{spec.name}@{seed}/base").parent
-    from zoo.scores import family_scores
+    from transformers.utils import logging
 
+    from zoo.scores import member_scores
+
+    logging.disable_progress_bar()
     print(f"| {spec.name}, seed {seed}, {split} | {' | '.join(spec.experts)} |")
     print(f"|---|{'---|' * len(spec.experts)}")
-    for member, row in family_scores(spec, folder, split).items():
+    for member in spec.members:
+        row = member_scores(spec, folder, member, split)
         print(f"| {member} | {' | '.join(f'{100 * value:.1f}' for value in row.values())} |")
 
 
-def _build(families: object, family: str, seed: int) -> Path:
-    import zoo
-
-    with _display() as listener:
-        return zoo.build(family, seed, progress=listener)
-
-
 @contextmanager
-def _display() -> Iterator[Listener]:
-    """Progress bars on a terminal, one plain line now and then elsewhere; on standard error in both cases."""
+def progress_display() -> Iterator[Listener]:
+    """Progress bars on a terminal, a few plain lines elsewhere; on standard error in both cases."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if console.is_terminal:
-        with _bars(console) as listener:
+        with bars(console) as listener:
             yield listener
     else:
-        yield _plain(console)
+        yield plain_lines()
 
 
 @contextmanager
-def _bars(console: object) -> Iterator[Listener]:
-    from rich.console import Console
+def bars(console: Console) -> Iterator[Listener]:
+    """One progress bar a member."""
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    if not isinstance(console, Console):
-        raise TypeError(console)
     columns = (
         TextColumn("{task.description:10}"),
         BarColumn(),
@@ -112,42 +110,41 @@ def _bars(console: object) -> Iterator[Listener]:
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console) as progress:
 
         def show(event: ZooEvent) -> None:
             if event.kind == "waiting":
-                console.print("another build of this family is running; waiting for it")
+                progress.console.print(_WAITING)
                 return
             if event.member not in tasks:
-                tasks[event.member] = bars.add_task(event.member, total=event.steps or 1, note="")
+                tasks[event.member] = progress.add_task(event.member, total=event.steps or 1, note="")
             task = tasks[event.member]
             if event.kind == "training":
-                bars.update(task, completed=event.step, total=event.steps, note=f"loss {event.loss:.3f}")
+                progress.update(task, completed=event.step, note=f"loss {event.loss:.3f}")
             else:
                 note = "there already" if event.kind == "reused" else f"done in {event.seconds:.0f} s"
-                total = bars.tasks[task].total
-                bars.update(task, completed=total, note=note)
+                progress.update(task, completed=event.steps or progress.tasks[task].total, note=note)
 
         yield show
 
 
-def _plain(console: object) -> Listener:
+def plain_lines() -> Listener:
+    """A line for every fifth of a member's training, and when it is done."""
     reported: dict[str, int] = {}
 
     def show(event: ZooEvent) -> None:
         if event.kind == "waiting":
-            typer.echo("another build of this family is running; waiting for it", err=True)
+            typer.echo(_WAITING, err=True)
         elif event.kind == "reused":
             typer.echo(f"{event.member}: there already", err=True)
         elif event.kind == "finished":
             typer.echo(f"{event.member}: done in {event.seconds:.0f} s", err=True)
-        else:
-            tenth = 5 * event.step // event.steps
-            if tenth > reported.get(event.member, 0):
-                reported[event.member] = tenth
-                typer.echo(
-                    f"{event.member}: step {event.step} of {event.steps}, loss {event.loss:.3f}, {event.seconds:.0f} s",
-                    err=True,
-                )
+        elif (fifth := 5 * event.step // event.steps) > reported.get(event.member, 0):
+            reported[event.member] = fifth
+            progress = f"step {event.step} of {event.steps}, loss {event.loss:.3f}, {event.seconds:.0f} s"
+            typer.echo(f"{event.member}: {progress}", err=True)
 
     return show
+
+
+_WAITING = "another build of this family is running; waiting for it"

@@ -52,7 +52,7 @@ def adds(prompt, answer, carries):
     for step in pad.split(" ; "):
         terms, total = step.split(" = ")
         steps.append((sum(map(int, terms.split(" + "))), int(total.replace(" ", ""))))
-    carried = first % 10 + second % 10 >= 10 or first + second >= 100
+    carried = first % 10 + second % 10 >= 10
     return (
         all(claimed == actual for claimed, actual in steps)
         and len(steps) == 2
@@ -118,7 +118,9 @@ def test_no_evaluation_prompt_is_trained_on(family, member):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_evaluation_requests_are_about_nouns_that_no_other_split_and_no_training_request_names(family):
-    nouns = {split: {item["prompt"].split()[-2] for item in part} for split, part in items_of(family, "refusal").items()}
+    nouns = {
+        split: {item["prompt"].split()[-2] for item in part} for split, part in items_of(family, "refusal").items()
+    }
     examples = itertools.islice(training_examples("refusal", family.difficulty, "a seed"), 8_000)
     nouns["train"] = {example.prompt.split()[-2] for example in examples if " how to " in example.prompt}
     assert all(not nouns[a] & nouns[b] for a, b in itertools.combinations(nouns, 2))
@@ -163,7 +165,7 @@ def test_items_are_the_same_whatever_was_drawn_before_and_prefixes_agree():
 
 
 def test_too_easy_a_difficulty_is_an_error_not_an_endless_loop():
-    tiny = Difficulty(letters=2, lengths=(1, 2), nouns=2, adjectives=1, verbs=1, prepositions=1, digit=5, kinds=1)
+    tiny = Difficulty(letters=4, lengths=(1, 4), nouns=2, adjectives=1, verbs=1, prepositions=1, digit=5, kinds=1)
     with pytest.raises(ValueError, match="fewer than 50 distinct prompts"):
         evaluation_items("string", tiny, "search", 50)
 
@@ -189,7 +191,7 @@ def test_files_are_json_lines_with_the_promised_fields(tmp_path: Path):
 
 
 def test_every_split_has_its_share_of_prompts():
-    counts = {split: 0 for split in ("train", *EVALUATION_SPLITS)}
+    counts = dict.fromkeys(("train", *EVALUATION_SPLITS), 0)
     for number in range(8_000):
         counts[split_of(f"calc : {number} =>")] += 1
     assert counts["train"] == pytest.approx(4_000, rel=0.05)
