@@ -6,10 +6,12 @@ import json
 import sys
 from typing import Any, Literal, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from evaluators.contract import Split
 from search import pareto
 from search.events import (
     Asked,
@@ -212,70 +214,61 @@ def print_results(results: Results, console: Console) -> None:
     """The front as a table, the chosen candidate and the baselines with their holdout scores."""
     counts = results.status()["candidates"]
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    console.print(
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    say(
         f"\n{results.name}: {results.state}; {counts['done']} of {results.config.search.budget.candidates} candidates"
-        f"{failed}; hypervolume {results.hypervolume:.4f} on the search split",
-        markup=False,
-        highlight=False,
+        f"{failed}; hypervolume {results.hypervolume:.4f} (search)"
     )
+    what = "re-scored on the selection split" if results.split == "selection" else "on the search split"
+    say(f"\nFront, {what} (in brackets: kept of the expert's gain over the base)")
     console.print(_front_table(results))
     if results.chosen is not None and results.scores["holdout"]:
+        say("Holdout, items that neither search nor choice has seen (± 95 %)")
         console.print(_holdout_table(results))
 
 
 def _front_table(results: Results) -> Table:
     split = results.split
-    table = Table(title=f"Front on the {split} split", title_justify="left")
-    table.add_column("candidate", justify="right")
-    table.add_column("recipe")
-    for name in results.objectives.names:
-        table.add_column(f"{name}\n{split}", justify="right")
-        if split == "selection":
-            table.add_column(f"{name}\nsearch", justify="right")
-        table.add_column("retention", justify="right")
-    table.add_column("")
+    table = _empty_table(results)
     for id in results.front:
-        here = results.values(id, split)
-        before = results.values(id, "search")
-        retention = results.judge.retention(results.scores[split], id) if _has_scale(results) else None
-        cells: list[str] = [str(id), results.candidate(id).recipe_hash[:12]]
-        for index, name in enumerate(results.objectives.names):
-            cells.append(f"{here[name]:.4g}")
-            if split == "selection":
-                cells.append(f"{before[name]:.4g}")
-            cells.append("" if retention is None else f"{retention[index]:.0%}")
         note = [results.candidate(id).label] if results.candidate(id).label else []
         note += ["chosen"] if id == results.chosen else []
-        table.add_row(*cells, ", ".join(note), style="bold" if id == results.chosen else None)
+        _row(table, results, split, id, ", ".join(note), bold=id == results.chosen)
     return table
-
-
-def _has_scale(results: Results) -> bool:
-    return results.judge.labelled("base") in results.scores[results.split]
 
 
 def _holdout_table(results: Results) -> Table:
-    table = Table(
-        title="Holdout: items that neither the search nor the choice has seen (± half of the 95 % interval)",
-        title_justify="left",
-    )
-    table.add_column("")
-    table.add_column("candidate", justify="right")
-    for name in results.objectives.names:
-        table.add_column(name, justify="right")
-        table.add_column("retention", justify="right")
-    holdout = results.scores["holdout"]
-    rows = [("chosen", results.chosen or 0), *((each.label, each.candidate) for each in results.baselines)]
+    table = _empty_table(results)
+    rows = [("chosen", results.chosen), *((each.label, each.candidate) for each in results.baselines)]
     for label, id in rows:
-        if id not in holdout:
-            continue
-        retention = results.judge.retention(holdout, id)
-        cells = [label, str(id)]
-        for index, name in enumerate(results.objectives.names):
-            value, error = holdout[id][name]
-            cells += [f"{value:.4g} ± {1.96 * error:.2g}", f"{retention[index]:.0%}"]
-        table.add_row(*cells, style="bold" if label == "chosen" else None)
+        if id is not None and id in results.scores["holdout"]:
+            _row(table, results, "holdout", id, label, bold=label == "chosen", interval=True)
     return table
+
+
+def _empty_table(results: Results) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("candidate", justify="right", no_wrap=True)
+    for name in results.objectives.names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    return table
+
+
+def _row(
+    table: Table, results: Results, split: Split, id: int, note: str, *, bold: bool, interval: bool = False
+) -> None:
+    scores = results.scores[split]
+    retention = results.judge.retention(scores, id)
+    cells = [str(id)]
+    for name, kept in zip(results.objectives.names, retention, strict=True):
+        value, error = scores[id][name]
+        spread = f" ± {1.96 * error:.3f}" if interval else ""
+        cells.append(f"{value:.3f}{spread} ({kept:.0%})")
+    table.add_row(*cells, note, style="bold" if bold else None)
 
 
 def print_json(data: Any) -> None:
