@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from merging.recipe import SourceRef
 from search.errors import SearchError
 from search.results import Results
 
@@ -38,4 +39,8 @@ def export_candidate(results: Results, id: int, out: Path) -> Path:
             f"{results.folder}: since this run was started, model {', '.join(map(repr, changed))} has changed, so the "
             "export would not be the model that was scored. Restore it first."
         )
-    return export(recipe, sources, out)
+    # what is handed on names its parents as the config does, not where they lay on this machine
+    models = results.config.models
+    named = {"base": models.base, **models.experts}
+    refs = {alias: SourceRef(named[alias], ref.content) for alias, ref in recipe.sources.items()}
+    return export(recipe.with_sources(refs), sources, out)
