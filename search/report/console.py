@@ -170,7 +170,7 @@ class RichDisplay:
                 note = f"front {self._trend.size}, hypervolume {self._trend.hypervolume:.4f}"
                 if event.outcome.state == "failed":
                     self._progress.console.print(
-                        f"candidate {event.candidate} failed: {event.outcome.reason}", markup=False
+                        f"candidate {event.candidate} failed: {event.outcome.reason}", markup=False, highlight=False
                     )
                 self._progress.update(self._task, completed=event.candidate + 1, note=note)
             case FinalistsNamed():
