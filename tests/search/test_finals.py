@@ -64,9 +64,6 @@ def test_the_holdout_is_opened_after_the_choice_for_the_chosen_and_the_baselines
     allowed = {results.chosen, *(each.candidate for each in results.baselines)}
     assert set(results.scores["holdout"]) == allowed
     assert results.openings == 1
-    assert not any(
-        isinstance(each, Scored) and each.split != "search" for each in events[:chosen] if isinstance(each, Told)
-    )
 
 
 def test_baselines_have_their_names_and_the_best_of_their_kind(synthetic_run: SyntheticRun, tmp_path: Path) -> None:
