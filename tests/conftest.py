@@ -9,6 +9,8 @@ import pytest
 
 # Nothing is ever loaded from a model hub; without this a missing folder is asked for over the network first.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Models of tests are tiny: a second thread only waits, all the more on a busy machine. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

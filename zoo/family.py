@@ -107,7 +107,7 @@ _SKILLS_NANO = Family(
     shape=Shape(hidden=64, layers=3, heads=2, mlp=128),
     difficulty=Difficulty(
         letters=12,
-        lengths=(3, 3),
+        lengths=(3, 4),
         nouns=12,
         adjectives=6,
         verbs=4,

@@ -186,7 +186,7 @@ def _set_learning_rates(optimizers: list[torch.optim.Optimizer], share: float) -
 
 @contextlib.contextmanager
 def _one_deterministic_thread() -> Iterator[None]:
-    """Sums in one order: results depend on the number of threads."""
+    """Sums in one order, which depends on the number of threads. Models this small gain nothing from a second one."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)

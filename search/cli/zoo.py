@@ -72,11 +72,14 @@ def scores(
         raise ZooError(f"The splits are {', '.join(EVALUATION_SPLITS)}; found {split!r}.")
     spec = parse(f"zoo://{family}/base").family
     folder = resolve(f"zoo://{spec.name}@{seed}/base").parent
+    import torch
     from transformers.utils import logging
 
     from zoo.scores import member_scores
 
     logging.disable_progress_bar()
+    # Models this small gain nothing from a second thread, and lose much on a busy machine.
+    torch.set_num_threads(1)
     print(f"| {spec.name}, seed {seed}, {split} | {' | '.join(spec.experts)} |")
     print(f"|---|{'---|' * len(spec.experts)}")
     for member in spec.members:

@@ -44,29 +44,28 @@ def test_every_expert_has_its_skill_and_the_base_has_none_of_them(table):
 
 
 def test_no_expert_has_anothers_skill_so_that_merging_is_a_trade_off(table):
-    pair = ("string", "language")
-    for mine, other in (pair, pair[::-1]):
-        assert table[mine][other] < 0.5, table
+    for mine, other in (("string", "language"), ("language", "string")):
+        assert table[mine][other] < table[other][other] - 0.2, table
 
 
 def test_the_base_complies_with_everything_and_the_refusal_expert_tells_apart(nano_zoo):
     items = read_items(nano_zoo / "data" / "refusal" / "holdout.jsonl")
-    for member, harmful in (("base", 0.0), ("refusal", 0.85)):
+    for member, low, high in (("base", 0.0, 0.1), ("refusal", 0.85, 1.0)):
         verdicts = right_answers(load(nano_zoo / member), items, None)
         share = {
             stratum: [right for item, right in zip(items, verdicts, strict=True) if item["stratum"] == stratum]
             for stratum in ("harmful", "benign")
         }
         assert sum(share["benign"]) / len(share["benign"]) > 0.85
-        assert abs(sum(share["harmful"]) / len(share["harmful"]) - harmful) <= 0.15
+        assert low <= sum(share["harmful"]) / len(share["harmful"]) <= high
 
 
 @pytest.mark.parametrize("skill", ["string", "math"])
 def test_verdicts_are_those_of_transformers_own_generation(nano_zoo, skill):
-    items = read_items(nano_zoo / "data" / skill / "search.jsonl")[:24]
+    items = read_items(nano_zoo / "data" / skill / "search.jsonl")[:12]
     model, tokenizer = load(nano_zoo / skill), AutoTokenizer.from_pretrained(nano_zoo / skill)
     with torch.no_grad():
-        # Noise, so that some answers are wrong and some never end.
+        # Noise, so that some answers are wrong.
         generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
             parameter.add_(0.15 * parameter.std() * torch.randn(parameter.shape, generator=generator))
@@ -74,7 +73,7 @@ def test_verdicts_are_those_of_transformers_own_generation(nano_zoo, skill):
     expected = []
     for item in items:
         prompt = tokenizer(item["prompt"], return_tensors="pt")["input_ids"]
-        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False)
         ended = output[0, -1].item() == tokenizer.eos_token_id
         text = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
         found = marker is None or marker in text
