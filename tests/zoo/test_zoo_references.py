@@ -66,7 +66,7 @@ def test_what_is_not_built_is_an_error_that_names_the_command(empty_cache):
         ("zoo://skills/../../../secrets", "not a reference"),
         ("zoo://skills/data/..", "not a reference"),
         ("zoo://skills//base", "has no '/base'"),
-        ("zoo://skills//root", "has no '/root'"),
+        ("zoo://skills//etc", "has no '/etc'"),
         ("zoo://skills/base/", "has no 'base/'"),
         ("zoo://skills/base\n", "not a reference"),
         ("zoo://skills/base\x00", "not a reference"),
