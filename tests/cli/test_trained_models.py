@@ -1,0 +1,49 @@
+"""The shipped nano config on models that were really trained: search, choice, export, verification; and under kills."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.cli import run_command
+from search.results import Results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_trained_family_merges_better_with_search_than_by_averaging(
+    nano_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert nano_zoo.is_dir()
+    config = str(ROOT / "configs/nano.yaml")
+    assert run_command(["run", config, "--display", "none", "--set", "search.budget.candidates=30"]) == 0
+    results = Results.load(Path("runs/nano"))
+    holdout = results.scores["holdout"]
+    chosen, average = results.chosen, results.judge.labelled("average")
+    assert chosen is not None and average is not None
+    assert min(results.judge.retention(holdout, chosen)) > min(results.judge.retention(holdout, average)) + 0.1
+    assert (Path("runs/nano") / "report.html").stat().st_size < 6e6
+
+    assert run_command(["export", "runs/nano", "--knee", "--out", "merged"]) == 0
+    script = [sys.executable, str(ROOT / "experiments/verify_export.py"), "runs/nano", "merged"]
+    verified = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "0 differ from the export" in verified.stdout
+    # another candidate is another model: the check can fail
+    other = next(each.id for each in results.candidates if each.id != chosen and each.id in results.finalists)
+    wrong = subprocess.run([*script, "--candidate", str(other)], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kills_lose_nothing_and_change_nothing(nano_zoo: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "benchmarks/kills.py"), "--config", str(ROOT / "configs/nano.yaml")]
+    options = ["--kills", "4", "--set", "search.budget.candidates=48"]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills 4, candidates lost 0" in done.stdout
