@@ -38,8 +38,9 @@ for member in "$@"; do
   while [ "$member" != base ] && [ ! -d "$folder/base" ]; do sleep 0.01; done
   echo "$member" >> "$folder/trained"
   printf '["%s", 0, 0, 0.0]\\n["%s", 25, 50, 1.5]\\n' "$member" "$member"
-  mkdir -p "$folder/$member"
-  echo '{{"loss": 1.5}}' > "$folder/$member/{RECORD}"
+  mkdir -p "$folder/.partial-$member-0"
+  echo '{{"loss": 1.5}}' > "$folder/.partial-$member-0/{RECORD}"
+  mv "$folder/.partial-$member-0" "$folder/$member" # at once, as the real worker does: it may be stopped at any moment
   printf '["%s", 0, 0, null]\\n' "$member"
 done
 """
