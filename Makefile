@@ -54,7 +54,7 @@ demo: install  ## train four small experts, search their merges, export the knee
 	$(OFFLINE) $(BIN)/paretomerge status $(RUN)
 
 test: install  ## run the tests, without the slow ones
-	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 # pytest exits 5 when it collects nothing, which is no failure here: there may be no slow tests.
 test-slow: install  ## run the slow tests only
