@@ -43,7 +43,7 @@ def test_a_trained_family_merges_better_with_search_than_by_averaging(
 @pytest.mark.timeout(900)
 def test_kills_lose_nothing_and_change_nothing(nano_zoo: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "benchmarks/kills.py"), "--config", str(ROOT / "configs/nano.yaml")]
-    options = ["--kills", "4", "--set", "search.budget.candidates=48"]
+    options = ["--kills", "3", "--set", "search.budget.candidates=240"]
     done = subprocess.run([*script, *options], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "kills 4, candidates lost 0" in done.stdout
+    assert "kills 3, candidates lost 0" in done.stdout
