@@ -29,13 +29,11 @@ class LoadedConfig:
     Attributes:
         config: the validated values, overrides applied.
         path: the file.
-        text: the file as given.
         source: for errors that are found later and belong to a place in the file.
     """
 
     config: Config
     path: Path
-    text: str
     source: YamlSource
 
     def error(self, location: Location, message: str) -> SearchError:
@@ -101,7 +99,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     if problems or config is None:
         note = f"\n\n(with {', '.join('--set ' + each for each in overrides)})" if overrides else ""
         raise SearchError(source.show(problems) + note)
-    return LoadedConfig(config, path, path.read_text(encoding="utf-8"), source)
+    return LoadedConfig(config, path, source)
 
 
 def resolved_yaml(config: Config) -> str:

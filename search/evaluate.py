@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from evaluators.contract import EvaluatorError, ItemScores, Split
+from evaluators.contract import Split
 from search.config import LoadedConfig
 from search.errors import SearchError
-from search.objectives import aggregate, standard_errors
-from search.run import build_evaluators
-from search.workers.inline import Evaluation
+from search.run import build_evaluators, prepare_evaluators
+from search.workers.inline import Evaluation, score_model
 
 
 def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Evaluation:
@@ -37,16 +35,5 @@ def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Eval
     evaluators = build_evaluators(loaded)
     model = load_model(model_path, dtype=loaded.config.models.dtype, device=settings.device)
     engine = HFEngine(model, load_tokenizer(model_path), batch_tokens=settings.batch_tokens, device=settings.device)
-    values: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    scores: dict[str, ItemScores] = {}
-    start = time.perf_counter()
-    for name, evaluator in evaluators.items():
-        try:
-            evaluator.prepare(engine)
-        except EvaluatorError as error:
-            raise loaded.error(("evaluators", name), str(error)) from error
-        scores[name] = evaluator.score(engine, evaluator.items(split).ids)
-        values |= aggregate(name, evaluator, scores[name])
-        errors |= standard_errors(name, scores[name])
-    return Evaluation(values, errors, scores, {"evaluate": time.perf_counter() - start})
+    prepare_evaluators(loaded, evaluators, engine)
+    return score_model(engine, evaluators, split)

@@ -105,7 +105,7 @@ class Judge:
         while len(kept) > most:
             lost = pareto.contributions(self.utilities(scores, kept), self.objectives.reference)
             order = sorted(range(len(kept)), key=lambda each: (lost[each], -kept[each]))
-            kept.pop(next(each for each in order if kept[each] != knee or most == 0))
+            kept.pop(next(each for each in order if kept[each] != knee))
         return kept
 
     def baselines(self, scores: Scores) -> list[Baseline]:

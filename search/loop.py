@@ -78,7 +78,6 @@ class Search:
         self._should_stop = should_stop
         self._records: dict[int, _Record] = {}
         self._first_with: dict[str, int] = {}
-        self._history: list[HistoryAsked | HistoryTold] = []
         self._optimizers: dict[int, Optimizer] = {}
         self._spent = {"optimize": 0.0, "store": 0.0}
 
@@ -209,9 +208,7 @@ class Search:
 
 def scored(id: int, split: Split, evaluation: Evaluation) -> Scored:
     """The event of an evaluation."""
-    return Scored(
-        id, split, evaluation.values, evaluation.errors, evaluation.seconds, scores=evaluation.scores
-    )  # fmt: skip
+    return Scored(id, split, evaluation.values, evaluation.errors, evaluation.seconds, scores=evaluation.scores)
 
 
 def _repeat(first: int, outcome: Outcome | None) -> Outcome:

@@ -32,6 +32,7 @@ class YamlSource:
     """A YAML file as data and as text with positions.
 
     Attributes:
+        text: the file as it was read.
         data: what the file says (an empty mapping for an empty file).
     """
 
@@ -43,7 +44,7 @@ class YamlSource:
         """
         self.path = path
         try:
-            self._text = path.read_text(encoding="utf-8")
+            self.text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise SearchError(f"{path}: expected a config file, found nothing there{_nearby(path)}") from error
         except IsADirectoryError as error:
@@ -52,9 +53,9 @@ class YamlSource:
             raise SearchError(f"{path}: expected UTF-8 text, found byte {error.start} that is not") from error
         except OSError as error:
             raise SearchError(f"{path}: cannot be read: {error.strerror}") from error
-        self._lines = self._text.splitlines()
+        self._lines = self.text.splitlines()
         try:
-            loader = yaml.SafeLoader(self._text)
+            loader = yaml.SafeLoader(self.text)
             try:
                 self._node = loader.get_single_node()
                 self.data: Any = {} if self._node is None else loader.construct_document(self._node)

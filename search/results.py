@@ -76,7 +76,7 @@ class Results:
             started = store.started()
             if started is None:
                 raise SearchError(f"{folder}: this run has not begun yet; wait a moment, or start it again")
-            asked = told = repeated = openings = 0
+            asked = repeated = openings = 0
             finalists: tuple[int, ...] = ()
             chosen: int | None = None
             budget = int(started.config["search"]["budget"]["candidates"])
@@ -88,7 +88,6 @@ class Results:
                     case Asked():
                         asked += 1
                     case Told():
-                        told += 1
                         # a candidate beyond the finalists' search reopens the question
                         finalists, chosen, finished = (), None, 0
                     case EvaluationStarted():

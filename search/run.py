@@ -81,11 +81,7 @@ def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
     sources = Sources.load(base, experts)
     model = load_model(base, dtype=config.models.dtype, device=config.engine.device)
     engine = HFEngine(model, load_tokenizer(base), batch_tokens=config.engine.batch_tokens, device=config.engine.device)
-    for name, evaluator in evaluators.items():
-        try:
-            evaluator.prepare(engine)
-        except EvaluatorError as error:
-            raise loaded.error(("evaluators", name), str(error)) from error
+    prepare_evaluators(loaded, evaluators, engine)
     return Setup(sources, Materializer(sources, model), engine, evaluators, objectives)
 
 
@@ -127,6 +123,19 @@ def build_evaluators(loaded: LoadedConfig) -> dict[str, Evaluator]:
         except (EvaluatorError, zoo.ZooError) as error:
             raise loaded.error(("evaluators", name), str(error)) from error
     return result
+
+
+def prepare_evaluators(loaded: LoadedConfig, evaluators: Mapping[str, Evaluator], engine: Engine) -> None:
+    """Let every evaluator check and tokenise its data.
+
+    Raises:
+        SearchError: data that this engine cannot use; points at the evaluator's line.
+    """
+    for name, evaluator in evaluators.items():
+        try:
+            evaluator.prepare(engine)
+        except EvaluatorError as error:
+            raise loaded.error(("evaluators", name), str(error)) from error
 
 
 class Run:
@@ -344,7 +353,7 @@ def _write_run_files(folder: Path, loaded: LoadedConfig) -> None:
         "cores": os.cpu_count(),
     }
     files = {
-        "config.yaml": loaded.text,
+        "config.yaml": loaded.source.text,
         "resolved.yaml": resolved_yaml(loaded.config),
         "environment.json": json.dumps(environment, indent=2) + "\n",
     }

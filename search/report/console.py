@@ -67,7 +67,6 @@ class _Trend:
 
     def __init__(self) -> None:
         self.objectives: Objectives | None = None
-        self.best: dict[str, float] = {}
         self._front: list[tuple[float, ...]] = []
         self.size = 0
         self.hypervolume = 0.0
@@ -145,7 +144,6 @@ class RichDisplay:
     """A progress bar with the front's size and hypervolume, and an estimate of what remains."""
 
     def __init__(self, console: Console, budget: int) -> None:
-        self._console = console
         self._trend = _Trend()
         self._progress = Progress(
             TextColumn("{task.description}"),

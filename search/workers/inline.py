@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from evaluators.contract import Evaluator, ItemScores, Split
@@ -47,6 +47,19 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+def score_model(engine: Engine, evaluators: Mapping[str, Evaluator], split: Split) -> Evaluation:
+    """Score the engine's present weights on every item of a split, with every evaluator, prepared before."""
+    start = time.perf_counter()
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    scores: dict[str, ItemScores] = {}
+    for name, evaluator in evaluators.items():
+        scores[name] = evaluator.score(engine, evaluator.items(split).ids)
+        values |= aggregate(name, evaluator, scores[name])
+        errors |= standard_errors(name, scores[name])
+    return Evaluation(values, errors, scores, {"evaluate": time.perf_counter() - start})
+
+
 class InlineWorker:
     """Materialises a recipe into its own live model and scores it."""
 
@@ -68,25 +81,21 @@ class InlineWorker:
             self._engine.weights_changed()
             seconds["materialize"] = time.perf_counter() - start
             start = time.perf_counter()
-            values: dict[str, float] = {}
-            errors: dict[str, float] = {}
-            scores: dict[str, ItemScores] = {}
-            for name, evaluator in self._evaluators.items():
-                scores[name] = evaluator.score(self._engine, evaluator.items(split).ids)
-                values |= aggregate(name, evaluator, scores[name])
-                errors |= standard_errors(name, scores[name])
-            seconds["evaluate"] = time.perf_counter() - start
+            evaluation = score_model(self._engine, self._evaluators, split)
+            seconds |= evaluation.seconds
         except MergingError as error:
             raise CandidateFailed(str(error), _spent(seconds, start, "materialize")) from error
         except (RuntimeError, ArithmeticError, ValueError, IndexError, MemoryError) as error:
             # a broken merge can break anything downstream of it; none of that may end the search
             raise CandidateFailed(f"{type(error).__name__}: {error}", _spent(seconds, start, "evaluate")) from error
-        bad = sorted(name for name, value in values.items() if value != value)
-        lost = sorted(name for name, each in scores.items() if all(status == "failed" for status in each.statuses))
+        bad = sorted(name for name, value in evaluation.values.items() if value != value)
+        lost = sorted(
+            name for name, each in evaluation.scores.items() if all(status == "failed" for status in each.statuses)
+        )
         if bad or lost:
             what = f"no finite value for {', '.join(bad)}" if bad else f"every item of {', '.join(lost)} failed"
             raise CandidateFailed(f"{what}: the merged model gives no usable output", seconds)
-        return Evaluation(values, errors, scores, seconds)
+        return replace(evaluation, seconds=seconds)
 
 
 def _spent(seconds: dict[str, float], start: float, what: str) -> dict[str, float]:
