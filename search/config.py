@@ -117,14 +117,16 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise SearchError(f"--set {override}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
     place: Any = data
-    for part in parents:
-        place = place[int(part)] if isinstance(place, list) and part.isdigit() else place.setdefault(part, {})
-        if not isinstance(place, dict | list):
-            raise SearchError(f"--set {override}: {part!r} is a value in the config, not a section with keys")
+    part = last
     try:
-        place[int(last) if isinstance(place, list) else last] = value
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+            if not isinstance(place, dict | list):
+                raise SearchError(f"--set {override}: {part!r} is a value in the config, not a section with keys")
+        part = last
+        place[int(part) if isinstance(place, list) else part] = value
     except (ValueError, IndexError) as error:
-        raise SearchError(f"--set {override}: {last!r} is not an index of that list") from error
+        raise SearchError(f"--set {override}: {part!r} is not an index of that list") from error
 
 
 def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:

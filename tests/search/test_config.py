@@ -145,6 +145,8 @@ def test_overrides_replace_values_and_name_themselves_in_errors(tmp_path: Path) 
     assert "(with --set search.budget.candidates=x)" in message(tmp_path, GOOD, "search.budget.candidates=x")
     assert "expected key.path=value" in message(tmp_path, GOOD, "nonsense")
     assert "is a value in the config" in message(tmp_path, GOOD, "name.x=1")
+    assert "'9' is not an index of that list" in message(tmp_path, GOOD, "objectives.9.metric=a.b")
+    assert "'x' is not an index of that list" in message(tmp_path, GOOD, "objectives.x.metric=a.b")
 
 
 def test_paths_are_found_beside_the_config_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
