@@ -1,63 +1,33 @@
-"""Lazy, validated reading of a Hugging Face checkpoint folder (safetensors only), and its content hash.
+"""Lazy, validated reading of a Hugging Face checkpoint folder, and its content hash.
 
-Nothing is read but headers until a tensor is asked for, and then it is memory-mapped. Pickled weights are refused.
+Nothing is read but headers until a tensor is asked for. Pickled weights are refused unless the caller allows them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from merging.files import PickleFile, Read, SafetensorsFile, TensorInfo, WeightFile, unique
 from merging.recipe import MergingError
+
+__all__ = ["Checkpoint", "TensorInfo", "check_compatible", "check_finite", "content_hash"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says about a tensor.
-
-    Attributes:
-        dtype: as stored.
-        shape: as stored; () for a scalar.
-        shard: name of the file that holds it.
-    """
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    shard: str
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return torch.Size(self.shape).numel()
+_HASHED_AT_ONCE = 1 << 20
 
 
 class Checkpoint:
@@ -69,21 +39,24 @@ class Checkpoint:
         tensors: name on disk -> :class:`TensorInfo`, sorted by name.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], files: dict[str, Any]):
+    def __init__(
+        self, path: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo], files: Mapping[str, WeightFile]
+    ):
         self.path = path
         self.config = config
         self.tensors: Mapping[str, TensorInfo] = dict(sorted(tensors.items()))
         self._files = files
 
     @staticmethod
-    def open(path: Path | str) -> Checkpoint:
+    def open(path: Path | str, *, allow_pickle: bool = False) -> Checkpoint:
         """Read the headers of a model folder.
 
         Args:
             path: a folder with ``config.json`` and ``model.safetensors`` or ``model.safetensors.index.json``.
+            allow_pickle: where there is neither, read ``pytorch_model.bin`` by torch's weights-only loader.
 
         Raises:
-            MergingError: it is not such a folder, or its files contradict each other.
+            MergingError: it is not such a folder, or its files contradict each other or themselves.
         """
         path = Path(path)
         if not path.exists():
@@ -93,11 +66,14 @@ class Checkpoint:
                 f"expected a model folder at {path}, found a file; give the folder that holds config.json"
             )
         config = _read_json(path / "config.json", f"expected config.json in the model folder {path}, found none")
-        weight_map = _weight_map(path)
-        files: dict[str, Any] = {}
+        weight_map = _weight_map(path, allow_pickle)
+        files: dict[str, WeightFile] = {}
         tensors: dict[str, TensorInfo] = {}
         for shard, names in weight_map.items():
-            files[shard] = _open_shard(path / shard)
+            safe = shard.endswith(".safetensors")
+            if not safe and not allow_pickle:
+                raise MergingError(_no_weights(path))
+            files[shard] = SafetensorsFile(path / shard) if safe else PickleFile(path / shard)
             tensors |= _shard_tensors(files[shard], path / shard, names)
         if not tensors:
             raise MergingError(f"expected weights in {path}, found no tensor in {', '.join(weight_map)}")
@@ -109,13 +85,41 @@ class Checkpoint:
         Raises:
             MergingError: no such tensor.
         """
+        return self._files[self._info(name).shard].read(name)
+
+    @contextmanager
+    def reader(self, name: str) -> Iterator[Read]:
+        """``read(out, start)`` fills a contiguous CPU tensor of the stored dtype with the elements from ``start`` on,
+        row-major, by positioned reads: nothing is mapped. The file stays open for as long as the context.
+
+        Raises:
+            MergingError: no such tensor, or the file was changed since it was opened.
+        """
+        with self._files[self._info(name).shard].reader(name) as read:
+            yield read
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Read a tensor's bytes straight into memory that is given.
+
+        Args:
+            name: of the tensor, on disk.
+            out: contiguous, on the CPU, of the stored dtype and number of elements; overwritten.
+
+        Raises:
+            MergingError: no such tensor, or ``out`` does not fit.
+        """
+        info = self._info(name)
+        check_room(name, info, out)
+        with self.reader(name) as read:
+            read(out, 0)
+
+    def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:
             raise MergingError(
                 f"{self.path} holds no tensor {name!r}; it has {len(self.tensors)}, from {_some(self.tensors)}"
             )
-        tensor: Tensor = self._files[info.shard].get_tensor(name)
-        return tensor
+        return info
 
     @cached_property
     def content(self) -> str:
@@ -124,7 +128,18 @@ class Checkpoint:
         ``config.json`` is left out on purpose: of the experts only the tensors reach the result, and the base's config
         changes how the result is run, not what its weights are.
         """
-        return content_hash(self.tensors, self.read)
+
+        def line(name: str) -> str:
+            info, digest = self.tensors[name], hashlib.sha256()
+            buffer = torch.empty(min(_HASHED_AT_ONCE, info.numel), dtype=info.dtype)
+            with self.reader(name) as read:
+                for start in range(0, info.numel, _HASHED_AT_ONCE):
+                    piece = buffer[: info.numel - start]
+                    read(piece, start)
+                    digest.update(piece.view(torch.uint8).numpy().data)
+            return _line(name, info.dtype, info.shape, digest.hexdigest())
+
+        return _hash_of_lines(self.tensors, line)
 
 
 def content_hash(names: Iterable[str], read: Callable[[str], Tensor], threads: int = 2) -> str:
@@ -142,22 +157,48 @@ def content_hash(names: Iterable[str], read: Callable[[str], Tensor], threads: i
     def line(name: str) -> str:
         tensor = read(name).detach()
         data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest = hashlib.sha256(data.data).hexdigest()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return json.dumps([name, dtype, list(tensor.shape), digest], separators=(",", ":"))
+        return _line(name, tensor.dtype, tuple(tensor.shape), hashlib.sha256(data.data).hexdigest())
 
+    return _hash_of_lines(names, line, threads)
+
+
+def _line(name: str, dtype: torch.dtype, shape: tuple[int, ...], digest: str) -> str:
+    return json.dumps([name, str(dtype).removeprefix("torch."), list(shape), digest], separators=(",", ":"))
+
+
+def _hash_of_lines(names: Iterable[str], line: Callable[[str], str], threads: int = 2) -> str:
     with ThreadPoolExecutor(threads) as pool:
         lines = pool.map(line, sorted(names))
         return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def check_compatible(base: Checkpoint, expert: Checkpoint, optional: frozenset[str] = frozenset()) -> None:
-    """Check that two checkpoints can be merged: one architecture, the same tensor names and shapes.
+def check_room(name: str, info: TensorInfo, out: Tensor) -> None:
+    """Refuse memory that a tensor cannot be read into.
+
+    Raises:
+        MergingError: says what is needed.
+    """
+    fits = out.dtype == info.dtype and out.numel() == info.numel
+    if not fits or not out.is_contiguous() or out.device.type != "cpu":
+        raise MergingError(
+            f"expected contiguous memory on the CPU for {info.numel} elements of {info.dtype} to read {name} into, "
+            f"found {'' if out.is_contiguous() else 'strided '}{out.numel()} of {out.dtype} on {out.device}"
+        )
+
+
+def check_compatible(
+    base: Checkpoint,
+    expert: Checkpoint,
+    optional: frozenset[str] = frozenset(),
+    vocabulary: Mapping[str, int] | None = None,
+) -> None:
+    """Check that two checkpoints can be merged: one architecture, the same tensor names, kinds and shapes.
 
     Args:
         base: the base model.
         expert: the model to compare with it.
-        optional: names that one of the two may lack (a head that is tied to the embedding).
+        optional: names that one of the two may lack (a head that is tied to the embedding, stored constants).
+        vocabulary: tensors with an axis of tokens -> that axis, which may differ in length.
 
     Raises:
         MergingError: they differ; at most five tensors are named.
@@ -173,18 +214,24 @@ def check_compatible(base: Checkpoint, expert: Checkpoint, optional: frozenset[s
         for name in sorted(base.tensors.keys() ^ expert.tensors.keys())
         if name not in optional
     ]
-    problems += [
-        f"{name} is {list(info.shape)} in the base and {list(expert.tensors[name].shape)} in the expert"
-        for name, info in base.tensors.items()
-        if name in expert.tensors and expert.tensors[name].shape != info.shape
-    ]
+    for name in sorted(base.tensors.keys() & expert.tensors.keys()):
+        ours, theirs = base.tensors[name], expert.tensors[name]
+        axis = (vocabulary or {}).get(name)
+        if _without(ours.shape, axis) != _without(theirs.shape, axis):
+            problems.append(f"{name} is {list(ours.shape)} in the base and {list(theirs.shape)} in the expert")
+        elif ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+            problems.append(f"{name} is {ours.dtype} in the base and {theirs.dtype} in the expert")
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise MergingError(
             f"expected {expert.path} to have the tensors and shapes of the base {base.path}, found {len(problems)} "
             f"difference{'s' if len(problems) > 1 else ''}: {'; '.join(problems[:5])}{more}. "
-            "Only fine-tunes of one base with an unchanged vocabulary can be merged"
+            "Only fine-tunes of one base can be merged"
         )
+
+
+def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
 def check_finite(checkpoint: Checkpoint, name: str, tensor: Tensor) -> None:
@@ -201,31 +248,35 @@ def check_finite(checkpoint: Checkpoint, name: str, tensor: Tensor) -> None:
         )
 
 
-def _weight_map(path: Path) -> dict[str, list[str] | None]:
+def _weight_map(path: Path, allow_pickle: bool) -> dict[str, list[str] | None]:
     """Shard file -> the tensors that the index promises in it; None where there is no index."""
-    if (path / SINGLE).is_file():
-        return {SINGLE: None}
-    if (path / INDEX).is_file():
-        index = _read_json(path / INDEX, "")
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise MergingError(
-                f"expected a weight_map of tensor names to files in {path / INDEX}, found none; save it again"
-            )
-        shards: dict[str, list[str] | None] = {}
-        for name, shard in weight_map.items():
-            _check_shard_name(shard, path)
-            names = shards.setdefault(shard, [])
-            if names is not None:
-                names.append(name)
-        missing = [shard for shard in shards if not (path / shard).is_file()]
-        if missing:
-            raise MergingError(
-                f"the index of {path} names {len(shards)} files, of which {len(missing)} are missing: "
-                f"{_some(missing)}. Was the download complete?"
-            )
-        return shards
+    for single, index in ((SINGLE, INDEX), *([(PICKLE, PICKLE_INDEX)] if allow_pickle else [])):
+        if (path / single).is_file():
+            return {single: None}
+        if (path / index).is_file():
+            return _indexed(path, index)
     raise MergingError(_no_weights(path))
+
+
+def _indexed(path: Path, file: str) -> dict[str, list[str] | None]:
+    weight_map = _read_json(path / file, "", unique).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MergingError(
+            f"expected a weight_map of tensor names to files in {path / file}, found none; save it again"
+        )
+    shards: dict[str, list[str] | None] = {}
+    for name, shard in weight_map.items():
+        _check_shard_name(shard, path / file)
+        names = shards.setdefault(shard, [])
+        if names is not None:
+            names.append(name)
+    missing = [shard for shard in shards if not (path / shard).is_file()]
+    if missing:
+        raise MergingError(
+            f"the index of {path} names {len(shards)} files, of which {len(missing)} are missing: {_some(missing)}. "
+            "Was the download complete?"
+        )
+    return shards
 
 
 def _no_weights(path: Path) -> str:
@@ -237,50 +288,33 @@ def _no_weights(path: Path) -> str:
         return (
             expected
             + f"only pickled weights ({_some(pickled)}), which can run code when they are loaded. If you trust them, "
-            "convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            "convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder). Or allow pickles: "
+            f"{PICKLE} is then read by torch's weights-only loader"
         )
     return expected + "neither; save the model with save_pretrained"
 
 
-def _check_shard_name(shard: object, path: Path) -> None:
+def _check_shard_name(shard: object, index: Path) -> None:
     if not isinstance(shard, str) or shard in {"", ".", ".."} or any(mark in shard for mark in ("/", "\\", ":", "\0")):
         raise MergingError(
-            f"expected plain file names in {path / INDEX}, found {shard!r}; a checkpoint may not point outside its "
-            "folder"
+            f"expected plain file names in {index}, found {shard!r}; a checkpoint may not point outside its folder"
         )
 
 
-def _open_shard(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise MergingError(
-            f"expected a safetensors file at {file}, found {file.stat().st_size} bytes that are truncated or corrupt "
-            f"({error}); download or save it again"
-        ) from error
-
-
-def _shard_tensors(handle: Any, file: Path, names: list[str] | None) -> dict[str, TensorInfo]:
-    held = set(handle.keys())
-    missing = sorted(set(names or ()) - held)
+def _shard_tensors(held: WeightFile, file: Path, names: list[str] | None) -> Mapping[str, TensorInfo]:
+    if names is None:
+        return held.tensors
+    missing = sorted(set(names) - set(held.tensors))
     if missing:
         raise MergingError(f"the index says that {file} holds {_some(missing)}, but it does not; save the model again")
-    found = {}
-    for name in held if names is None else names:
-        header = handle.get_slice(name)
-        dtype = _DTYPES.get(header.get_dtype())
-        if dtype is None:
-            raise MergingError(
-                f"expected float or integer weights, found dtype {header.get_dtype()} in tensor {name} of {file}; "
-                "quantised checkpoints cannot be merged, use the unquantised model"
-            )
-        found[name] = TensorInfo(dtype, tuple(header.get_shape()), file.name)
-    return found
+    return {name: held.tensors[name] for name in names}
 
 
-def _read_json(file: Path, missing: str) -> dict[str, Any]:
+def _read_json(
+    file: Path, missing: str, objects: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict
+) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=objects)
     except FileNotFoundError as error:
         raise MergingError(missing) from error
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What a user hands over to be merged: a mergekit config or a recipe, told apart and read."""
+"""What a user hands over to be merged: a mergekit config, a short merge config or a recipe, told apart and read."""
 
 from __future__ import annotations
 
@@ -14,24 +14,35 @@ from merging.sources import Sources
 Resolve = Callable[[str], Path | None]
 
 
-def read_config(path: Path | str, resolve: Resolve | None = None) -> tuple[Recipe, Sources]:
+def read_config(
+    path: Path | str, resolve: Resolve | None = None, *, tokenizer: str | None = None, allow_pickle: bool = False
+) -> tuple[Recipe, Sources]:
     """Read a merge from YAML, and load its models.
 
     Args:
-        path: a mergekit config, or a recipe as :meth:`merging.recipe.Recipe.to_yaml` writes it.
+        path: a mergekit config, a short merge config (:mod:`merging.merge_config`), or a recipe as
+            :meth:`merging.recipe.Recipe.to_yaml` writes it.
         resolve: finds a model that is named in another way than by its folder; None for what it does not know.
+        tokenizer: whose vocabulary the result has: ``base``, ``union`` or a folder with a tokenizer; instead of what
+            the config says. A recipe allows no other than its own.
+        allow_pickle: also read pickled weights.
 
     Raises:
-        MergingError: neither of the two, or models that are not there or not those of the recipe.
+        MergingError: none of the three, or models that are not there or not those of the recipe.
     """
     path = Path(path)
     text = read_text(path)
-    if is_recipe(load_yaml(text, path)):
+    data = load_yaml(text, path)
+    if is_recipe(data):
         recipe = Recipe.from_yaml(text)
-        return recipe, _recipe_sources(recipe, path, resolve)
+        return recipe, _recipe_sources(recipe, path, resolve, tokenizer, allow_pickle)
+    if isinstance(data, dict) and "merge_method" not in data and ("experts" in data or "method" in data):
+        from merging.merge_config import read_merge
+
+        return read_merge(path, resolve, tokenizer=tokenizer, allow_pickle=allow_pickle)
     from merging.mergekit import read_mergekit
 
-    return read_mergekit(path, resolve)
+    return read_mergekit(path, resolve, tokenizer=tokenizer, allow_pickle=allow_pickle)
 
 
 def is_recipe(data: Any) -> bool:
@@ -59,7 +70,7 @@ def load_yaml(text: str, path: Path) -> Any:
     """
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise MergingError(f"expected YAML in {path}, found something else: {error}") from error
 
 
@@ -87,11 +98,38 @@ def find_model(reference: str, folder: Path, resolve: Resolve | None) -> Path:
     )
 
 
-def _recipe_sources(recipe: Recipe, path: Path, resolve: Resolve | None) -> Sources:
+def find_tokenizer(choice: str | None, folder: Path, resolve: Resolve | None) -> str | Path:
+    """Whose vocabulary the result has: ``base`` (also where nothing is said), ``union``, or a folder.
+
+    Args:
+        choice: one of the two words, or a reference as in :func:`find_model`.
+        folder, resolve: as in :func:`find_model`.
+
+    Raises:
+        MergingError: not found.
+    """
+    return (choice or "base") if choice in {None, "base", "union"} else find_model(str(choice), folder, resolve)
+
+
+def tokenizer_path(sources: Sources, chosen: str | Path) -> str | None:
+    """What a recipe says of where its tokenizer was found; None unless a folder was chosen and is used."""
+    return str(chosen) if (sources.tokenizer or "").startswith("path:") else None
+
+
+def _recipe_sources(
+    recipe: Recipe, path: Path, resolve: Resolve | None, tokenizer: str | None, allow_pickle: bool
+) -> Sources:
     if recipe.base not in recipe.sources:
         raise MergingError(f"the recipe {path} has base {recipe.base!r}, which is not under its sources")
     found = {alias: find_model(ref.path, path.parent, resolve) for alias, ref in recipe.sources.items()}
     base = found.pop(recipe.base)
-    sources = Sources.load(base, found)
+    chosen = find_tokenizer(tokenizer or recipe.tokenizer_path or recipe.tokenizer, path.parent, resolve)
+    sources = Sources.load(base, found, tokenizer=chosen, allow_pickle=allow_pickle)
     sources.bind(recipe)  # refuses models that are no longer what the recipe was made from
+    if sources.tokenizer != recipe.tokenizer:
+        raise MergingError(
+            f"the recipe {path} was made with vocabularies aligned by {recipe.tokenizer or 'nothing'}, these models "
+            f"are aligned by {sources.tokenizer or 'nothing'}: it would be another merge. Give the tokenizer files "
+            "that it was made with"
+        )
     return sources

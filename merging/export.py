@@ -20,31 +20,20 @@ from torch import Tensor
 from merging.checkpoint import INDEX, SINGLE
 from merging.kernel import Resolver, Task, check_finite_result, merge_tensor, torch_dtype
 from merging.materialize import check_names
-from merging.pool import Workspace
 from merging.recipe import MergingError, Recipe
+from merging.restack import for_recipe
 from merging.sources import Sources
 
 SHARD_BYTES = 2 * 1024**3
 
-# What makes a folder usable besides its weights. Never code: remote code is not run, and not passed on.
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.*",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+# What makes a folder usable besides weights and tokenizer. Never code: remote code is not run, and not passed on.
+_COMPANIONS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 def export(recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size: int = SHARD_BYTES) -> Path:
     """Write the merged model as a folder that ``from_pretrained`` loads: weights, config, tokenizer, ``recipe.yaml``.
+
+    Beside them ``mergekit.yaml``, where a config of mergekit says the same.
 
     The weights are the bits that :class:`merging.materialize.Materializer` writes for the recipe. The folder appears
     whole or not at all: it is written beside its place and renamed.
@@ -67,6 +56,8 @@ def export(recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size:
         raise MergingError(f"expected {out} to be a new or empty folder, found content there; choose another folder")
     if max_shard_size < 1:
         raise MergingError(f"expected max_shard_size of at least 1 byte, found {max_shard_size}")
+    equivalent = _mergekit(recipe, sources)
+    sources = for_recipe(sources, recipe)
     tasks = _tasks(recipe, sources)
     dtypes = _dtypes(recipe, sources)
     shards = _plan(sources, dtypes, max_shard_size)
@@ -79,6 +70,8 @@ def export(recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size:
             save_file(tensors, partial / file, metadata={"format": "pt"})
         _write_index(partial, shards, sources, dtypes)
         _write_companions(partial, recipe, sources, dtypes)
+        if equivalent is not None:
+            (partial / "mergekit.yaml").write_text(equivalent, encoding="utf-8")
         _settle(partial, out)
     except BaseException as error:
         if partial is not None:
@@ -95,6 +88,15 @@ def _tasks(recipe: Recipe, sources: Sources) -> dict[str, Task]:
     return {name: resolver.task(recipe.for_tensor(name, sources.layout.group(name))) for name in sources.tensors}
 
 
+def _mergekit(recipe: Recipe, sources: Sources) -> str | None:
+    from merging.mergekit_export import to_mergekit
+
+    try:
+        return to_mergekit(recipe, sources)
+    except MergingError:  # a merge that mergekit cannot do; one that nobody can is found out next
+        return None
+
+
 def _dtypes(recipe: Recipe, sources: Sources) -> dict[str, torch.dtype]:
     """Canonical name -> dtype in the export, sorted by name. What is copied keeps its own."""
     wanted = torch_dtype(recipe.dtype)
@@ -104,7 +106,9 @@ def _dtypes(recipe: Recipe, sources: Sources) -> dict[str, torch.dtype]:
 
 
 def _bytes(sources: Sources, name: str, dtype: torch.dtype) -> int:
-    return sources.checkpoints[sources.base].tensors[name].numel * dtype.itemsize
+    info = sources.tensors.get(name)
+    numel = sources.tensor(sources.base, name).numel() if info is None else info.numel
+    return numel * dtype.itemsize
 
 
 def _plan(sources: Sources, dtypes: dict[str, torch.dtype], limit: int) -> dict[str, list[str]]:
@@ -127,13 +131,12 @@ def _plan(sources: Sources, dtypes: dict[str, torch.dtype], limit: int) -> dict[
 def _shards(
     shards: dict[str, list[str]], sources: Sources, tasks: dict[str, Task], dtypes: dict[str, torch.dtype]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    workspace = Workspace()
     for file, names in shards.items():
         tensors, ends = {}, {}
         for name in names:
             if name in tasks:
                 tensors[name] = torch.empty(sources.tensors[name].shape, dtype=dtypes[name])
-                ends[name] = merge_tensor(name, tasks[name], tensors[name], workspace)
+                ends[name] = merge_tensor(name, tasks[name], tensors[name])
             else:
                 tensors[name] = sources.tensor(sources.base, name).clone()
         check_finite_result(ends)
@@ -155,11 +158,13 @@ def _write_companions(folder: Path, recipe: Recipe, sources: Sources, dtypes: di
     for name in sources.tensors:
         counts[dtypes[name]] += sources.tensors[name].numel
     config = _with_dtype(sources.config, str(counts.most_common(1)[0][0]).removeprefix("torch."))
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for pattern in _COMPANIONS:
-        for file in sorted(sources.path.glob(pattern)):
-            if file.is_file() and file.suffix != ".py":
-                shutil.copyfile(file, folder / file.name)
+    for name, data in (("config.json", config), ("generation_config.json", sources.generation_config)):
+        if data is not None:
+            (folder / name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in _COMPANIONS:
+        if (sources.path / name).is_file():
+            shutil.copyfile(sources.path / name, folder / name)
+    sources.write_tokenizer(folder)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 
 

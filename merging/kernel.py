@@ -9,17 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from merging.methods.contract import Context, Method, Values
+from merging.compiled import SMALL, Mode, run_whole, worthwhile
+from merging.methods.contract import CALIBRATION, Context, Elements, Elementwise, Inputs, Method, Values
 from merging.methods.registry import canonical, get
-from merging.pool import Pool, Workspace, pieces
+from merging.pool import Calibration, Pool, pieces
 from merging.recipe import DTYPES, Assignment, MergingError, Recipe
 from merging.sources import Sources
 
-# Elements of a piece: the buffers of a few terms stay in the second-level cache, and torch starts no threads below it.
+# Elements of a piece: the temporaries of a few terms stay in the second-level cache, and torch starts no threads.
 CHUNK = 1 << 15
 
 # On a device there is no such cache to stay in, and starting a kernel costs more than it does.
 DEVICE_CHUNK = 1 << 24
+
+# Of a compiled call: positions in it are 32-bit numbers.
+COMPILED_CHUNK = 1 << 30
 
 
 class MergeFailed(MergingError):
@@ -37,17 +41,19 @@ class Task(NamedTuple):
 class Resolver:
     """Turns a recipe's assignments into tasks; remembers them, since a recipe has few and a model has many tensors."""
 
-    def __init__(self, sources: Sources, recipe: Recipe):
+    def __init__(self, sources: Sources, recipe: Recipe, calibration: Calibration | None = None):
         self._sources = sources
         self._bound = sources.bind(recipe)
         self._dtype = torch_dtype(recipe.source_dtype)
+        self._calibration = calibration
         self._tasks: dict[Assignment, Task] = {}
 
     def task(self, assignment: Assignment) -> Task:
         """The task of an assignment.
 
         Raises:
-            MergingError: unknown method, bad parameters, or a source that the recipe does not list.
+            MergingError: unknown method, bad parameters, calibration data that are needed and not there, or a source
+                that the recipe does not list.
         """
         task = self._tasks.get(assignment)
         if task is None:
@@ -58,8 +64,19 @@ class Resolver:
                         f"the recipe assigns source {alias!r} but lists only {', '.join(self._bound)} under sources"
                     )
             pool = self._sources.pool(tuple(self._bound[alias] for alias, _ in resolved.sources), self._dtype)
-            task = self._tasks[assignment] = Task(get(resolved.method), Values.of(resolved), pool)
+            method, values = get(resolved.method), Values.of(resolved)
+            if method.needs.calibration:
+                pool.calibration = _checked(self._calibration, method, values)
+            task = self._tasks[assignment] = Task(method, values, pool)
         return task
+
+
+def _checked(calibration: Calibration | None, method: Method, values: Values) -> Calibration:
+    wanted = values.shared[CALIBRATION.name]
+    if calibration is None or calibration.fingerprint != wanted:
+        found = "none was given" if calibration is None else f"found data {calibration.fingerprint!r}"
+        raise MergingError(f"method {method.name} needs the calibration data {wanted!r} of its recipe; {found}")
+    return calibration
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
@@ -81,44 +98,139 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else torch.float64
 
 
-def merge_tensor(name: str, task: Task, out: Tensor, workspace: Workspace, chunk: int | None = None) -> list[Tensor]:
+def compiles(task: Task, mode: Mode, elements: int, device: str, candidates: int = 1) -> bool:
+    """Whether a task is to run compiled.
+
+    Args:
+        task: what to do.
+        mode: what the user wants.
+        elements: of the model.
+        device: type of the device that computes.
+        candidates: how many there will be at least.
+    """
+    method = task.method
+    if not isinstance(method, Elementwise):
+        return False
+    eager = elements * candidates * method.eager_ns * max(1, len(task.values.sources)) * 1e-9
+    return worthwhile(mode, eager, device)
+
+
+def merge_tensor(
+    name: str, task: Task, out: Tensor, *, chunk: int | None = None, compiled: bool = False
+) -> list[Tensor]:
     """Compute one merged tensor.
 
     Args:
         name: canonical tensor name.
         task: what to do.
-        out: contiguous, of the merged tensor's shape and dtype; overwritten.
-        workspace: scratch memory, reused over calls.
+        out: of the merged tensor's shape and dtype, on the device that computes; overwritten.
         chunk: elements of a piece; does not change the result.
+        compiled: run elementwise kernels compiled; does not change the result.
 
     Returns:
-        Smallest and largest elements of the pieces, 0-d tensors on its device: for :func:`check_finite_result`.
+        0-d tensors that are finite where the result is: for :func:`check_finite_result`.
     """
+    if not out.is_contiguous():  # a view into a live layout that stores this tensor otherwise
+        whole = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        ends = merge_tensor(name, task, whole, chunk=chunk, compiled=compiled)
+        out.copy_(whole)
+        return ends
+    if isinstance(task.method, Elementwise):
+        return _merge_elements(name, task, out, chunk, compiled and out.numel() >= SMALL)
+    return _merge_pieces(name, task, out, chunk)
+
+
+def _merge_elements(name: str, task: Task, out: Tensor, chunk: int | None, compiled: bool) -> list[Tensor]:
     method, values, pool = task
-    statistics = pool.once((method.name, name), lambda: method.statistics(pool, name))
+    assert isinstance(method, Elementwise)
+    elements = _with_delta_scale(method.prepare(pool, name, values), values)
+    target = out.view(-1)
+    sources = tuple(_flat(pool.source(name, number), out) for number in elements.sources)
+    base = _flat(pool.base(name), out) if elements.base or not sources else sources[0]
+    numbers = torch.tensor(elements.numbers, dtype=accumulation_dtype(out.dtype), device=out.device)
+    integers = torch.tensor(elements.integers, dtype=torch.int32, device=out.device)
+    fields = tuple(_flat(field, out) for field in elements.fields)
+    ends: list[Tensor] = []
+    limit = COMPILED_CHUNK if compiled else chunk or (CHUNK if out.device.type == "cpu" else DEVICE_CHUNK)
+    for start, stop in pieces(target.numel(), limit):
+        if stop - start == target.numel():
+            piece, cut = target, Inputs(base, sources, numbers, integers, integers, fields)
+        else:
+            piece = target[start:stop]
+            cut = Inputs(
+                base[start:stop],
+                tuple(source[start:stop] for source in sources),
+                numbers,
+                integers,
+                integers,
+                tuple(field[start:stop] for field in fields),
+            )
+        if compiled:
+            signed = (start + (1 << 31)) % (1 << 32) - (1 << 31)
+            ends.append(run_whole(elements.kernel, elements.options, cut, signed, elements.indexed, piece))
+            continue
+        if elements.indexed:
+            index = torch.arange(start, stop, dtype=torch.int64, device=out.device).to(torch.int32)
+            cut = cut._replace(indices=index)
+        ends += torch.aminmax(piece.copy_(elements.kernel(cut, *elements.options)))
+    return ends
+
+
+def _flat(tensor: Tensor, out: Tensor) -> Tensor:
+    flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+    return flat if flat.device == out.device else flat.to(out.device, non_blocking=True)
+
+
+def _with_delta_scale(elements: Elements, values: Values) -> Elements:
+    scale = values.shared.get("delta_scale", 1.0)
+    if scale == 1.0:
+        return elements
+    return Elements(
+        _delta_scaled,
+        (elements.kernel, elements.options),
+        (*elements.numbers, float(scale)),
+        elements.integers,
+        elements.sources,
+        True,
+        elements.indexed,
+        elements.fields,
+    )
+
+
+def _delta_scaled(inputs: Inputs, kernel: object, options: tuple[object, ...]) -> Tensor:
+    assert callable(kernel)
+    merged: Tensor = kernel(inputs._replace(numbers=inputs.numbers[:-1]), *options)
+    base = inputs.base.to(merged.dtype)
+    return (merged - base) * inputs.numbers[-1] + base
+
+
+def _merge_pieces(name: str, task: Task, out: Tensor, chunk: int | None) -> list[Tensor]:
+    method, values, pool = task
+    statistics = method.prepare(pool, name, values)
     whole = tuple(out.shape)
-    inputs = pool.sources(name)
-    if method.needs.base:
-        inputs = (pool.base(name), *inputs)
+    scale = float(values.shared.get("delta_scale", 1.0))
+    reads_base = method.reads_base(values)
+    inputs = tuple(_flat(each, out) for each in pool.sources(name))
+    base = _flat(pool.base(name), out) if reads_base or scale != 1.0 else None
     limit = chunk or (CHUNK if out.device.type == "cpu" else DEVICE_CHUNK)
-    accumulate = accumulation_dtype(out.dtype)
+    target = out.view(-1)
     ends: list[Tensor] = []
     for start, stop, shape in _pieces(method.scope, whole, limit):
-        piece = workspace.take(0, stop - start, accumulate, out.device)
-        target, *parts = (_cut(tensor, start, stop, shape) for tensor in (out, *inputs))
+        piece = torch.empty(shape, dtype=accumulation_dtype(out.dtype), device=out.device)
+        origin = None if base is None else base[start:stop].view(shape)
         context = Context(
             name=name,
             shape=whole,
             start=start,
-            base=parts[0] if method.needs.base else None,
-            sources=tuple(parts[1:] if method.needs.base else parts),
+            base=origin if reads_base else None,
+            sources=tuple(each[start:stop].view(shape) for each in inputs),
             statistics=statistics,
-            workspace=workspace,
         )
-        if len(shape) != 1:
-            piece = piece.view(shape)
         method.apply(context, values, piece)
-        ends += torch.aminmax(target.copy_(piece))
+        if scale != 1.0 and origin is not None:
+            wide = origin.to(piece.dtype)
+            piece.sub_(wide).mul_(scale).add_(wide)
+        ends += torch.aminmax(target[start:stop].view(shape).copy_(piece))
     return ends
 
 
@@ -134,13 +246,6 @@ def _pieces(scope: str, shape: tuple[int, ...], limit: int) -> list[tuple[int, i
         step = max(1, limit // width) * width
         return [(start, stop, ((stop - start) // width, width)) for start, stop in pieces(numel, step)]
     return [(0, numel, shape)]
-
-
-def _cut(tensor: Tensor, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
-    flat = tensor if tensor.dim() == 1 else tensor.view(-1)
-    if stop - start < flat.numel():
-        flat = flat[start:stop]
-    return flat if len(shape) == 1 else flat.view(shape)
 
 
 def check_finite_result(ends: Mapping[str, Sequence[Tensor]]) -> None:
@@ -162,9 +267,9 @@ def check_finite_result(ends: Mapping[str, Sequence[Tensor]]) -> None:
 
 
 def _by_dtype(ends: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    groups: dict[torch.dtype, list[Tensor]] = {}
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for end in ends:
-        groups.setdefault(end.dtype, []).append(end)
+        groups.setdefault((end.dtype, end.device), []).append(end)
     return groups.values()
 
 

@@ -4,6 +4,12 @@ Blocks are numbered: ``model.layers.0.…``, ``transformer.h.0.…``, ``encoder.
 counts from 0 without gaps, over things that hold several matrices each, is the depth; numbers further inside (the
 experts of a mixture, the sublayers of T5) are not. Module kinds come from the words in the rest of the name, and from
 the shape where those say nothing.
+
+Where a model has several stacks of blocks, each is called after the module that it alone hangs in, and all that hangs
+there belongs to it: ``vision_tower/attention.3``, and its patch embedding ``vision_tower/embedding``. Two stacks in one
+tower are ``visual.blocks/attention.3`` and ``visual.mergers/mlp.0``, and what is beside them ``visual/embedding``. What
+hangs in none of them (a projector, a head) has no stack. So the language part of a LLaVA is merged alone by giving its
+other groups ``task_arithmetic`` without sources, which is the base.
 """
 
 from __future__ import annotations
@@ -11,12 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from merging.recipe import Group, MergingError
 
 Shape = tuple[int, ...]
 
-_NORM = re.compile(r"norm|^ln(_|\d|$)")
+_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)")
 _ATTENTION = re.compile(
     r"attn|attention|mixer|mamba|ssm|^(q|k|v|o|qkv)_proj$|^(query|key|value|query_key_value|wq|wk|wv|wo)$"
 )
@@ -25,6 +32,7 @@ _MLP = re.compile(
     r"|^dense_(h_to_4h|4h_to_h)$|^output$"
 )
 _HEAD = re.compile(r"^(lm_head|embed_out|head|output|score|classifier|cls|predictions|decoder|projection)$|_head$")
+_INSIDE_HEAD = re.compile(r"^(head|cls|predictions|classifier)$|_head$")
 _EMBEDDING = re.compile(r"embed|^(wte|wpe|shared)$")
 _BUFFER = re.compile(r"^(inv_freq|masked_bias|position_ids|num_batches_tracked|cos_cached|sin_cached)$")
 
@@ -44,13 +52,15 @@ class Layout:
             shapes: canonical (on-disk) tensor name -> shape.
         """
         stacks = _stacks(shapes)
-        titles = _titles(list(stacks))
+        homes = _homes(list(stacks))
+        titles = {prefix: ".".join(home) for prefix, home in homes.items()}
+        root = _common([prefix.split(".") for prefix in stacks])
         vocabulary = _embedding_shapes(shapes, stacks)
         groups = {}
         for name, shape in shapes.items():
             prefix, depth, inner = _place(name, stacks)
             if prefix is None:
-                groups[name] = Group(_outer_kind(inner, shape, vocabulary))
+                groups[name] = Group(_outer_kind(inner, shape, vocabulary), None, _stack_around(inner, root, homes))
             else:
                 groups[name] = Group(_inner_kind(inner, shape), depth, titles[prefix])
         return Layout(groups, {titles[prefix]: depth for prefix, depth in stacks.items()})
@@ -143,22 +153,33 @@ def _place(name: str, stacks: Mapping[str, int]) -> tuple[str | None, int | None
     return (prefix, index, inner) if prefix in stacks else (None, None, name.split("."))
 
 
-def _titles(prefixes: list[str]) -> dict[str, str]:
-    """Short names for stacks: "" for one; else the first word that tells each apart, or all that differ."""
-    if len(prefixes) == 1:
-        return {prefixes[0]: ""}
-    words = {prefix: prefix.split(".") for prefix in prefixes}
-    common = set.intersection(*(set(each) for each in words.values())) if words else set()
-    different = {prefix: [word for word in each if word not in common] or each for prefix, each in words.items()}
-    firsts = [each[0] for each in different.values()]
-    return {
-        prefix: each[0] if firsts.count(each[0]) == 1 else ".".join(each) if _unique(each, different) else prefix
-        for prefix, each in different.items()
-    }
+def _common(paths: list[list[str]]) -> list[str]:
+    """The words with which all paths begin."""
+    return [each[0] for each in takewhile(lambda each: len(set(each)) == 1, zip(*paths, strict=False))]
 
 
-def _unique(words: list[str], all_words: Mapping[str, list[str]]) -> bool:
-    return sum(other == words for other in all_words.values()) == 1
+def _homes(prefixes: list[str]) -> dict[str, list[str]]:
+    """Stack -> the outermost module that holds it and no other stack, as words from the module that holds all stacks;
+    no words where there is one stack."""
+    paths = {prefix: prefix.split(".") for prefix in prefixes}
+    if len(prefixes) < 2:
+        return {prefix: [] for prefix in prefixes}
+    root = len(_common(list(paths.values())))
+    homes = {}
+    for prefix, own in paths.items():
+        others = [each for other, each in paths.items() if other != prefix]
+        alone = (depth for depth in range(root + 1, len(own)) if all(each[:depth] != own[:depth] for each in others))
+        homes[prefix] = own[root : next(alone, len(own))]
+    return homes
+
+
+def _stack_around(words: list[str], root: list[str], homes: Mapping[str, list[str]]) -> str:
+    """Of a tensor outside the blocks: the home that it hangs in, or the module in which it hangs with several homes; ""
+    where that holds all stacks or none."""
+    if words[: len(root)] != root:
+        return ""
+    shared = [_common([words[len(root) :], home]) for home in homes.values()]
+    return ".".join(max(shared, key=lambda each: len(each), default=[]))
 
 
 def _matches(pattern: re.Pattern[str], words: Iterable[str]) -> bool:
@@ -186,11 +207,11 @@ def _outer_kind(words: list[str], shape: Shape, vocabulary: set[Shape]) -> str:
     if _is_norm(words, shape):
         return "norm"
     modules = words[:-1] if words[-1] in {"weight", "bias"} else words
-    if _matches(_HEAD, modules[-1:]):
+    if _matches(_HEAD, modules[-1:]) and not _matches(_EMBEDDING, modules[:-1]):
         return "head"
     if _matches(_EMBEDDING, modules):
         return "embedding"
-    return "head" if shape in vocabulary else "other"
+    return "head" if shape in vocabulary or _matches(_INSIDE_HEAD, modules) else "other"
 
 
 def _embedding_shapes(shapes: Mapping[str, Shape], stacks: Mapping[str, int]) -> set[Shape]:

@@ -1,13 +1,31 @@
-"""The sources of one assignment as a method sees them, and the scratch memory that it works in."""
+"""The sources of one assignment as a method sees them, and what is remembered about them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Of statistics that depend on continuous parameters: a search asks for ever new values, a few per tensor and candidate.
+RECENT = 1 << 14
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A few inputs to run the models on, for methods that need them.
+
+    Attributes:
+        fingerprint: hash of the data; recipes name it, since the result depends on it.
+        batches: alias of a source -> its inputs, in an order that repeats.
+    """
+
+    fingerprint: str
+    batches: Callable[[str], Iterable[Any]]
 
 
 class Pool:
@@ -16,6 +34,7 @@ class Pool:
     Attributes:
         aliases: the sources, in order.
         names: canonical names of the tensors that are merged, sorted.
+        calibration: inputs for methods that need them, or None.
     """
 
     def __init__(
@@ -25,21 +44,33 @@ class Pool:
         names: tuple[str, ...],
         read: Callable[[str, str], Tensor],
         dtype: torch.dtype | None = None,
+        content: Callable[[str], str] = str,
     ):
         self.aliases = aliases
         self.names = names
+        self.calibration: Calibration | None = None
         self._base = base
         self._read = read
         self._dtype = dtype
+        self._content = content
         self._memory: dict[Any, Any] = {}
+        self._recent: OrderedDict[Any, Any] = OrderedDict()
 
     def base(self, name: str) -> Tensor:
         """The base's tensor, rounded to the pool's dtype if it has one; read-only."""
         return self._get(self._base, name)
 
+    def source(self, name: str, number: int) -> Tensor:
+        """One tensor of one source; read-only."""
+        return self._get(self.aliases[number], name)
+
     def sources(self, name: str) -> tuple[Tensor, ...]:
         """[sources] one tensor of every source; read-only."""
         return tuple(self._get(alias, name) for alias in self.aliases)
+
+    def content(self, number: int) -> str:
+        """Hash of a source's content: what random masks are keyed by, so that they do not depend on aliases."""
+        return self._content(self.aliases[number])
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """``compute()``, the first time; afterwards what it returned. For statistics, also those of the whole model."""
@@ -47,29 +78,19 @@ class Pool:
             self._memory[key] = compute()
         return self._memory[key]
 
+    def lately(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """As :meth:`once`, but the values that were not asked for lately are forgotten."""
+        if key in self._recent:
+            self._recent.move_to_end(key)
+            return self._recent[key]
+        found = self._recent[key] = compute()
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        return found
+
     def _get(self, alias: str, name: str) -> Tensor:
         tensor = self._read(alias, name)
         return tensor if self._dtype is None else tensor.to(self._dtype)
-
-
-class Workspace:
-    """Scratch buffers, allocated once and reused: a method asks for number 0, 1, … in the shape that it needs."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
-
-    def like(self, out: Tensor, number: int) -> Tensor:
-        """An uninitialised buffer with the shape, dtype and device of ``out``. A number is one piece of memory."""
-        buffer = self.take(number, out.numel(), out.dtype, out.device)
-        return buffer if out.dim() == 1 else buffer.view(out.shape)
-
-    def take(self, number: int, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """[numel] uninitialised buffer."""
-        key = (number, dtype, device)
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() < numel:
-            buffer = self._buffers[key] = torch.empty(numel, dtype=dtype, device=device)
-        return buffer if buffer.numel() == numel else buffer[:numel]
 
 
 def dot(a: Tensor, b: Tensor, chunk: int = 1 << 16) -> float:
@@ -79,16 +100,20 @@ def dot(a: Tensor, b: Tensor, chunk: int = 1 << 16) -> float:
     memory alignment; library reductions are not.
     """
     a, b = a.reshape(-1), b.reshape(-1)
-    sums = []
-    for start, stop in pieces(a.numel(), chunk):
-        product = a[start:stop].to(torch.float64) * b[start:stop].to(torch.float64)
-        length = product.numel()
-        while length > 1:
-            half = length // 2
-            product[:half].add_(product[length - half : length])
-            length -= half
-        sums.append(float(product[0]))
-    return math.fsum(sums)
+    return math.fsum(
+        tree_sum(a[start:stop].to(torch.float64) * b[start:stop].to(torch.float64))
+        for start, stop in pieces(a.numel(), chunk)
+    )
+
+
+def tree_sum(terms: Tensor) -> float:
+    """Σ of a 1-D float64 tensor by a fixed tree of additions. Overwrites the tensor."""
+    length = terms.numel()
+    while length > 1:
+        half = length // 2
+        terms[:half].add_(terms[length - half : length])
+        length -= half
+    return float(terms[0]) if terms.numel() else 0.0
 
 
 def pieces(numel: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ import yaml
 FORMAT = "paretomerge-recipe/1"
 
 Value = float | int | bool | str
+
+Layers = tuple[Mapping[str, int], ...]
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 
@@ -129,6 +131,11 @@ class Recipe:
         dtype: of the merged weights, one of :data:`DTYPES`; None keeps the base's, tensor by tensor.
         source_dtype: sources are rounded to this before they are merged, one of :data:`DTYPES`; None reads them as they
             are. What mergekit's ``dtype`` means, where it is narrower than the checkpoints.
+        layers: [blocks of the result] alias -> the block of that model which this block is made from; None where every
+            block is made from the blocks of its own number. Groups and tensors are then named as in the result.
+        tokenizer: how vocabularies were aligned, as :attr:`merging.sources.Sources.tokenizer` says it: ``base``,
+            ``union`` or ``path:`` and the hash of a tokenizer; None where there was nothing to align.
+        tokenizer_path: where that tokenizer was found. Not part of the hash.
     """
 
     base: str
@@ -137,11 +144,14 @@ class Recipe:
     tensors: Mapping[str, Assignment] = field(default_factory=dict)
     dtype: str | None = None
     source_dtype: str | None = None
+    layers: Layers | None = None
+    tokenizer: str | None = None
+    tokenizer_path: str | None = None
 
     @property
     def hash(self) -> str:
         """``sha256`` hex of what determines the result (see the module docstring)."""
-        contents = {alias: source.content for alias, source in self.sources.items()}
+        contents = self._identities()
 
         def identity(assignment: Assignment) -> list[Any]:
             return [
@@ -150,17 +160,32 @@ class Recipe:
                 _canonical(assignment.parameters),
             ]
 
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
             "base": contents[self.base],
             "dtype": self.dtype,
             "groups": {str(group): identity(assignment) for group, assignment in self.groups.items()},
             "tensors": {name: identity(assignment) for name, assignment in self.tensors.items()},
         }
+        # What a recipe of old could not say enters where it is said, so that old recipes keep their hash.
         if self.source_dtype is not None:
             data["source_dtype"] = self.source_dtype
+        if self.layers is not None:
+            data["layers"] = [sorted([contents[alias], at] for alias, at in block.items()) for block in self.layers]
+        if self.tokenizer is not None:
+            data["tokenizer"] = self.tokenizer
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _identities(self) -> dict[str, str]:
+        """Alias -> what stands for that source in the hash."""
+        contents = {alias: source.content for alias, source in self.sources.items()}
+        if self.layers is not None:
+            # One model under two aliases gives two different blocks: which of them is meant must be told apart.
+            for content in {each for each in contents.values() if list(contents.values()).count(each) > 1}:
+                same = sorted(alias for alias, each in contents.items() if each == content)
+                contents |= {alias: f"{content}#{number}" for number, alias in enumerate(same)}
+        return contents
 
     def for_tensor(self, name: str, group: Group) -> Assignment:
         """The assignment of one tensor: its own, or its group's.
@@ -199,6 +224,11 @@ class Recipe:
         }
         if self.source_dtype is not None:
             data["source_dtype"] = self.source_dtype
+        if self.tokenizer is not None:
+            path, content = self.tokenizer_path, self.tokenizer.removeprefix("path:")
+            data["tokenizer"] = self.tokenizer if path is None else {"path": path, "content": content}
+        if self.layers is not None:
+            data["layers"] = slices_of(self.layers)
         if self.tensors:
             data["tensors"] = {name: assignment.as_data() for name, assignment in sorted(self.tensors.items())}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
@@ -218,22 +248,87 @@ class Recipe:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise MergingError(f"expected a recipe of format {FORMAT!r}, found {found!r}")
         try:
+            tokenizer, tokenizer_path = _tokenizer(data.get("tokenizer"))
+            sources = {
+                str(alias): SourceRef(str(source["path"]), str(source["content"]))
+                for alias, source in data["sources"].items()
+            }
             return Recipe(
                 base=str(data["base"]),
-                sources={
-                    str(alias): SourceRef(str(source["path"]), str(source["content"]))
-                    for alias, source in data["sources"].items()
-                },
+                sources=sources,
                 groups={Group.parse(group): _assignment(entry) for entry in data["groups"] for group in entry["in"]},
                 tensors={str(name): _assignment(entry) for name, entry in (data.get("tensors") or {}).items()},
                 dtype=data.get("dtype"),
                 source_dtype=data.get("source_dtype"),
+                layers=None if data.get("layers") is None else layers_of(data["layers"], sources),
+                tokenizer=tokenizer,
+                tokenizer_path=tokenizer_path,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise MergingError(
                 f"the recipe is malformed ({type(error).__name__}: {error}); expected the keys base, sources, dtype "
                 "and groups, as `paretomerge export` writes them"
             ) from error
+
+
+def slices_of(layers: Layers) -> list[dict[str, list[int]]]:
+    """Layers in the form for people: a list of slices alias -> [first, last + 1], each as long as can be."""
+    slices: list[dict[str, list[int]]] = []
+    for block in layers:
+        if slices and {alias: end for alias, (_, end) in slices[-1].items()} == block:
+            for alias in block:
+                slices[-1][alias][1] += 1
+        else:
+            slices.append({alias: [at, at + 1] for alias, at in block.items()})
+    return slices
+
+
+def layers_of(slices: object, aliases: Iterable[str]) -> Layers:
+    """The inverse of :func:`slices_of`; slices may be cut in any way.
+
+    Args:
+        slices: alias -> [first, last + 1], a mapping for every slice.
+        aliases: the models that there are.
+
+    Raises:
+        MergingError: malformed, empty, slices of unequal length, or of an unknown model.
+    """
+    known = set(aliases)
+    if not isinstance(slices, Sequence) or isinstance(slices, str) or not slices:
+        raise MergingError(f"expected layers to be a list of slices {{alias: [first, last + 1]}}, found {slices!r}")
+    layers: list[Mapping[str, int]] = []
+    for number, entry in enumerate(slices):
+        where = f"slice {number} of the layers"
+        if not isinstance(entry, Mapping) or not entry:
+            raise MergingError(f"expected {where} to be a mapping alias: [first, last + 1], found {entry!r}")
+        for alias, ends in entry.items():
+            if alias not in known:
+                raise MergingError(f"{where} names the model {alias!r}; there are {', '.join(sorted(known))}")
+            if not is_range(ends):
+                raise MergingError(f"expected [first, last + 1] for {alias} in {where}, found {ends!r}")
+        lengths = {alias: end - first for alias, (first, end) in entry.items()}
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{alias} {length}" for alias, length in lengths.items())
+            raise MergingError(f"expected all models of {where} to give as many blocks, found {found}")
+        length = next(iter(lengths.values()))
+        layers += [{alias: first + step for alias, (first, _) in entry.items()} for step in range(length)]
+    return tuple(layers)
+
+
+def is_range(ends: object) -> bool:
+    """Whether this is [first, last + 1] of at least one block."""
+    return (
+        isinstance(ends, Sequence)
+        and len(ends) == 2
+        and all(type(end) is int for end in ends)
+        and 0 <= ends[0] < ends[1]
+    )
+
+
+def _tokenizer(entry: Any) -> tuple[str | None, str | None]:
+    if isinstance(entry, Mapping):
+        return f"path:{entry['content']}", str(entry["path"])
+    return None if entry is None else str(entry), None
 
 
 def _assignment(entry: Mapping[str, Any]) -> Assignment:

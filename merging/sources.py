@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,27 +13,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.checkpoint import Checkpoint, TensorInfo, check_compatible, check_finite, content_hash
+from merging.alignment import Alignment, renumbered, resized
+from merging.checkpoint import Checkpoint, TensorInfo, check_compatible, check_finite, check_room, content_hash
+from merging.files import Read
 from merging.layout import Layout, is_buffer, tied_heads
 from merging.pool import Pool
 from merging.recipe import MergingError, Recipe, SourceRef
+from merging.scan import PLAUSIBLE, scan
+from merging.tokens import copy_tokenizer, write_united
+from merging.vocabulary import Axes, align
 
 BASE = "base"
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+_COMPARED_AT_ONCE = 1 << 20
+
 
 class Sources:
-    """A base and its experts. Build with :meth:`load`. Tensors are memory-mapped and read-only.
+    """A base and its experts. Build with :meth:`load`. Tensors are read-only.
 
     Attributes:
         base: alias of the base.
-        checkpoints: alias -> checkpoint, the base first.
+        checkpoints: alias -> checkpoint as it is on disk, the base first.
         layout: groups of the tensors that are merged.
-        tensors: canonical name -> what the base's header says, for every tensor that is merged, sorted. Canonical names
-            are the base's names on disk; a head that is tied to the embedding is not among them.
+        tensors: canonical name -> dtype and shape in the base, for every tensor that is merged, sorted. Canonical names
+            are the base's names on disk; a head that is tied to the embedding is not among them. Where vocabularies
+            were aligned, shapes are those of the merged model.
         frozen: canonical names of what is never merged but copied from the base: integers, booleans, stored constants.
         tied: heads that are stored but tied -> their embedding.
+        companions: folder of the model that gives the tokenizer.
+        distance: alias of each expert -> ‖τ‖/‖θ0‖ over all merged tensors.
+        notes: what somebody who merges these models should know, one sentence each.
     """
 
     def __init__(
@@ -40,51 +54,105 @@ class Sources:
         layout: Layout,
         frozen: tuple[str, ...],
         tied: dict[str, str],
+        alignment: Alignment | None = None,
+        companions: Path | None = None,
     ):
         self.base = base
         self.checkpoints = dict(checkpoints)
         self.layout = layout
-        self.tensors: dict[str, TensorInfo] = {name: checkpoints[base].tensors[name] for name in layout.names}
         self.frozen = frozen
         self.tied = tied
+        self.companions = companions or checkpoints[base].path
+        self.distance: dict[str, float] = {}
+        self.notes: tuple[str, ...] = () if alignment is None else alignment.notes
+        self._alignment = alignment
         self._read: dict[tuple[str, str], Tensor] = {}
         self._embedding = _optional_heads(checkpoints[base])
         self._pools: dict[tuple[tuple[str, ...], torch.dtype | None], Pool] = {}
+        self.tensors: dict[str, TensorInfo] = {name: self.info(base, name) for name in layout.names}
 
     @staticmethod
-    def load(base: Path | str, experts: Mapping[str, Path | str]) -> Sources:
-        """Open and check the models. Reads every weight once, to refuse NaN and infinity.
+    def load(
+        base: Path | str,
+        experts: Mapping[str, Path | str],
+        *,
+        tokenizer: Path | str = "base",
+        allow_pickle: bool = False,
+    ) -> Sources:
+        """Open and check the models. Reads every weight once, to refuse NaN and infinity and to measure distances.
 
         Args:
             base: folder of the base; its alias is ``base``.
             experts: alias -> folder. May be empty.
+            tokenizer: whose tokens the merged model has, where the models' differ: ``base``, ``union`` (the base's and
+                those that only experts have), or a folder with tokenizer files.
+            allow_pickle: read ``pytorch_model.bin`` where there is nothing better.
 
         Raises:
-            MergingError: a folder is no readable checkpoint, an expert does not fit the base, a weight is not finite.
+            MergingError: a folder is no readable checkpoint, an expert does not fit the base, a weight is not finite,
+                or vocabularies differ and cannot be matched.
         """
         if BASE in experts:
             raise MergingError(f"an expert may not be called {BASE!r}: that is the base's name; choose another alias")
-        checkpoints = {BASE: Checkpoint.open(base)} | {alias: Checkpoint.open(path) for alias, path in experts.items()}
+        paths = {BASE: base} | dict(experts)
+        checkpoints = {alias: Checkpoint.open(path, allow_pickle=allow_pickle) for alias, path in paths.items()}
         origin = checkpoints[BASE]
         heads = _optional_heads(origin)
-        for checkpoint in checkpoints.values():
+        axes = {alias: Axes.of(checkpoint) for alias, checkpoint in checkpoints.items()}
+        for alias, checkpoint in checkpoints.items():
             _check_plain(checkpoint)
-            check_compatible(origin, checkpoint, frozenset(heads) | frozenset(_optional_heads(checkpoint)))
-            for name in checkpoint.tensors:
-                check_finite(checkpoint, name, checkpoint.read(name))
+            optional = _may_lack(origin) | _may_lack(checkpoint)
+            tokens = {name: axis for name, axis in axes[BASE].axes.items() if axes[alias].axes.get(name) == axis}
+            check_compatible(origin, checkpoint, optional, tokens)
         tied = {head: heads[head] for head in heads if _is_tied(origin, head, heads[head])}
         _check_ties(checkpoints, tied)
+        alignment = align(tokenizer, BASE, checkpoints, axes)
         names = [name for name in origin.tensors if name not in tied]
         frozen = tuple(name for name in names if _is_frozen(name, origin.tensors[name]))
-        merged = {name: origin.tensors[name].shape for name in names if name not in frozen}
+        merged = {
+            name: origin.tensors[name].shape if alignment is None else alignment.shape(name, origin.tensors[name].shape)
+            for name in names
+            if name not in frozen
+        }
         if not merged:
             raise MergingError(f"expected floating-point weights in {origin.path}, found none")
-        return Sources(checkpoints, BASE, Layout.of(merged), frozen, tied)
+        companions = origin.path if tokenizer in ("base", "union") else Path(tokenizer)
+        sources = Sources(checkpoints, BASE, Layout.of(merged), frozen, tied, alignment, companions)
+        sources._scan()
+        return sources
+
+    @property
+    def tokenizer(self) -> str | None:
+        """How vocabularies were aligned: ``base``, ``union`` or ``path:`` and the hash of the tokens; None where there
+        was nothing to align. Part of a recipe, since it changes the result."""
+        return None if self._alignment is None else self._alignment.choice
 
     @property
     def config(self) -> dict[str, Any]:
-        """``config.json`` of the base."""
-        return self.checkpoints[self.base].config
+        """``config.json`` of the base, with the vocabulary of the merged model."""
+        config = self.checkpoints[self.base].config
+        if self._alignment is None:
+            return config
+        return renumbered(resized(config, self._alignment), self._alignment)
+
+    @property
+    def generation_config(self) -> dict[str, Any] | None:
+        """``generation_config.json`` of the base, with the token ids of the merged model; None where there is none."""
+        file = self.path / "generation_config.json"
+        if not file.is_file():
+            return None
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MergingError(f"expected JSON in {file}, found something else: {error}") from error
+        return data if self._alignment is None else renumbered(data, self._alignment)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer of the merged model into an existing folder; nothing where its source has none."""
+        if self._alignment is not None and self._alignment.united is not None:
+            write_united(self._alignment.united, self.companions, folder)
+        else:
+            copy_tokenizer(self.companions, folder)
 
     @property
     def path(self) -> Path:
@@ -101,21 +169,73 @@ class Sources:
         """Hash of the base's canonical tensors: what a live model that holds the base has for a digest."""
         return content_hash([*self.tensors, *self.frozen], lambda name: self.tensor(self.base, name))
 
+    def source_name(self, alias: str, name: str) -> str:
+        """The name under which a model's tensors are kept here; a view that renames tensors translates."""
+        return name
+
     def tensor(self, alias: str, name: str) -> Tensor:
-        """A canonical tensor of a model, as stored. Where a tied expert stores no head, its embedding stands in."""
-        key = (alias, name)
+        """A canonical tensor of a model: memory-mapped as stored, or what was placed, or aligned in memory.
+
+        Where a tied expert stores no head, its embedding stands in.
+        """
+        key = (alias, self.source_name(alias, name))
         found = self._read.get(key)
         if found is None:
-            checkpoint = self.checkpoints[alias]
-            stored = name if name in checkpoint.tensors else self._embedding.get(name, name)
-            found = self._read[key] = checkpoint.read(stored)
+            if self._moves(*key):
+                info = self.info(alias, name)
+                found = torch.empty(info.shape, dtype=info.dtype)
+                self.read_into(alias, name, found)
+            else:
+                found = self.checkpoints[alias].read(self._stored(*key))
+            self._read[key] = found
         return found
+
+    def info(self, alias: str, name: str) -> TensorInfo:
+        """Dtype and shape of what :meth:`tensor` gives. Dtypes may differ from model to model, and from tensor to
+        tensor."""
+        name = self.source_name(alias, name)
+        info = self.checkpoints[alias].tensors[self._stored(alias, name)]
+        if self._alignment is None or not self._moves(alias, name):
+            return info
+        dtype = self._alignment.dtype(alias, info.dtype, self.checkpoints[self.base].tensors[name].dtype)
+        return replace(info, dtype=dtype, shape=self._alignment.shape(name, info.shape))
+
+    def read_into(self, alias: str, name: str, out: Tensor) -> None:
+        """Read a canonical tensor from disk into memory that is given; nothing is mapped.
+
+        Args:
+            alias: the model.
+            name: canonical name.
+            out: contiguous, on the CPU, of the dtype and number of elements that :meth:`info` says; overwritten.
+
+        Raises:
+            MergingError: ``out`` does not fit, or the file was changed.
+        """
+        check_room(name, self.info(alias, name), out)
+        with self._reader(alias, self.source_name(alias, name)) as (read, _):
+            read(out, 0)
+
+    def place(self, alias: str, name: str, tensor: Tensor) -> None:
+        """From now on :meth:`tensor` returns this one, on whatever device it is: the same elements, kept elsewhere.
+
+        Raises:
+            MergingError: it has another dtype or shape.
+        """
+        info = self.info(alias, name)
+        if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
+            raise MergingError(
+                f"expected {list(info.shape)} of {info.dtype} to stand for {name} of {alias!r}, found "
+                f"{list(tensor.shape)} of {tensor.dtype}"
+            )
+        self._read[alias, self.source_name(alias, name)] = tensor
 
     def pool(self, aliases: tuple[str, ...], dtype: torch.dtype | None = None) -> Pool:
         """The sources of an assignment, with the cache of their statistics. The same pool for the same arguments."""
         key = (aliases, dtype)
         if key not in self._pools:
-            self._pools[key] = Pool(self.base, aliases, tuple(self.tensors), self.tensor, dtype)
+            self._pools[key] = Pool(
+                self.base, aliases, tuple(self.tensors), self.tensor, dtype, lambda alias: self.refs[alias].content
+            )
         return self._pools[key]
 
     def bind(self, recipe: Recipe) -> dict[str, str]:
@@ -149,10 +269,64 @@ class Sources:
             )
         return bound
 
+    def _stored(self, alias: str, name: str) -> str:
+        """The name on disk: that of the embedding where a tied model stores no head."""
+        return name if name in self.checkpoints[alias].tensors else self._embedding.get(name, name)
+
+    def _moves(self, alias: str, name: str) -> bool:
+        return self._alignment is not None and self._alignment.moves(alias, name)
+
+    @contextmanager
+    def _own(self, alias: str, name: str) -> Iterator[tuple[Read, torch.dtype]]:
+        """Reads of a model's own tensor, whatever its vocabulary."""
+        checkpoint, stored = self.checkpoints[alias], self._stored(alias, name)
+        with checkpoint.reader(stored) as read:
+            yield read, checkpoint.tensors[stored].dtype
+
+    @contextmanager
+    def _reader(self, alias: str, name: str) -> Iterator[tuple[Read, torch.dtype]]:
+        """Reads of a tensor as it takes part in the merge."""
+        if self._alignment is None or not self._moves(alias, name):
+            with self._own(alias, name) as own:
+                yield own
+        else:
+            with self._alignment.reader(alias, name, self._width(name), self._own) as read:
+                yield read, self.info(alias, name).dtype
+
+    def _width(self, name: str) -> int:
+        """Elements of a row, in a tensor with an axis of tokens."""
+        info = self.info(self.base, name)
+        return info.numel // info.shape[self._alignment.axes[name]] if self._alignment else 1
+
+    def _scan(self) -> None:
+        """Refuse what is not finite, and measure how far the experts are from the base."""
+
+        def refuse(alias: str, name: str) -> None:
+            checkpoint, stored = self.checkpoints[alias], self._stored(alias, name)
+            check_finite(checkpoint, stored, checkpoint.read(stored))
+
+        infos = {alias: {name: self.info(alias, name) for name in self.tensors} for alias in self.checkpoints}
+        axes = self._alignment.axes if self._alignment else {}
+        widths = {name: self._width(name) for name in axes if name in self.tensors}
+        opener = lambda alias, name, stack: stack.enter_context(self._reader(alias, name))[0]  # noqa: E731
+        self.distance = scan(self.base, infos, widths, opener, refuse)
+        self.notes += tuple(
+            f"{self.checkpoints[alias].path} is far from the base: ‖τ‖/‖θ0‖ = {ratio:.2f}, where fine-tunes are under "
+            f"about 0.1 and unrelated models near 1.4; is {self.path} the base that it was trained from?"
+            for alias, ratio in self.distance.items()
+            if ratio > PLAUSIBLE
+        )
+
 
 def _optional_heads(checkpoint: Checkpoint) -> dict[str, str]:
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     return tied_heads(shapes, Layout.of(shapes))
+
+
+def _may_lack(checkpoint: Checkpoint) -> frozenset[str]:
+    """Tensors that other checkpoints of the same model need not store: tied heads, constants."""
+    constants = {name for name, info in checkpoint.tensors.items() if is_buffer(name, info.shape)}
+    return frozenset(constants | _optional_heads(checkpoint).keys())
 
 
 def _is_frozen(name: str, info: TensorInfo) -> bool:
@@ -161,7 +335,7 @@ def _is_frozen(name: str, info: TensorInfo) -> bool:
 
 def _is_tied(checkpoint: Checkpoint, head: str, embedding: str) -> bool:
     """Stored twice, but one parameter: the config says so and the bytes agree."""
-    return _ties_embeddings(checkpoint) and _same_bits(checkpoint.read(head), checkpoint.read(embedding))
+    return _ties_embeddings(checkpoint) and _same_bits(checkpoint, head, embedding)
 
 
 def _ties_embeddings(checkpoint: Checkpoint) -> bool:
@@ -184,7 +358,7 @@ def _check_ties(checkpoints: Mapping[str, Checkpoint], tied: Mapping[str, str]) 
     for checkpoint in checkpoints.values():
         for head, embedding in _optional_heads(checkpoint).items():
             one_in_base = head in tied or head not in base.tensors
-            if one_in_base and not _same_bits(checkpoint.read(head), checkpoint.read(embedding)):
+            if one_in_base and not _same_bits(checkpoint, head, embedding):
                 raise MergingError(
                     f"in the base {base.path} {head} is tied to {embedding}, but {checkpoint.path} stores two "
                     "different tensors there; an untied fine-tune cannot be merged into a tied base"
@@ -206,9 +380,19 @@ def _check_plain(checkpoint: Checkpoint) -> None:
         )
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+def _same_bits(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two tensors of a model are equal, byte for byte; one that is not stored is equal."""
+    a, b = (checkpoint.tensors.get(name) for name in (one, other))
+    if a is None or b is None:
+        return True
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    buffers = [torch.empty(min(_COMPARED_AT_ONCE, a.numel), dtype=a.dtype) for _ in range(2)]
+    with checkpoint.reader(one) as read_one, checkpoint.reader(other) as read_other:
+        for start in range(0, a.numel, _COMPARED_AT_ONCE):
+            left, right = (buffer[: a.numel - start] for buffer in buffers)
+            read_one(left, start)
+            read_other(right, start)
+            if not torch.equal(left.view(torch.uint8), right.view(torch.uint8)):
+                return False
+    return True

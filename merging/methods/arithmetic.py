@@ -6,34 +6,43 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from merging.methods.contract import Values
-from merging.pool import Workspace
+from merging.methods.contract import Elements, Inputs, Values
 from merging.recipe import Assignment, MergingError, Value
 
 Sources = tuple[tuple[str, tuple[tuple[str, Value], ...]], ...]
 
 
-def weighted_sum(terms: Sequence[Tensor], coefficients: Sequence[float], out: Tensor, workspace: Workspace) -> None:
-    """out = Σ c_t · x_t, in the order given and in the dtype of ``out``. At least one term."""
-    out.copy_(terms[0]).mul_(coefficients[0])
-    term = workspace.like(out, 1)
-    for tensor, coefficient in zip(terms[1:], coefficients[1:], strict=True):
-        out.add_(term.copy_(tensor).mul_(coefficient))
+def weighted_sum(inputs: Inputs) -> Tensor:
+    """Σ c_t · x_t, in the order given and in the dtype of the numbers. At least one source."""
+    total = inputs.sources[0].to(inputs.numbers.dtype) * inputs.numbers[0]
+    for number, source in enumerate(inputs.sources[1:], start=1):
+        total = total + source.to(total.dtype) * inputs.numbers[number]
+    return total
 
 
-def base_plus_deltas(
-    base: Tensor, terms: Sequence[Tensor], coefficients: Sequence[float], out: Tensor, workspace: Workspace
-) -> None:
-    """out = θ0 + Σ c_t · (x_t − θ0), deltas first, in the dtype of ``out``. No term gives the base."""
-    if not terms:
-        out.copy_(base)
-        return
-    origin = workspace.like(out, 2).copy_(base)
-    out.copy_(terms[0]).sub_(origin).mul_(coefficients[0])
-    term = workspace.like(out, 1)
-    for tensor, coefficient in zip(terms[1:], coefficients[1:], strict=True):
-        out.add_(term.copy_(tensor).sub_(origin).mul_(coefficient))
-    out.add_(origin)
+def base_plus_deltas(inputs: Inputs) -> Tensor:
+    """θ0 + Σ c_t · (x_t − θ0), deltas first, in the dtype of the numbers. No source gives the base.
+
+    Deltas are taken at the accumulation precision: exact, or nearly, for 16-bit weights.
+    """
+    base = inputs.base.to(inputs.numbers.dtype)
+    total: Tensor | None = None
+    for number, source in enumerate(inputs.sources):
+        term = (source.to(base.dtype) - base) * inputs.numbers[number]
+        total = term if total is None else total + term
+    return base if total is None else total + base
+
+
+def sum_of_weights(coefficients: Sequence[float]) -> Elements:
+    """Σ c_t · θ_t; sources of coefficient 0 are not read."""
+    used = tuple(number for number, each in enumerate(coefficients) if each != 0.0) or (0,)
+    return Elements(weighted_sum, numbers=tuple(coefficients[number] for number in used), sources=used, base=False)
+
+
+def base_plus(coefficients: Sequence[float]) -> Elements:
+    """θ0 + Σ c_t · τ_t; sources of coefficient 0 are not read."""
+    used = tuple(number for number, each in enumerate(coefficients) if each != 0.0)
+    return Elements(base_plus_deltas, numbers=tuple(coefficients[number] for number in used), sources=used)
 
 
 def normalized(coefficients: Sequence[float], what: str) -> tuple[float, ...]:

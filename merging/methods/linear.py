@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from torch import Tensor
-
-from merging.methods.arithmetic import normalized, weighted_sum, without_zeros
-from merging.methods.contract import Context, Method, Parameter, Values
+from merging.methods.arithmetic import normalized, sum_of_weights, without_zeros
+from merging.methods.contract import Elements, Elementwise, Parameter, Values
+from merging.pool import Pool
 from merging.recipe import Assignment
 
 
-class Linear(Method):
+class Linear(Elementwise):
     """θ = Σ c_t·θ_t, divided by Σ c_t where ``normalize`` is on (Wortsman et al. 2022, arXiv 2203.05482)."""
 
     name: ClassVar[str] = "linear"
@@ -31,9 +30,9 @@ class Linear(Method):
         kept = without_zeros(assignment, values) or assignment.sources[:1]
         return replace(assignment, sources=kept)
 
-    def apply(self, context: Context, values: Values, out: Tensor) -> None:
+    def prepare(self, pool: Pool, name: str, values: Values) -> Elements:
         """See the class."""
-        weighted_sum(context.sources, self._effective(values), out, context.workspace)
+        return sum_of_weights(self._effective(values))
 
     def _effective(self, values: Values) -> tuple[float, ...]:
         coefficients = values.column("coefficient")

@@ -1,54 +1,116 @@
-"""Method name -> method. Built-in methods and those of installed packages, imported when first asked for."""
+"""Method name -> method. Nothing is imported before it is asked for.
+
+A name is one of the built-in ones, an entry point of the group ``paretomerge.methods`` in an installed package, or a
+file: ``path/to/file.py:ClassName``, relative to the working directory. Of the last two the source is part of what a
+recipe says: its canonical assignments hold the hash of the file under :data:`SOURCE`, and are refused where that file
+has changed.
+"""
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import importlib
+import sys
+import types
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from merging.methods.contract import Method, suggest
 from merging.recipe import Assignment, MergingError, Recipe
 
 ENTRY_POINTS = "paretomerge.methods"
 
+# Shared parameter of a plug-in's canonical assignments: sha256 of the file that defines it.
+SOURCE = "source"
+
 BUILT_IN = {
+    "arcee_fusion": "merging.methods.scored:ArceeFusion",
+    "breadcrumbs": "merging.methods.sparse:Breadcrumbs",
+    "breadcrumbs_ties": "merging.methods.sparse:BreadcrumbsTies",
+    "consensus_ta": "merging.methods.pointwise:ConsensusTA",
+    "dare_linear": "merging.methods.sparse:DareLinear",
+    "dare_ties": "merging.methods.sparse:DareTies",
+    "della": "merging.methods.sparse:Della",
+    "della_linear": "merging.methods.sparse:DellaLinear",
+    "karcher": "merging.methods.geometry:Karcher",
     "linear": "merging.methods.linear:Linear",
-    "slerp": "merging.methods.slerp:Slerp",
+    "magmax": "merging.methods.pointwise:MagMax",
+    "model_stock": "merging.methods.geometry:ModelStock",
+    "multislerp": "merging.methods.geometry:MultiSlerp",
+    "nearswap": "merging.methods.pointwise:NearSwap",
+    "nuslerp": "merging.methods.geometry:NuSlerp",
+    "passthrough": "merging.methods.pointwise:Passthrough",
+    "pcb": "merging.methods.scored:Pcb",
+    "ram": "merging.methods.pointwise:Ram",
+    "ramplus_tl": "merging.methods.pointwise:RamPlus",
+    "sce": "merging.methods.scored:Sce",
+    "slerp": "merging.methods.geometry:Slerp",
     "task_arithmetic": "merging.methods.task_arithmetic:TaskArithmetic",
+    "ties": "merging.methods.sparse:Ties",
 }
 
 
+class _Loaded(NamedTuple):
+    """A method, and the hash of the file that defines it; None for built-in ones: the package's version names them."""
+
+    method: Method
+    source: str | None
+
+
 def names() -> tuple[str, ...]:
-    """All method names, sorted."""
+    """All methods that are built in or installed, sorted."""
     return tuple(sorted(BUILT_IN.keys() | _plug_ins().keys()))
 
 
-@cache
 def get(name: str) -> Method:
     """The method of a name; a built-in one wins over a plug-in of the same name.
+
+    Args:
+        name: built in, installed, or ``path/to/file.py:ClassName``. The file is executed, once a process.
 
     Raises:
         MergingError: no such method, or a plug-in that cannot be loaded.
     """
-    if name in BUILT_IN:
-        module, attribute = BUILT_IN[name].split(":")
-        found: Method = getattr(importlib.import_module(module), attribute)()
-        return found
-    plug_in = _plug_ins().get(name)
-    if plug_in is None:
-        raise MergingError(f"there is no merge method {name!r}{suggest(name, names())}")
-    return _load(plug_in)
+    return _find(name).method
+
+
+def source_hash(name: str) -> str | None:
+    """``sha256:…`` of the file that defines a plug-in, None for a built-in method.
+
+    Raises:
+        MergingError: as :func:`get`.
+    """
+    return _find(name).source
 
 
 @lru_cache(maxsize=65536)
 def canonical(assignment: Assignment) -> Assignment:
-    """The one spelling of an assignment: see :meth:`merging.methods.contract.Method.canonical`.
+    """The one spelling of an assignment: see :meth:`merging.methods.contract.Method.canonical`; idempotent.
+
+    A plug-in's holds the hash of its file, so that it enters the recipe's hash.
 
     Raises:
-        MergingError: no such method, or parameters that it does not take.
+        MergingError: no such method, parameters that it does not take, or a plug-in that is not the one the recipe was
+            made with.
     """
-    return get(assignment.method).canonical(assignment)
+    method, source = _find(assignment.method)
+    if source is None:
+        return method.canonical(assignment)
+    shared = dict(assignment.parameters)
+    wanted = shared.pop(SOURCE, source)
+    if wanted != source:
+        raise MergingError(
+            f"the recipe was made with another version of the merge method {assignment.method}: it names {SOURCE} "
+            f"{wanted!s:.19}…, the plug-in's file is now {source:.19}…. Bring that version back, or remove {SOURCE} "
+            "from the recipe to merge with this one"
+        )
+    spelled = method.canonical(replace(assignment, parameters=tuple(sorted(shared.items()))))
+    return replace(spelled, parameters=tuple(sorted((*spelled.parameters, (SOURCE, source)))))
 
 
 def canonical_recipe(recipe: Recipe) -> Recipe:
@@ -71,16 +133,93 @@ def canonical_recipe(recipe: Recipe) -> Recipe:
     )
 
 
+def forget() -> None:
+    """Look for methods afresh when they are next asked for: files are read again, installed packages too."""
+    _find.cache_clear()
+    canonical.cache_clear()
+
+
+@cache
+def _find(name: str) -> _Loaded:
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name].split(":")
+        return _Loaded(getattr(importlib.import_module(module), attribute)(), None)
+    path, colon, attribute = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_file(name, Path(path), attribute)
+    plug_in = _plug_ins().get(name)
+    if plug_in is None:
+        raise MergingError(
+            f"there is no merge method {name!r}{suggest(name, names())} (one of your own is named "
+            "path/to/file.py:ClassName)"
+        )
+    return _from_package(plug_in)
+
+
 def _plug_ins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-def _load(point: EntryPoint) -> Method:
+def _from_package(point: EntryPoint) -> _Loaded:
+    method = _checked(point.name, point.value, _tried(point.name, point.value, point.load))
+    file = getattr(sys.modules.get(type(method).__module__), "__file__", None)
     try:
-        found = point.load()
-        method = found() if isinstance(found, type) else found
-    except Exception as error:  # whatever a third party's module does on import
-        raise MergingError(f"the merge method {point.name!r} of {point.value} failed to load: {error}") from error
+        content = Path(str(file)).read_bytes()
+    except OSError as error:
+        raise MergingError(
+            f"the merge method {point.name!r} of {point.value} has no file that could be read, so a recipe could not "
+            f"say which version it means: {error}"
+        ) from error
+    return _Loaded(method, _digest(content))
+
+
+def _from_file(name: str, path: Path, attribute: str) -> _Loaded:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MergingError(f"expected a Python file with the merge method {attribute} at {path}; {error}") from error
+    source = _digest(content)
+    # What runs is what was hashed. A module of its own for each content, so that pickle and dataclasses find it.
+    module = types.ModuleType(f"paretomerge_method_{source[7:23]}")
+    module.__file__ = str(path.resolve())
+
+    def execute() -> Any:
+        sys.modules[module.__name__] = module
+        exec(compile(content, str(path), "exec"), module.__dict__)
+        return module
+
+    _tried(name, str(path), execute)
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise MergingError(f"{path} defines no {attribute}{hint}")
+    method = _checked(name, str(path), _tried(name, str(path), lambda: getattr(module, attribute)))
+    # Recipes know it by this name, and so do cached statistics: two files may each hold a method called "mine".
+    setattr(method, "name", name)  # noqa: B010
+    return _Loaded(method, source)
+
+
+def _tried(name: str, where: str, load: Callable[[], Any]) -> Any:
+    """What a stranger's code gives; a class is built."""
+    try:
+        found = load()
+        return found() if isinstance(found, type) else found
+    except Exception as error:  # it may raise anything
+        raise MergingError(
+            f"the merge method {name!r} of {where} failed to load ({type(error).__name__}): {error}"
+        ) from error
+
+
+def _checked(name: str, where: str, method: Any) -> Method:
     if not isinstance(method, Method):
-        raise MergingError(f"expected a merging.methods.Method at {point.value}, found {type(method).__name__}")
+        raise MergingError(f"expected a merging.methods.Method for {name!r} in {where}, found {type(method).__name__}")
+    if any(parameter.name == SOURCE for parameter in method.parameters):
+        raise MergingError(
+            f"the merge method {name!r} of {where} declares a parameter {SOURCE!r}, which recipes use for the hash of "
+            "its file; call it something else"
+        )
     return method
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

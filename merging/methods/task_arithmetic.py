@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from torch import Tensor
-
-from merging.methods.arithmetic import base_plus_deltas, normalized, without_zeros
-from merging.methods.contract import Context, Method, Needs, Parameter, Values
+from merging.methods.arithmetic import base_plus, normalized, without_zeros
+from merging.methods.contract import Elements, Elementwise, Needs, Parameter, Values
+from merging.pool import Pool
 from merging.recipe import Assignment
 
 
-class TaskArithmetic(Method):
+class TaskArithmetic(Elementwise):
     """θ = θ0 + s·Σ c_t·τ_t with τ_t = θ_t − θ0 (Ilharco et al. 2023, arXiv 2212.04089). c_t < 0 forgets a task."""
 
     name: ClassVar[str] = "task_arithmetic"
@@ -35,10 +34,9 @@ class TaskArithmetic(Method):
         kept = without_zeros(assignment, values)
         return replace(assignment, sources=kept) if kept else Assignment.of(self.name, {}, scale=1.0, normalize=False)
 
-    def apply(self, context: Context, values: Values, out: Tensor) -> None:
-        """See the class. Deltas are taken at the accumulation precision: exact, or nearly, for 16-bit weights."""
-        assert context.base is not None  # needs.base promises it
-        base_plus_deltas(context.base, context.sources, self._effective(values), out, context.workspace)
+    def prepare(self, pool: Pool, name: str, values: Values) -> Elements:
+        """See the class."""
+        return base_plus(self._effective(values))
 
     def _effective(self, values: Values) -> tuple[float, ...]:
         coefficients = values.column("coefficient")

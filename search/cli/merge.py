@@ -1,4 +1,4 @@
-"""``paretomerge merge``: one merge, from a mergekit config or a recipe to a model folder."""
+"""``paretomerge merge``: one merge, from a config or a recipe to a model folder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,29 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 def merge(
     config: Annotated[
-        Path, typer.Argument(help="A mergekit YAML, or the recipe.yaml of an export.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A merge in YAML: a short one, mergekit's, or an export's recipe.yaml.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The new model folder; may not hold anything yet.", show_default=False)],
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 2GB.")] = "2GB",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Whose vocabulary, where the models' differ: base, union, or a folder with a tokenizer."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read pickled weights (.bin), by torch's weights-only loader.")
+    ] = False,
 ) -> None:
-    """Merge models as a mergekit config or a recipe says, and write the result as a Hugging Face model folder."""
+    """Merge models as a config or a recipe says, and write the result as a Hugging Face model folder."""
     size = parse_size(max_shard_size)
     from merging.configs import read_config
     from merging.export import export
 
-    recipe, sources = read_config(config, resolve=_zoo)
+    recipe, sources = read_config(config, resolve=_zoo, tokenizer=tokenizer, allow_pickle=allow_pickle)
+    for note in sources.notes:
+        typer.echo(f"note: {note}", err=True)
     folder = export(recipe, sources, out, max_shard_size=size)
     methods = sorted({each.method for each in (*recipe.groups.values(), *recipe.tensors.values())})
     typer.echo(

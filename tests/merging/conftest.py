@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests: importlib mode adds no folder
 
 import torch
 from transformers import GPT2Config, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config

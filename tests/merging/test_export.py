@@ -42,7 +42,7 @@ def test_a_folder_has_all_that_loading_needs(families: Callable[..., Any], unifo
     recipe = uniform(sources, HALF)
     folder = export(recipe, sources, tmp_path / "deep" / "out")
     assert {file.name for file in folder.iterdir()} == {
-        SINGLE, "config.json", "generation_config.json", "recipe.yaml",
+        SINGLE, "config.json", "generation_config.json", "recipe.yaml", "mergekit.yaml",
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
     }  # fmt: skip
     assert Recipe.from_yaml((folder / "recipe.yaml").read_text()).hash == recipe.hash
@@ -57,6 +57,16 @@ def test_the_recipe_in_the_folder_makes_the_same_folder(llama: Sources, uniform:
     second = export(recipe, sources, tmp_path / "second", max_shard_size=10_000)
     assert (second / INDEX).is_file()
     assert Checkpoint.open(first).content == Checkpoint.open(second).content
+
+
+def test_the_equivalent_mergekit_config_stands_beside_the_recipe_where_there_is_one(
+    llama: Sources, uniform: Build, tmp_path: Path
+) -> None:
+    folder = export(uniform(llama, HALF), llama, tmp_path / "linear")
+    recipe, sources = read_config(folder / "mergekit.yaml")
+    assert Checkpoint.open(export(recipe, sources, tmp_path / "again")).content == Checkpoint.open(folder).content
+    paper = Assignment.of("ties", {"a": {"coefficient": 1.0}, "b": {"coefficient": 1.0}})
+    assert not (export(uniform(llama, paper), llama, tmp_path / "ties") / "mergekit.yaml").exists()
 
 
 def test_no_shard_is_larger_than_asked_for(llama: Sources, uniform: Build, tmp_path: Path) -> None:

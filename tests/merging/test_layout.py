@@ -76,6 +76,12 @@ def test_module_kinds_inside_blocks(prefix: str, name: str, shape: tuple[int, ..
         ("transformer.ln_f.bias", V, "norm"),
         ("shared.weight", (50, 8), "embedding"),
         ("embed_out.weight", (50, 8), "head"),
+        ("cls.predictions.transform.dense.weight", W, "head"),
+        ("lm_head.dense.bias", V, "head"),
+        ("vit.embeddings.patch_embeddings.projection.weight", (8, 3, 2, 2), "embedding"),
+        ("vit.embeddings.cls_token", (1, 1, 8), "embedding"),
+        ("nomic_bert.emb_ln.weight", V, "norm"),
+        ("logit_scale", (), "other"),
         ("output.weight", (50, 8), "head"),
         ("score.weight", (3, 8), "head"),
         ("unheard_of.weight", (50, 8), "head"),
@@ -96,7 +102,58 @@ def test_an_encoder_and_a_decoder_are_two_stacks_and_sublayers_are_no_depth() ->
     assert (layout.depth("encoder"), layout.depth("decoder"), layout.depth()) == (4, 2, 0)
     assert layout.group("encoder.block.3.layer.1.DenseReluDense.wi.weight") == Group("mlp", 3, "encoder")
     assert layout.group("decoder.block.0.layer.0.layer_norm.weight") == Group("norm", 0, "decoder")
-    assert layout.group("decoder.final_layer_norm.weight") == Group("norm")
+    assert layout.group("decoder.final_layer_norm.weight") == Group("norm", None, "decoder")
+    assert layout.group("shared.weight") == Group("embedding"), "what both stacks use belongs to neither"
+
+
+@pytest.mark.parametrize(
+    ("tower", "inner", "language", "model", "head"),
+    [
+        ("vision_tower", "vision_model.", "language_model", "model.", "language_model.lm_head.weight"),
+        ("model.vision_tower", "", "model.language_model", "", "lm_head.weight"),
+    ],
+)
+def test_what_hangs_around_a_stack_belongs_to_it(tower: str, inner: str, language: str, model: str, head: str) -> None:
+    outside = {
+        f"{tower}.{inner}embeddings.patch_embedding.weight": (8, 3, 2, 2),
+        f"{tower}.{inner}post_layernorm.bias": V,
+        f"{language}.{model}embed_tokens.weight": (50, 8),
+        "multi_modal_projector.linear_1.weight": W,
+        head: (50, 8),
+    }
+    tower, language = f"{tower}.{inner}encoder.layers", f"{language}.{model}layers"
+    layout = Layout.of(outside | blocks(tower, 3, LLAMA_BLOCK) | blocks(language, 2, LLAMA_BLOCK))
+    assert layout.stacks == ("language_model", "vision_tower")
+    assert [str(layout.group(name)) for name in outside] == [
+        "vision_tower/embedding",
+        "vision_tower/norm",
+        "language_model/embedding",
+        "other",
+        "language_model/head" if head.startswith("language_model") else "head",
+    ]
+    assert layout.group(f"{tower}.2.mlp.gate_proj.weight") == Group("mlp", 2, "vision_tower")
+
+
+def test_two_stacks_in_one_tower_share_its_name() -> None:
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.visual.patch_embed.proj.weight": (8, 3, 2, 2),
+        "model.visual.merger.fc.weight": W,
+        "lm_head.weight": (50, 8),
+    }
+    for prefix in ("model.visual.blocks", "model.visual.mergers", "model.language_model.layers"):
+        shapes |= blocks(prefix, 2, LLAMA_BLOCK)
+    layout = Layout.of(shapes | {"model.language_model.norm.weight": V, "model.scale": ()})
+    assert layout.stacks == ("language_model", "visual.blocks", "visual.mergers")
+    assert [str(layout.group(name)) for name in shapes][:3] == ["visual/embedding", "visual/other", "head"]
+    assert str(layout.group("model.language_model.norm.weight")) == "language_model/norm"
+    assert str(layout.group("model.scale")) == "other"
+
+
+def test_a_stack_inside_the_module_of_another_is_told_from_it() -> None:
+    shapes = blocks("model.layers", 2, LLAMA_BLOCK) | blocks("model.layers.extra", 3, LLAMA_BLOCK)
+    layout = Layout.of(shapes)
+    assert (layout.depth("extra"), layout.depth("")) == (3, 2)
+    assert str(layout.group("model.layers.extra.2.mlp.gate_proj.weight")) == "extra/mlp.2"
 
 
 def test_stack_names_are_unique_and_parse() -> None:
@@ -107,6 +164,7 @@ def test_stack_names_are_unique_and_parse() -> None:
     layout = Layout.of(shapes)
     assert len(set(layout.stacks)) == 4
     assert all(Group.parse(str(group)) == group for group in layout.groups)
+    assert set(layout.stacks) == {"model.visual", "model.language_model", "model.audio", "mtp"}
     counts = [len(layout.of_group(Group("norm", 1, stack))) for stack in layout.stacks]
     assert counts == [3] * 4
 

@@ -1,8 +1,7 @@
-"""mergekit's YAML, against what mergekit 0.1.5 computed, through the command."""
+"""mergekit's YAML: what each way to write a merge means. The numbers are in test_mergekit_golden."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,108 +9,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from golden import GOLDEN, invoke
 
-from merging.checkpoint import Checkpoint
 from merging.mergekit import read_mergekit
-from merging.recipe import Group, MergingError
+from merging.recipe import Assignment, Group, MergingError, Recipe
 from search.cli.merge import merge, parse_size
-
-GOLDEN = Path(__file__).parent.parent / "golden" / "mergekit"
-
-BFLOAT16 = 2.0**-8  # half the spacing at 1: what one rounding to bfloat16 may lose, relative to the value
-
-
-def tensors(folder: Path) -> dict[str, Tensor]:
-    checkpoint = Checkpoint.open(folder)
-    return {name: checkpoint.read(name) for name in checkpoint.tensors}
-
-
-def merged(case: str, tmp_path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(ours, mergekit's) of a golden case."""
-    merge(GOLDEN / case / "config.yml", tmp_path / "out")
-    ours, theirs = tensors(tmp_path / "out"), tensors(GOLDEN / case / "out")
-    assert ours.keys() == theirs.keys() and len(ours) == 39
-    assert all(ours[name].dtype == theirs[name].dtype for name in ours)
-    return ours, theirs
-
-
-def inputs() -> tuple[dict[str, Tensor], ...]:
-    return tuple(tensors(GOLDEN / "inputs" / name) for name in ("base", "ft1", "ft2", "ft3"))
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        "linear",
-        "linear_nonorm",
-        "linear_grad_filter",
-        "slerp",
-        "slerp_grad",
-        "task_arithmetic",
-        "task_arithmetic_negate",
-    ],
-)
-def test_float32_agrees_with_mergekit(case: str, tmp_path: Path) -> None:
-    ours, theirs = merged(case, tmp_path)
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=5e-7, msg=lambda text, n=name: f"{n}: {text}")
-    # The tolerance would see the wrong case: the result is far from its nearest input.
-    distance = min(max(float((source[name] - theirs[name]).abs().max()) for name in theirs) for source in inputs())
-    assert distance > 1e-3
-
-
-@pytest.mark.parametrize("case", ["linear_bf16", "slerp_bf16"])
-def test_bfloat16_agrees_with_mergekit_to_one_unit_of_the_largest_term(case: str, tmp_path: Path) -> None:
-    ours, theirs = merged(case, tmp_path)
-    sources = inputs()
-    for name in theirs:
-        largest = torch.stack([source[name].bfloat16().double().abs() for source in sources]).amax(0)
-        assert bool(((ours[name].double() - theirs[name].double()).abs() <= spacing(largest)).all()), name
-        if case == "slerp_bf16":
-            assert torch.equal(ours[name], theirs[name])
-
-
-def test_bfloat16_linear_differs_from_mergekit_in_exact_ties_alone(tmp_path: Path) -> None:
-    """Where the two disagree, the exact value lies midway between theirs and ours: a coin toss of float32 sums."""
-    ours, theirs = merged("linear_bf16", tmp_path)
-    sources = inputs()[1:]
-    differing = 0
-    for name in theirs:
-        terms = [c / 1.2 * s[name].bfloat16().double() for c, s in zip((0.5, 0.3, 0.4), sources, strict=True)]
-        exact, magnitude = sum(terms), sum(term.abs() for term in terms)
-        middle = (ours[name].double() + theirs[name].double()) / 2
-        apart = ours[name] != theirs[name]
-        assert bool(((middle - exact).abs() <= 2.0**-22 * magnitude)[apart].all()), name
-        differing += int(apart.sum())
-    assert 0 < differing < 0.02 * 26760
-
-
-def spacing(value: Tensor) -> Tensor:
-    """Distance between neighbouring bfloat16 numbers at a value."""
-    return 2.0 ** torch.floor(torch.log2(value.clamp(min=1e-30))) * 2.0**-7
-
-
-def test_bfloat16_task_arithmetic_differs_from_mergekit_by_its_roundings_alone(tmp_path: Path) -> None:
-    """mergekit rounds after every operation where the config says bfloat16; we round the exact sum once."""
-    ours, theirs = merged("task_arithmetic_bf16", tmp_path)
-    loaded = inputs()
-    weights = (0.6, 0.4, 0.3)
-    for name in theirs:
-        base, *experts = (source[name].bfloat16() for source in loaded)
-        deltas = [(expert - base) * torch.tensor(c).bfloat16() for expert, c in zip(experts, weights, strict=True)]
-        stepwise = base + torch.stack(deltas).sum(0) * 0.9
-        assert torch.equal(stepwise, theirs[name]), "the inputs and the formula are mergekit's"
-        origin, *ends = (tensor.double() for tensor in (base, *experts))
-        terms = [0.9 * c * (end - origin) for end, c in zip(ends, weights, strict=True)]
-        exact = origin + sum(terms)
-        # float32 sums: a value next to a rounding boundary may fall on its other side.
-        slack = 2.0**-22 * (origin.abs() + sum(term.abs() for term in terms))
-        half = 0.5 * spacing(exact.abs()) * (1 + 1e-9)
-        assert bool(((ours[name].double() - exact).abs() <= half + slack).all()), name
-        # Difference, weight, product, sum, factor and product are rounded, then the result: so far they may be apart.
-        budget = 6 * BFLOAT16 * 1.02 * sum(term.abs() for term in terms) + 2 * BFLOAT16 * exact.abs() * 1.02
-        assert bool(((ours[name].double() - theirs[name].double()).abs() <= budget + 1e-30).all()), name
 
 
 def config(tmp_path: Path, text: str | dict[str, Any]) -> Path:
@@ -136,8 +38,19 @@ def ta(**more: Any) -> dict[str, Any]:
 def coefficient(tmp_path: Path, weight: Any, name: str, **more: Any) -> float:
     """What a weight means for one tensor."""
     recipe, sources = read_mergekit(config(tmp_path, ta(models=[model("ft1", parameters={"weight": weight})], **more)))
-    ((_, values),) = recipe.for_tensor(name, sources.layout.group(name)).sources
-    return float(dict(values)["coefficient"])
+    values = dict(recipe.for_tensor(name, sources.layout.group(name)).sources).get("ft1", (("coefficient", 0.0),))
+    return float(dict(values)["coefficient"])  # a source of weight 0 is left out
+
+
+def sliced(*slices: list[tuple[str, list[int] | None]], **more: Any) -> dict[str, Any]:
+    """A config of slices: (model, layers) for each source."""
+    data = ta(parameters={"weight": 1.0}) | more
+    del data["models"]
+    data["slices"] = [
+        {"sources": [model(name, **({} if layers is None else {"layer_range": layers})) for name, layers in sources]}
+        for sources in slices
+    ]
+    return data
 
 
 LAYER = "model.layers.{}.mlp.up_proj.weight"
@@ -162,7 +75,9 @@ def test_the_first_filter_that_matches_counts_and_else_the_next_level(tmp_path: 
     assert coefficient(tmp_path, rules, "model.norm.weight", parameters={"weight": 0.9}) == 0.9
     for wildcard in ("*", None):
         assert coefficient(tmp_path, [*rules, {"filter": wildcard, "value": 0.1}], "model.norm.weight") == 0.1
-    with pytest.raises(MergingError, match=r"needs a weight for tensor .*, and nothing in the config gives one"):
+    with pytest.raises(
+        MergingError, match=r"needs a weight of .*ft1 for tensor .*, and nothing in the config gives one"
+    ):
         coefficient(tmp_path, rules, "model.norm.weight")
 
 
@@ -249,7 +164,7 @@ def test_other_references_go_through_the_resolver(tmp_path: Path) -> None:
 BAD = [
     ("- a", "expected a mergekit config"),
     ("{a: [", "expected YAML in"),
-    (ta(merge_method="slrp"), "merge_method 'slrp' is not supported yet; did you mean 'slerp'"),
+    (ta(merge_method="slrp"), "merge_method 'slrp' is not one of mergekit's here; did you mean 'slerp'"),
     (ta(paramters={}), "unknown key 'paramters'; did you mean 'parameters'"),
     (ta(parameters={"lamda": 1}), "task_arithmetic has no parameter 'lamda' here; did you mean 'lambda'"),
     (ta(parameters={"density": 0.5}), "task_arithmetic has no parameter 'density' here"),
@@ -259,23 +174,45 @@ BAD = [
     (ta(models=[]), "expected a list of models"),
     (ta(models=[{"path": "x"}]), "expected a mapping with a model"),
     (ta(models=[{"model": {"model": {"path": "x", "revision": "y"}}}]), "revisions and overrides are not supported"),
-    (ta(models=[{"model": "x+lora"}]), "adds a LoRA to a model, which is not supported yet"),
+    (ta(models=[{"model": "x+lora"}]), "adds a LoRA to a model, which is not supported"),
     (ta(base_model=None), "task_arithmetic needs a base_model, found none"),
     (ta(dtype="bf16"), "expected dtype to be one of float32, bfloat16, float16, float64, found 'bf16'"),
+    (ta(dtype=["float32"]), "expected dtype to be a name such as bfloat16"),
     (ta(slices=[]), "expected one of models and slices, found models and slices"),
     (ta(models=None), "found neither"),
-    (ta(models=None, modules={"text": {}}), "modules (models of several parts) are not supported yet"),
-    (ta(models=None, slices=[{"sources": []}] * 2), "stacking layers of several slices is not supported yet"),
-    (ta(models=None, slices=[{"sources": [model("ft1", layer_range=[0, 2])]}]), "gives layers [0, 2] of 4"),
-    (ta(models=[model("ft1", layer_range=[0])]), "expected layer_range: [first, last + 1], found [0]"),
+    (ta(models=None, modules={"text": {}}), "modules (a config for each part of a model) are not supported"),
+    (ta(models=[model("ft1", layer_range=[0, 2])]), "layers are chosen under slices"),
+    (ta(models=None, slices=[{"sources": []}] * 2), "slices[0], sources: expected a list of models"),
+    (sliced([("ft1", [0, 9])]), "gives layers [0, 9], but has 4"),
+    (sliced([("ft1", [0])]), "expected layer_range: [first, last + 1], found [0]"),
+    (sliced([("ft1", [2, 2])]), "expected layer_range: [first, last + 1], found [2, 2]"),
+    (sliced([("ft1", [-1, 2])]), "expected layer_range: [first, last + 1], found [-1, 2]"),
+    (sliced([("ft1", [0, 2]), ("ft2", [0, 3])]), "expected all sources to give as many layers"),
+    (sliced([("ft1", [0, 2]), ("ft2", [1, 3])]), "list the base_model"),
+    (sliced([("ft1", [0, 2])], [("ft2", None)]), "expected a layer_range for every source"),
+    (sliced([("ft1", [0, 2])], base_model=None, merge_method="ties"), "ties needs a base_model"),
     (ta(models=[model("ft1", parameters={"weight": "much"})]), "expected a number for weight, found 'much'"),
+    (ta(models=[model("ft1", parameters={"weight": [0.1, float("nan")]})]), "expected a number for a gradient"),
+    (ta(parameters={"normalize": "yes"}), "expected true or false for normalize, found 'yes'"),
     (ta(models=[model("ft1", parameters={"weight": []})]), "at least one value, found an empty list"),
     (
         ta(models=[model("ft1", parameters={"weight": [{"filtre": "x"}]})]),
         "unknown key 'filtre'; did you mean 'filter'",
     ),
-    (ta(tokenizer_source="union"), "tokenizer_source other than 'base' are not supported yet"),
+    (ta(chat_template="auto"), "chat_template is not supported"),
+    (ta(tokenizer={"source": "union", "tokens": {"<x>": {}}}), "tokenizer.tokens is not supported"),
+    (ta(tokenizer={"sauce": "union"}), "unknown key 'sauce'; did you mean 'source'"),
+    (ta(tokenizer={"source": "base"}, tokenizer_source="base"), "expected one of tokenizer_source and tokenizer"),
+    (ta(tokenizer_source="nowhere"), "expected a model folder for 'nowhere'"),
     (ta(merge_method="slerp", parameters={"t": 0.5}, models=[model("ft1"), model("ft2")]), "exactly one other model"),
+    (ta(merge_method="linear"), "linear merges the base_model"),
+    (ta(merge_method="passthrough", models=[model("ft1")]), "passthrough expects one model for each slice, found 2"),
+    (ta(merge_method="nearswap", models=[model("ft1")]), "nearswap needs a t for tensor"),
+    (
+        ta(merge_method="karcher", models=[model("ft1")], parameters={"max_iter": 2.5}),
+        "expected an integer for max_iter",
+    ),
+    (ta(merge_method="della", models=[model("ft1", parameters={"weight": 1, "density": 0.9})]), "density"),
 ]
 
 
@@ -290,7 +227,7 @@ def test_bad_configs_are_refused_with_a_word_on_what_to_do(
 
 
 def test_configs_that_carry_ties_parameters_along_are_read(tmp_path: Path) -> None:
-    read_mergekit(config(tmp_path, ta(parameters={"int8_mask": True})))
+    read_mergekit(config(tmp_path, ta(parameters={"int8_mask": True, "weight": 1.0})))
 
 
 def test_a_missing_config_is_a_clear_error(tmp_path: Path) -> None:
@@ -318,6 +255,145 @@ def test_sizes() -> None:
             parse_size(text)
 
 
-def test_the_golden_folders_are_complete() -> None:
-    assert len([path for path in GOLDEN.iterdir() if (path / "out" / "model.safetensors").is_file()]) >= 10
-    assert math.isclose(sum(t.numel() for t in inputs()[0].values()), 26760)
+DEFAULTS = [
+    ("linear", "weight", {"coefficient": 1.0}, {"normalize": True}),
+    ("nuslerp", "weight", {"coefficient": 1.0}, {"flatten": True, "on": "task_vectors", "row_wise": False}),
+    ("multislerp", "weight", {"coefficient": 1.0}, {"eps": 1e-8, "normalize": True, "on": "task_vectors"}),
+    ("karcher", None, {"coefficient": 1.0}, {"max_iter": 10, "tol": 1e-5}),
+    ("task_arithmetic", "weight", {"coefficient": 1.0}, {"normalize": False, "scale": 1.0}),
+    ("ties", "weight", {"density": 1.0}, {"normalize": True, "rescale": False}),
+    ("dare_linear", "weight", {"density": 1.0}, {"normalize": False, "rescale": True}),
+    ("dare_ties", "weight", {"density": 1.0}, {"normalize": False, "rescale": True}),
+    ("della", "weight", {"density": 1.0, "epsilon": 0.15}, {"normalize": True, "rescale": True}),
+    ("della_linear", "weight", {"density": 1.0, "epsilon": 0.15}, {"normalize": False, "rescale": True}),
+    ("breadcrumbs", "weight", {"density": 1.0, "gamma": 0.01}, {"normalize": False, "rescale": False}),
+    ("breadcrumbs_ties", "weight", {"density": 1.0, "gamma": 0.01}, {"normalize": False, "rescale": False}),
+    ("sce", None, {}, {"density": 1.0}),
+    ("model_stock", None, {}, {"row_wise": False}),
+    ("arcee_fusion", None, {}, {}),
+    ("ram", None, {}, {"epsilon": 1e-5}),
+    ("ramplus_tl", None, {}, {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}),
+]
+ONE = ("arcee_fusion",)
+WITH_CONVENTION = ("ties", "sce", "model_stock", "dare", "della", "breadcrumbs")
+
+
+@pytest.mark.parametrize(("method", "weight", "own", "shared"), DEFAULTS, ids=[each[0] for each in DEFAULTS])
+def test_mergekits_defaults_are_written_out(
+    method: str, weight: str | None, own: dict[str, Any], shared: dict[str, Any], tmp_path: Path
+) -> None:
+    """A config that says nothing means mergekit's defaults, whatever ours are."""
+    from merging.methods.registry import canonical
+
+    given = {"parameters": {weight: 1.0}} if weight else {}
+    models = [model(name, **given) for name in ("ft1", "ft2")[: 1 if method in ONE else 2]]
+    if method in {"linear", "karcher"}:
+        models.append(model("base", **given))  # else it would be appended
+    recipe, _ = read_mergekit(config(tmp_path, ta(merge_method=method, models=models)))
+    if method.startswith(WITH_CONVENTION):
+        shared = shared | {"convention": "mergekit"}
+    own = own | ({"coefficient": 1.0} if weight else {})
+    names = ["base"] if method in {"linear", "karcher"} else []
+    wanted = Assignment.of(method, dict.fromkeys([*names, "ft1", "ft2"][: len(models)], own), **shared)
+    assert recipe.groups[Group("mlp", 1)] == canonical(wanted)
+
+
+def test_base_models_role_depends_on_the_method(tmp_path: Path) -> None:
+    def aliases(method: str, names: list[str], base: str | None, **top: Any) -> tuple[str, ...]:
+        models = [model(name, parameters={"weight": 0.5}) for name in names]
+        data = ta(merge_method=method, models=models, parameters=top)
+        data["base_model"] = base and model(base)["model"]
+        recipe, _ = read_mergekit(config(tmp_path, data))
+        return tuple(alias for alias, _ in recipe.groups[Group("mlp", 0)].sources)
+
+    assert aliases("ties", ["base", "ft1"], "base") == aliases("ties", ["ft1"], "base") == ("ft1",)
+    assert aliases("linear", ["ft1"], "base", weight=0.25) == ("base", "ft1")  # appended
+    assert aliases("nuslerp", ["ft1", "ft2"], None) == ("base", "ft2")  # the first model is the recipe's base
+    assert aliases("nuslerp", ["ft1", "ft2"], "base") == ("ft1", "ft2")
+
+
+def test_nuslerp_with_a_base_model_is_on_task_vectors(tmp_path: Path) -> None:
+    models = [model("ft1", parameters={"weight": 1}), model("ft2", parameters={"weight": 1})]
+    data = ta(merge_method="nuslerp", models=models)
+    assert ("on", "task_vectors") in read_mergekit(config(tmp_path, data))[0].groups[Group("head")].parameters
+    del data["base_model"]
+    assert ("on", "task_vectors") not in read_mergekit(config(tmp_path, data))[0].groups[Group("head")].parameters
+
+
+def test_slices_stack_layers_with_their_own_gradients_and_names(tmp_path: Path) -> None:
+    data = sliced([("base", [0, 3]), ("ft1", [0, 3])], [("base", [1, 4]), ("ft2", [1, 4])])
+    rules = [{"filter": "layers.3.", "value": 9.0}, {"value": [0.0, 1.0]}]
+    data["slices"][1]["sources"][1]["parameters"] = {"weight": rules}
+    data["slices"][0]["parameters"] = {"weight": [0.5, 0.7]}
+    recipe, sources = read_mergekit(config(tmp_path, data))
+    assert recipe.layers == ({"base": 0, "ft1": 0}, {"base": 1, "ft1": 1}, {"base": 2, "ft1": 2},
+                             {"base": 1}, {"base": 2, "ft2": 2}, {"base": 3, "ft2": 3})  # fmt: skip
+    weights = [
+        {alias: dict(values)["coefficient"] for alias, values in recipe.groups[Group("mlp", block)].sources}
+        for block in range(6)
+    ]
+    # Filters match the names that a tensor has in its own model: block 5 of the result is block 3 of ft2.
+    assert weights == [{"ft1": 0.5}, {"ft1": 0.6}, {"ft1": 0.7}, {}, {"ft2": 0.5}, {"ft2": 9.0}]
+    assert dict(recipe.groups[Group("embedding")].sources) == {"ft1": (("coefficient", 0.5),)}
+    assert recipe.groups[Group("norm")].sources == recipe.groups[Group("head")].sources == ()  # 0.0, of the last
+    assert sources.layout.depth() == 4
+
+
+def test_slices_that_leave_every_layer_in_place_are_no_stack(tmp_path: Path) -> None:
+    whole = read_mergekit(config(tmp_path, sliced([("base", [0, 4]), ("ft1", [0, 4])])))[0]
+    parts = read_mergekit(config(tmp_path, sliced([("base", [0, 1]), ("ft1", [0, 1])], [("ft1", [1, 4])])))[0]
+    assert whole.layers is None and whole.hash == parts.hash
+    assert whole.hash == read_mergekit(config(tmp_path, ta(parameters={"weight": 1.0}, models=[model("ft1")])))[0].hash
+
+
+def test_a_slice_of_one_layer_is_the_end_of_its_gradient(tmp_path: Path) -> None:
+    data = sliced([("ft1", [0, 3])], [("ft1", [3, 4])])
+    data["parameters"] = {"weight": [0.25, 0.75]}
+    recipe, _ = read_mergekit(config(tmp_path, data))
+    found = [dict(recipe.groups[Group("mlp", i)].sources[0][1])["coefficient"] for i in range(4)]
+    assert found == [0.25, 0.5, 0.75, 0.75]
+    assert dict(recipe.groups[Group("head")].sources[0][1])["coefficient"] == 0.25
+
+
+def test_a_tokenizer_can_be_asked_for_in_both_ways(tmp_path: Path) -> None:
+    for more in ({"tokenizer_source": "base"}, {"tokenizer": {"source": "union"}}):
+        recipe, sources = read_mergekit(config(tmp_path, ta(parameters={"weight": 1.0}, **more)))
+        assert recipe.tokenizer is sources.tokenizer is None  # there is none: nothing to align
+
+
+def test_the_command_prints_one_paragraph_and_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from search.cli import run_command
+
+    assert run_command(["merge", str(config(tmp_path, ta(dtype="bf16"))), str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: expected dtype") and "Traceback" not in printed.err and printed.out == ""
+
+
+def test_the_command_prints_what_there_is_to_know(tmp_path: Path) -> None:
+    """A wrong base is no error, but nothing to be silent about."""
+    from safetensors.torch import load_file, save_file
+
+    far = tmp_path / "far"
+    far.mkdir()
+    (far / "config.json").write_bytes((GOLDEN / "inputs" / "ft1" / "config.json").read_bytes())
+    torch.manual_seed(0)
+    weights = load_file(GOLDEN / "inputs" / "ft1" / "model.safetensors")
+    save_file({name: torch.randn_like(each) for name, each in weights.items()}, far / "model.safetensors")
+    path = config(tmp_path, ta(models=[{"model": str(far), "parameters": {"weight": 1}}]))
+    result = invoke("merge", path, tmp_path / "out")
+    assert result.exit_code == 0 and "note: " in result.output and "far from the base" in result.output
+
+
+def test_a_pickled_model_is_read_where_that_is_asked_for(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((GOLDEN / "inputs" / "ft1" / "config.json").read_bytes())
+    torch.save(load_file(GOLDEN / "inputs" / "ft1" / "model.safetensors"), folder / "pytorch_model.bin")
+    path = config(tmp_path, ta(models=[{"model": str(folder), "parameters": {"weight": 1}}]))
+    refused = invoke("merge", path, tmp_path / "out")
+    assert isinstance(refused.exception, MergingError) and not (tmp_path / "out").exists()
+    assert invoke("merge", path, tmp_path / "out", "--allow-pickle").exit_code == 0
+    plain = read_mergekit(config(tmp_path, ta(models=[model("ft1", parameters={"weight": 1})])))[0]
+    assert Recipe.from_yaml((tmp_path / "out" / "recipe.yaml").read_text()).hash == plain.hash

@@ -14,14 +14,15 @@ from merging.conformance import MethodConformance
 from merging.kernel import Task, merge_tensor
 from merging.methods import canonical, canonical_recipe, get, names
 from merging.methods.contract import Values
-from merging.methods.slerp import COLINEAR, Slerp, arc
-from merging.pool import Pool, Workspace, dot
+from merging.methods.arcs import COLINEAR, arc
+from merging.pool import Pool, dot
 from merging.recipe import Assignment, Group, MergingError, Recipe, SourceRef
+from merging.statistics import gram
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def of(method: str, *coefficients: float, **parameters: float | bool) -> Assignment:
+def of(method: str, *coefficients: float, **parameters: float | bool | str) -> Assignment:
     return Assignment.of(method, {"abcdef"[i]: {"coefficient": c} for i, c in enumerate(coefficients)}, **parameters)
 
 
@@ -31,7 +32,7 @@ def merge(assignment: Assignment, base: Tensor, *sources: Tensor, out: torch.dty
     tensors = {"base": base, **{"abcdef"[i]: tensor for i, tensor in enumerate(sources)}}
     pool = Pool("base", tuple(alias for alias, _ in spelled.sources), ("x",), lambda alias, _: tensors[alias])
     result = torch.empty(base.shape, dtype=out or base.dtype)
-    merge_tensor("x", Task(get(spelled.method), Values.of(spelled), pool), result, Workspace())
+    merge_tensor("x", Task(get(spelled.method), Values.of(spelled), pool), result)
     return result
 
 
@@ -153,8 +154,8 @@ def test_slerp_with_a_zero_tensor_is_linear() -> None:
 
 
 def test_slerp_only_knows_the_ratio_of_its_coefficients() -> None:
-    assert canonical(of("slerp", 1, 3)) == canonical(of("slerp", 25, 75)) == of("slerp", 0.25, 0.75)
-    assert canonical(of("slerp", 1e-7, -1e-7)) == of("slerp", 0.5, 0.5)
+    assert canonical(of("slerp", 1, 3)) == canonical(of("slerp", 25, 75)) == of("slerp", 0.25, 0.75, on="weights")
+    assert canonical(of("slerp", 1e-7, -1e-7)) == of("slerp", 0.5, 0.5, on="weights")
 
 
 @given(a=st.floats(-1e6, 1e6), b=st.floats(-1e6, 1e6))
@@ -169,10 +170,10 @@ def test_the_angle_is_taken_in_float64() -> None:
     base = random(0, 1 << 20)
     a, b = base + 0.01 * random(1, 1 << 20), base + 0.01 * random(2, 1 << 20)
     tensors = {"base": base, "a": a, "b": b}
-    angle = Slerp().statistics(Pool("base", ("a", "b"), ("x",), lambda alias, _: tensors[alias]), "x")
+    matrix = gram(Pool("base", ("a", "b"), ("x",), lambda alias, _: tensors[alias]), "x", "weights")
     exact = float((a.double() @ b.double()) / a.double().norm() / b.double().norm())
-    assert abs(angle.cosine - exact) < 1e-11
-    assert arc(angle, 0.3) == (0.7, 0.3)
+    assert abs(matrix[0, 1] / math.sqrt(matrix[0, 0] * matrix[1, 1]) - exact) < 1e-11
+    assert arc(matrix, 0.3) == (0.7, 0.3)
 
 
 @given(size=st.integers(1, 300), chunk=st.integers(1, 64))

@@ -1,0 +1,183 @@
+"""A family of models for ``benchmarks/materialize.py``: a random Llama in bfloat16, and fine-tunes with made-up deltas.
+
+Weights are N(0, 0.02), norms 1. Deltas are normal numbers of a log-normal scale (kurtosis 8: heavier tails than a
+Laplace distribution's), with a standard deviation of 1 % of the weights': the relative size that fine-tunes have.
+Rounded to bfloat16, as fine-tunes are stored, some 40 % of |τ| are equal to others or 0, which is what makes exact
+thresholds hard. Every element is drawn from a seed of its model and tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+_CHUNK = 1 << 20
+_STD = 0.02
+_SPREAD = 0.5  # standard deviation of the logarithm of a delta's scale
+_RELATIVE = 1e-2  # ‖τ‖ / ‖θ0‖
+_FORMAT = 1  # of the family: another number is another folder
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama with tied embeddings."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(math.prod(each) for each in self.tensors().values())
+
+    @property
+    def title(self) -> str:
+        """``341M``."""
+        return f"{self.parameters / 1e6:.0f}M"
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name on disk -> shape."""
+        wide, inner = self.hidden, self.intermediate
+        block = {
+            **{f"self_attn.{each}_proj.weight": (wide, wide) for each in "qkvo"},
+            **{f"mlp.{each}_proj.weight": (inner, wide) for each in ("gate", "up")},
+            "mlp.down_proj.weight": (wide, inner),
+            "input_layernorm.weight": (wide,),
+            "post_attention_layernorm.weight": (wide,),
+        }
+        layers = {f"model.layers.{i}.{name}": shape for i in range(self.layers) for name, shape in block.items()}
+        return {"model.embed_tokens.weight": (self.vocabulary, wide), **layers, "model.norm.weight": (wide,)}
+
+    def config(self) -> dict[str, object]:
+        """``config.json``."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": "bfloat16",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.hidden // 64,
+            "num_key_value_heads": self.hidden // 64,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+
+
+FULL = Shape(hidden=1024, intermediate=2816, layers=24, vocabulary=32000)
+SMALL = Shape(hidden=512, intermediate=1408, layers=8, vocabulary=8192)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Model folders.
+
+    Attributes:
+        shape: of every model.
+        base: folder of the base.
+        experts: folders of the fine-tunes.
+    """
+
+    shape: Shape
+    base: Path
+    experts: tuple[Path, ...]
+
+    def of(self, count: int) -> Family:
+        """The same base with its first experts."""
+        return Family(self.shape, self.base, self.experts[:count])
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Alias -> expert."""
+        return {expert.name: expert for expert in self.experts}
+
+    @property
+    def bytes(self) -> int:
+        """Of one model's weights."""
+        return 2 * self.shape.parameters
+
+
+def build(shape: Shape, count: int, workdir: Path, seed: int = 0) -> Family:
+    """The family of a seed: what is not yet in the working folder is made, in a few seconds a model.
+
+    Args:
+        shape: of every model.
+        count: experts.
+        workdir: holds a folder for each shape and seed.
+        seed: of all weights.
+    """
+    home = workdir / f"llama-{shape.title}-seed{seed}-{_FORMAT}"
+    home.mkdir(parents=True, exist_ok=True)
+    names = ["base", *(f"expert{number}" for number in range(count))]
+    missing = [name for name in names if not (home / name).is_dir()]
+    needed, free = 2 * shape.parameters * len(missing), shutil.disk_usage(home).free
+    if needed > free:
+        raise SystemExit(f"{home} needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; choose --workdir")
+    for name in missing:
+        print(f"making {home / name} …", flush=True)
+        _write(home / name, shape, name, seed)
+    return Family(shape, home / "base", tuple(home / name for name in names[1:]))
+
+
+def _write(folder: Path, shape: Shape, name: str, seed: int) -> None:
+    """Beside its place and then renamed, so that a folder that is there is whole."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
+    try:
+        tensors = {each: _tensor(each, size, name, seed) for each, size in shape.tensors().items()}
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(shape.config(), indent=2), encoding="utf-8")
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _tensor(tensor: str, size: tuple[int, ...], model: str, seed: int) -> Tensor:
+    out = torch.empty(math.prod(size), dtype=torch.bfloat16)
+    pairs = zip(_base(out.numel(), tensor, len(size), seed), _deltas(out.numel(), tensor, model, seed), strict=True)
+    for piece, (base, delta) in zip(out.split(_CHUNK), pairs, strict=True):
+        base = base.bfloat16()
+        piece.copy_(base if model == "base" else base.float() + delta)
+    return out.view(size)
+
+
+def _base(numel: int, tensor: str, axes: int, seed: int) -> Iterator[Tensor]:
+    generator = _generator(seed, "base", tensor)
+    for start in range(0, numel, _CHUNK):
+        size = min(_CHUNK, numel - start)
+        yield torch.ones(size) if axes == 1 else torch.randn(size, generator=generator) * _STD
+
+
+def _deltas(numel: int, tensor: str, model: str, seed: int) -> Iterator[Tensor]:
+    generator = _generator(seed, model, tensor)
+    scale = _RELATIVE * _STD / math.exp(_SPREAD**2)  # E[exp(2·spread·z)] = exp(2·spread²)
+    for start in range(0, numel, _CHUNK):
+        size = min(_CHUNK, numel - start)
+        if model == "base":
+            yield torch.zeros(size)
+            continue
+        scales = torch.randn(size, generator=generator).mul_(_SPREAD).exp_()
+        yield torch.randn(size, generator=generator).mul_(scales).mul_(scale)
+
+
+def _generator(seed: int, model: str, tensor: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}\n{model}\n{tensor}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,0 +1,95 @@
+"""Elementwise kernels through ``torch.compile``: one fused pass over memory instead of one per operation.
+
+Inductor contracts no multiply-add and reorders no sum of an elementwise kernel, so a compiled kernel gives the bits of
+the eager one; the tests hold it to that.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import shutil
+import types
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from merging.methods.contract import Inputs
+
+Mode = Literal["auto", "always", "never"]
+
+# Seconds to build the kernel of one method, number of sources and dtype, on a CPU.
+_BUILDING = 10.0
+
+# Below this the guards of a compiled call cost more than the operations.
+SMALL = 1 << 14
+
+
+@functools.cache
+def available(device: str) -> bool:
+    """Whether inductor can build kernels for a kind of device here."""
+    if device == "cpu":
+        return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return importlib.util.find_spec("triton") is not None
+
+
+def worthwhile(mode: Mode, seconds: float, device: str) -> bool:
+    """Whether to compile.
+
+    Args:
+        mode: what the user wants; ``auto`` decides.
+        seconds: that all that is to be computed takes eagerly on one core.
+        device: type of the device that computes.
+    """
+    return mode != "never" and available(device) and (mode == "always" or seconds > _BUILDING or device != "cpu")
+
+
+def run_whole(
+    kernel: Callable[..., Tensor], options: tuple[Hashable, ...], inputs: Inputs, start: int, indexed: bool, out: Tensor
+) -> Tensor:
+    """Run a kernel over whole tensors, rounding and storing in the same pass.
+
+    Args:
+        kernel, options: as :class:`merging.methods.contract.Elements` has them.
+        inputs: its indices are not read: they are counted from ``start``.
+        start: index of the first element.
+        indexed: whether the kernel wants indices.
+        out: flat, contiguous; overwritten.
+
+    Returns:
+        0-d: 0 where everything that was written is finite, else NaN.
+    """
+    fused = _compiled(kernel, options, indexed)
+    found: Tensor = fused(*inputs[:4], start, inputs.fields, out)
+    return found
+
+
+@functools.cache
+def _compiled(kernel: Callable[..., Tensor], options: tuple[Hashable, ...], indexed: bool) -> Callable[..., Tensor]:
+    def fused(
+        base: Tensor,
+        sources: tuple[Tensor, ...],
+        numbers: Tensor,
+        integers: Tensor,
+        start: int,
+        fields: tuple[Tensor, ...],
+        out: Tensor,
+    ) -> Tensor:
+        index = integers
+        if indexed:
+            index = torch.arange(out.numel(), dtype=torch.int32, device=out.device) + start
+        merged = kernel(Inputs(base, sources, numbers, integers, index, fields), *options).to(out.dtype)
+        out.copy_(merged)
+        wide = merged.to(numbers.dtype)
+        return (wide - wide).sum()  # infinity and NaN give NaN, and the pass is not read again
+
+    # Dynamo counts recompilations by code object, and gives up after a few: every kernel gets a code object of its own.
+    own = types.FunctionType(
+        fused.__code__.replace(co_name=f"fused_{kernel.__name__}_{abs(hash((kernel, options, indexed)))}"),
+        fused.__globals__,
+        closure=fused.__closure__,
+    )
+    compile_: Any = torch.compile
+    return compile_(own, dynamic=True, fullgraph=True)  # type: ignore[no-any-return]

@@ -1,0 +1,140 @@
+"""Values of tensors in mergekit's short forms: one value, gradients over the blocks, filters by parts of names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from merging.mergekit_values import evaluate
+from merging.recipe import Value
+
+
+class Stated(NamedTuple):
+    """The value of one tensor.
+
+    Attributes:
+        value: exact.
+        position: on a gradient, as :func:`merging.mergekit_values.evaluate` takes it.
+        depth: its block; None outside the blocks.
+    """
+
+    value: Value
+    position: float
+    depth: int | None
+
+
+def compact(stated: Mapping[str, Stated]) -> Any:
+    """A value for a mergekit YAML that evaluates to exactly these values, as short as is easily found.
+
+    Args:
+        stated: tensor name, as mergekit matches filters against it -> its value. Not empty.
+    """
+    values = {each.value for each in stated.values()}
+    if len(values) == 1 and len({type(each.value) for each in stated.values()}) == 1:
+        return values.pop()
+    for rules in (_by_module(stated), _by_block(stated)):
+        if rules is not None and all(
+            evaluate(rules, name, each.position) == each.value for name, each in stated.items()
+        ):
+            return rules
+    names = sorted(stated, key=lambda name: (-len(name), name))  # a name that is part of another comes after it
+    return [{"filter": name, "value": stated[name].value} for name in names]
+
+
+def _by_module(stated: Mapping[str, Stated]) -> Any:
+    """Gradients over the blocks, told apart by what stands in the name after the block's number."""
+    classes: dict[str, dict[str, Stated]] = {}
+    for name, each in stated.items():
+        classes.setdefault(name if each.depth is None else _inner(name), {})[name] = each
+    depths = sorted({each.depth for each in stated.values() if each.depth is not None})
+    shown: dict[str, Any] = {}
+    for inner, members in classes.items():
+        shown[inner] = _gradient(members, depths)
+    if len({repr(value) for value in shown.values()}) == 1:
+        return next(iter(shown.values()))
+    examples = {inner: next(iter(members)) for inner, members in classes.items()}
+    return _filters(shown, examples, {inner: len(members) for inner, members in classes.items()})
+
+
+def _inner(name: str) -> str:
+    """What stands after the outermost number."""
+    tokens = name.split(".")
+    at = next(index for index, token in enumerate(tokens) if index and token.isdecimal())
+    return ".".join(tokens[at + 1 :])
+
+
+def _gradient(members: Mapping[str, Stated], depths: list[int]) -> Any:
+    """One value for a class of tensors: a knot at every block, where its members differ."""
+    if len({each.value for each in members.values()}) == 1:
+        return next(iter(members.values())).value
+    found = {each.depth: each.value for each in members.values()}
+    nearest = sorted(depth for depth in found if depth is not None)
+    return [found[min(nearest, key=lambda depth: abs(depth - at))] for at in range(depths[0], depths[-1] + 1)]
+
+
+def _filters(shown: Mapping[str, Any], examples: Mapping[str, str], weights: Mapping[str, int]) -> Any:
+    """The most common value without a filter, last; before it the filters that match most, each of one value alone.
+
+    Args:
+        shown: class -> its value.
+        examples: class -> the name of one of its tensors; all match the same filters.
+        weights: class -> number of its tensors.
+    """
+    counts: Counter[str] = Counter()
+    for inner, value in shown.items():
+        counts[repr(value)] += weights[inner]
+    default = counts.most_common(1)[0][0]
+    uncovered = set(shown)
+    candidates = {
+        part: {inner for inner, name in examples.items() if part in name}
+        for inner in shown
+        if repr(shown[inner]) != default
+        for part in _parts(inner)
+    }
+    rules = []
+    while any(repr(shown[inner]) != default for inner in uncovered):
+        best, matched = "", set[str]()
+        for part, inners in candidates.items():
+            found = inners & uncovered
+            kinds = {repr(shown[inner]) for inner in found}
+            if len(kinds) == 1 and default not in kinds and (len(found), -len(part)) > (len(matched), -len(best)):
+                best, matched = part, found
+        if not matched:
+            return None
+        rules.append({"filter": best, "value": shown[next(iter(matched))]})
+        uncovered -= matched
+    return [*rules, {"value": next(value for value in shown.values() if repr(value) == default)}]
+
+
+def _parts(name: str) -> Iterator[str]:
+    """Runs of whole words of a name, the name itself among them; no single numbers."""
+    words = name.split(".")
+    for start in range(len(words)):
+        for stop in range(start + 1, len(words) + 1):
+            part = ".".join(words[start:stop])
+            if not part.isdecimal():
+                yield part
+
+
+def _by_block(stated: Mapping[str, Stated]) -> Any:
+    """A filter for every block, or for a module of it, where gradients would not give the exact values."""
+    default = Counter(repr(each.value) for each in stated.values()).most_common(1)[0][0]
+    blocks: dict[str, dict[str, Stated]] = {}
+    for name, each in stated.items():
+        blocks.setdefault(name if each.depth is None else name.removesuffix(_inner(name)), {})[name] = each
+    rules: list[dict[str, Any]] = []
+    for prefix, members in blocks.items():
+        if len({repr(each.value) for each in members.values()}) == 1:
+            rules.append({"filter": prefix, "value": next(iter(members.values())).value})
+            continue
+        modules: dict[str, dict[str, Stated]] = {}
+        for name, each in members.items():
+            modules.setdefault(prefix + name.removeprefix(prefix).split(".")[0] + ".", {})[name] = each
+        for start, tensors in modules.items():
+            if len({repr(each.value) for each in tensors.values()}) == 1:
+                rules.append({"filter": start, "value": next(iter(tensors.values())).value})
+            else:
+                rules += [{"filter": name, "value": each.value} for name, each in tensors.items()]
+    kept = [rule for rule in rules if repr(rule["value"]) != default]
+    return [*kept, {"value": next(each.value for each in stated.values() if repr(each.value) == default)}]

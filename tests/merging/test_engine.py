@@ -1,0 +1,213 @@
+"""Every method in live models: any history, any number of threads, eager or compiled, sharded or not, the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merging.arena import hold, layout_order
+from merging.checkpoint import Checkpoint
+from merging.compiled import available, worthwhile
+from merging.export import export
+from merging.kernel import Task, compiles, merge_tensor
+from merging.materialize import Materializer, MergeFailed, Sources, load_model
+from merging.methods import canonical, get
+from merging.methods.contract import Elementwise, Values
+from merging.pool import Pool
+from merging.recipe import Assignment, MergingError, Recipe, Value
+
+Build = Callable[..., Recipe]
+
+BOTH = {"a": {"coefficient": 0.7}, "b": {"coefficient": 0.4}}
+ONE: dict[str, dict[str, Value]] = {"a": {}}
+NEITHER: dict[str, dict[str, Value]] = {"a": {}, "b": {}}
+
+ASSIGNMENTS = {
+    "linear": Assignment.of("linear", BOTH),
+    "task_arithmetic": Assignment.of("task_arithmetic", BOTH, scale=0.9),
+    "slerp": Assignment.of("slerp", BOTH),
+    "slerp on task vectors": Assignment.of("slerp", BOTH, on="task_vectors"),
+    "nuslerp": Assignment.of("nuslerp", BOTH),
+    "nuslerp by row": Assignment.of("nuslerp", BOTH, flatten=False),
+    "multislerp": Assignment.of("multislerp", BOTH),
+    "karcher": Assignment.of("karcher", NEITHER),
+    "model_stock": Assignment.of("model_stock", NEITHER),
+    "ties": Assignment.of("ties", {"a": {"coefficient": 0.7, "density": 0.3}, "b": {"coefficient": 0.4}}),
+    "ties of the model": Assignment.of("ties", BOTH, trim="model"),
+    "ties by mergekit": Assignment.of("ties", BOTH, convention="mergekit", rescale=True),
+    "dare_linear": Assignment.of("dare_linear", BOTH),
+    "dare_ties": Assignment.of("dare_ties", BOTH, seed=3),
+    "dare_ties by mergekit": Assignment.of("dare_ties", BOTH, convention="mergekit"),
+    "della": Assignment.of("della", BOTH),
+    "della_linear by mergekit": Assignment.of("della_linear", BOTH, convention="mergekit"),
+    "breadcrumbs": Assignment.of("breadcrumbs", BOTH),
+    "breadcrumbs_ties": Assignment.of("breadcrumbs_ties", BOTH, delta_scale=1.2),
+    "magmax": Assignment.of("magmax", BOTH),
+    "sce": Assignment.of("sce", NEITHER, density=0.4),
+    "consensus_ta": Assignment.of("consensus_ta", BOTH),
+    "pcb": Assignment.of("pcb", BOTH),
+    "arcee_fusion": Assignment.of("arcee_fusion", ONE),
+    "nearswap": Assignment.of("nearswap", ONE, t=0.001),
+    "ram": Assignment.of("ram", NEITHER),
+    "ramplus_tl": Assignment.of("ramplus_tl", NEITHER),
+    "passthrough": Assignment.of("passthrough", {"b": {}}, scale=0.8),
+}
+
+
+@pytest.fixture(scope="module")
+def half(families: Callable[..., Any]) -> Sources:
+    sources: Sources = families("llama", torch.bfloat16).load()
+    return sources
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    yield
+    torch.set_num_threads(1)
+
+
+def written(sources: Sources, recipe: Recipe, **options: Any) -> str:
+    """The digest of a recipe in a model that never held another."""
+    materializer = Materializer(sources, load_model(sources.path), **options)
+    materializer.apply(recipe)
+    return materializer.digest()
+
+
+def test_every_method_is_here() -> None:
+    from merging.methods.registry import BUILT_IN
+
+    assert {assignment.method for assignment in ASSIGNMENTS.values()} == BUILT_IN.keys()
+
+
+@pytest.mark.parametrize("what", ASSIGNMENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_live_and_exported_are_the_same_bits(
+    families: Callable[..., Any], uniform: Build, tmp_path: Path, what: str, dtype: torch.dtype
+) -> None:
+    """Arenas or mapped files, whole shards or small ones, live memory or files: one model."""
+    sources: Sources = families("llama", dtype).load()
+    recipe = uniform(sources, ASSIGNMENTS[what])
+    live = written(sources, recipe)
+    mapped = families("llama", dtype).load()
+    folder = export(recipe, mapped, tmp_path / "out", max_shard_size=9_000)
+    assert Checkpoint.open(folder).content == live != sources.canonical_content
+    if what in {"ties", "dare_ties", "pcb"}:
+        assert written(families("llama", dtype).load(), recipe, home="mmap") == live
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(ASSIGNMENTS)), st.sampled_from(sorted(ASSIGNMENTS)), st.integers(0, 4)),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_no_history_of_candidates_leaves_a_trace(
+    half: Sources, uniform: Build, steps: list[tuple[str, str, int]]
+) -> None:
+    """A → B → failed → A through dirty groups is a fresh write of A, whatever the methods."""
+    groups = half.layout.groups
+    breaks = Assignment.of("task_arithmetic", {"a": {"coefficient": 1e38}}, scale=1e38)
+    materializer = Materializer(half, load_model(half.path))
+    for everywhere, exception, number in steps:
+        recipe = uniform(half, ASSIGNMENTS[everywhere], {groups[number]: ASSIGNMENTS[exception]})
+        materializer.apply(recipe)
+        digest = materializer.digest()
+        with pytest.raises(MergeFailed):
+            materializer.apply(uniform(half, ASSIGNMENTS[everywhere], {groups[-number]: breaks}))
+        materializer.apply(recipe)
+        assert materializer.digest() == digest == written(half, recipe)
+
+
+@pytest.mark.parametrize("what", ASSIGNMENTS)
+def test_threads_change_nothing(half: Sources, uniform: Build, what: str) -> None:
+    digests = set()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        digests.add(written(half, uniform(half, ASSIGNMENTS[what])))
+    assert len(digests) == 1
+
+
+def tensors(dtype: torch.dtype, size: int) -> dict[str, torch.Tensor]:
+    """A base, and two that are near it, with exact zeros among the task vectors where they are 16 bits wide."""
+    generator = torch.Generator().manual_seed(11)
+    base = torch.randn(size, generator=generator) * 0.02
+    near = {alias: base + torch.randn(size, generator=generator) * 3e-4 for alias in "ab"}
+    return {"base": base.to(dtype)} | {alias: each.to(dtype) for alias, each in near.items()}
+
+
+def run(assignment: Assignment, weights: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
+    spelled = canonical(assignment)
+    aliases = tuple(alias for alias, _ in spelled.sources)
+    pool = Pool("base", aliases, ("w",), lambda alias, _: weights[alias])
+    out = torch.full_like(weights["base"], math.nan)
+    merge_tensor("w", Task(get(spelled.method), Values.of(spelled), pool), out, **options)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available("cpu"), reason="no C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "what", [name for name, each in ASSIGNMENTS.items() if isinstance(get(each.method), Elementwise)]
+)
+def test_compiled_and_eager_are_the_same_bits(what: str, dtype: torch.dtype) -> None:
+    if what == "ties of the model":
+        pytest.skip("the same kernel as ties")
+    if dtype == torch.float32 and what not in {"linear", "ties", "dare_ties", "della", "magmax"}:
+        pytest.skip("one of a kind is enough in the second dtype")
+    weights = tensors(dtype, 3 * (1 << 14) + 77)
+    eager = run(ASSIGNMENTS[what], weights)
+    assert torch.isfinite(eager).all()
+    assert torch.equal(run(ASSIGNMENTS[what], weights, compiled=True), eager)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available("cpu"), reason="no C++ compiler")
+def test_a_compiled_candidate_that_is_not_finite_is_noticed(half: Sources) -> None:
+    weights = tensors(torch.bfloat16, 1 << 15)
+    task = ASSIGNMENTS["task_arithmetic"]
+    spelled = canonical(dataclasses.replace(task, parameters=(("scale", 1e38),)))
+    pool = Pool("base", ("a", "b"), ("w",), lambda alias, _: weights[alias])
+    weights["a"][7] = 1e6
+    out = torch.empty_like(weights["base"])
+    ends = merge_tensor("w", Task(get(spelled.method), Values.of(spelled), pool), out, compiled=True)
+    assert not all(bool(torch.isfinite(end)) for end in ends) and not bool(torch.isfinite(out).all())
+
+
+def test_what_is_compiled_follows_from_what_it_costs() -> None:
+    assignment = canonical(ASSIGNMENTS["ties"])
+    task = Task(get("ties"), Values.of(assignment), Pool("base", ("a", "b"), ("w",), lambda *_: torch.empty(0)))
+    if available("cpu"):
+        assert compiles(task, "auto", 10**8, "cpu", candidates=100) and not compiles(task, "auto", 10**5, "cpu")
+        assert worthwhile("always", 0.0, "cpu")
+    assert not worthwhile("never", 1e9, "cpu")
+    row = canonical(ASSIGNMENTS["pcb"])
+    assert not compiles(Task(get("pcb"), Values.of(row), task.pool), "always", 10**10, "cpu")
+
+
+def test_arenas_hold_what_the_files_do_in_the_order_of_the_layout(families: Callable[..., Any]) -> None:
+    sources: Sources = families("llama", torch.bfloat16).load()
+    plain = families("llama", torch.bfloat16).load()
+    assert hold(sources, torch.device("cpu"), "host") == hold(sources, torch.device("cpu"), "mmap")
+    order = layout_order(sources)
+    for alias in sources.checkpoints:
+        addresses = [sources.tensor(alias, name).data_ptr() for name in order]
+        assert addresses == sorted(addresses)
+        assert all(torch.equal(sources.tensor(alias, name), plain.tensor(alias, name)) for name in order)
+    ranks = [sources.layout.groups.index(sources.layout.group(name)) for name in order]
+    assert ranks == sorted(ranks)
+
+
+def test_an_unknown_home_is_refused(half: Sources) -> None:
+    with pytest.raises(MergingError, match=r"auto, device, host or mmap, found 'moon'"):
+        Materializer(half, load_model(half.path), home="moon")  # type: ignore[arg-type]
