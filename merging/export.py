@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merging.checkpoint import INDEX, SINGLE
-from merging.kernel import Resolver, Task, check_finite_result, merge_tensor, torch_dtype
+from merging.compiled import Mode
+from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
 from merging.materialize import check_names
 from merging.recipe import MergingError, Recipe
 from merging.restack import for_recipe
@@ -30,7 +31,9 @@ SHARD_BYTES = 2 * 1024**3
 _COMPANIONS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
-def export(recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size: int = SHARD_BYTES) -> Path:
+def export(
+    recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size: int = SHARD_BYTES, compile: Mode = "auto"
+) -> Path:
     """Write the merged model as a folder that ``from_pretrained`` loads: weights, config, tokenizer, ``recipe.yaml``.
 
     Beside them ``mergekit.yaml``, where a config of mergekit says the same.
@@ -43,6 +46,8 @@ def export(recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size:
         sources: the models that it was made from.
         out: the new folder; may exist if it is empty.
         max_shard_size: bytes of tensors in one file, unless a single tensor is larger.
+        compile: whether elementwise methods run compiled: ``auto`` where the model is so large that it earns it back,
+            ``always``, ``never``. The weights are the same.
 
     Returns:
         The folder.
@@ -66,7 +71,7 @@ def export(recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-        for file, tensors in _shards(shards, sources, tasks, dtypes):
+        for file, tensors in _shards(shards, sources, tasks, dtypes, compile):
             save_file(tensors, partial / file, metadata={"format": "pt"})
         _write_index(partial, shards, sources, dtypes)
         _write_companions(partial, recipe, sources, dtypes)
@@ -129,14 +134,23 @@ def _plan(sources: Sources, dtypes: dict[str, torch.dtype], limit: int) -> dict[
 
 @torch.no_grad()
 def _shards(
-    shards: dict[str, list[str]], sources: Sources, tasks: dict[str, Task], dtypes: dict[str, torch.dtype]
+    shards: dict[str, list[str]],
+    sources: Sources,
+    tasks: dict[str, Task],
+    dtypes: dict[str, torch.dtype],
+    compile: Mode,
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    elements = sum(info.numel for info in sources.tensors.values())
     for file, names in shards.items():
         tensors, ends = {}, {}
         for name in names:
             if name in tasks:
                 tensors[name] = torch.empty(sources.tensors[name].shape, dtype=dtypes[name])
-                ends[name] = merge_tensor(name, tasks[name], tensors[name])
+                task = tasks[name]
+                compiled = compiles(task, compile, elements, "cpu")
+                with sources.borrowed(name):
+                    ends[name] = merge_tensor(name, task, tensors[name], compiled=compiled)
+                task.pool.forget(name)
             else:
                 tensors[name] = sources.tensor(sources.base, name).clone()
         check_finite_result(ends)

@@ -178,8 +178,11 @@ def _stack_around(words: list[str], root: list[str], homes: Mapping[str, list[st
     where that holds all stacks or none."""
     if words[: len(root)] != root:
         return ""
-    shared = [_common([words[len(root) :], home]) for home in homes.values()]
-    return ".".join(max(shared, key=lambda each: len(each), default=[]))
+    shared: list[str] = []
+    for home in homes.values():
+        with_this = _common([words[len(root) :], home])
+        shared = with_this if len(with_this) > len(shared) else shared
+    return ".".join(shared)
 
 
 def _matches(pattern: re.Pattern[str], words: Iterable[str]) -> bool:

@@ -80,7 +80,9 @@ class Materializer:
         self._mode = compile
         hold(sources, next(model.parameters()).device, home)
         self._map = map_live(sources, model)
-        self._live = {name: self._map.tensors[name] for name in layout_order(sources) if name in self._map.tensors}
+        # What the class does not load is merged beside the model: what is exported has it, and the digest covers it.
+        beside = {name: sources.tensor(sources.base, name).clone() for name in self._map.unused}
+        self._live = {name: (self._map.tensors | beside)[name] for name in layout_order(sources)}
         self._elements = sum(tensor.numel() for tensor in self._live.values())
         self._written: dict[str, _Written] = {}
         self._dtypes: set[str | None] = set()

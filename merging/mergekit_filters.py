@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from merging.mergekit_values import evaluate
 from merging.recipe import Value
 
+_DEFAULTS = 4  # values that are tried as the one without a filter
+
 
 class Stated(NamedTuple):
     """The value of one tensor.
@@ -74,7 +76,7 @@ def _gradient(members: Mapping[str, Stated], depths: list[int]) -> Any:
 
 
 def _filters(shown: Mapping[str, Any], examples: Mapping[str, str], weights: Mapping[str, int]) -> Any:
-    """The most common value without a filter, last; before it the filters that match most, each of one value alone.
+    """Filters, and last one of the more common values without any: the choice that takes the fewest.
 
     Args:
         shown: class -> its value.
@@ -84,18 +86,26 @@ def _filters(shown: Mapping[str, Any], examples: Mapping[str, str], weights: Map
     counts: Counter[str] = Counter()
     for inner, value in shown.items():
         counts[repr(value)] += weights[inner]
-    default = counts.most_common(1)[0][0]
-    uncovered = set(shown)
-    candidates = {
-        part: {inner for inner, name in examples.items() if part in name}
-        for inner in shown
-        if repr(shown[inner]) != default
-        for part in _parts(inner)
+    matching = {
+        part: {inner for inner, name in examples.items() if part in name} for each in shown for part in _parts(each)
     }
+    found = (_rules(shown, matching, default) for default, _ in counts.most_common(_DEFAULTS))
+    return min((rules for rules in found if rules is not None), key=len, default=None)
+
+
+def _rules(shown: Mapping[str, Any], matching: Mapping[str, set[str]], default: str) -> list[dict[str, Any]] | None:
+    """The filters that match most first, each of one value alone; None where some class cannot be told apart.
+
+    Args:
+        shown: class -> its value.
+        matching: filter -> the classes that it matches.
+        default: the value, in text, that needs no filter.
+    """
     rules = []
+    uncovered = set(shown)
     while any(repr(shown[inner]) != default for inner in uncovered):
         best, matched = "", set[str]()
-        for part, inners in candidates.items():
+        for part, inners in matching.items():
             found = inners & uncovered
             kinds = {repr(shown[inner]) for inner in found}
             if len(kinds) == 1 and default not in kinds and (len(found), -len(part)) > (len(matched), -len(best)):

@@ -88,6 +88,12 @@ class Pool:
             self._recent.popitem(last=False)
         return found
 
+    def forget(self, name: str) -> None:
+        """Drop what is remembered about one tensor: for whoever goes through a model once."""
+        for memory in (self._memory, self._recent):
+            for key in [key for key in memory if isinstance(key, tuple) and name in key]:
+                del memory[key]
+
     def _get(self, alias: str, name: str) -> Tensor:
         tensor = self._read(alias, name)
         return tensor if self._dtype is None else tensor.to(self._dtype)

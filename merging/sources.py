@@ -67,6 +67,7 @@ class Sources:
         self.notes: tuple[str, ...] = () if alignment is None else alignment.notes
         self._alignment = alignment
         self._read: dict[tuple[str, str], Tensor] = {}
+        self._borrowed: str | None = None
         self._embedding = _optional_heads(checkpoints[base])
         self._pools: dict[tuple[tuple[str, ...], torch.dtype | None], Pool] = {}
         self.tensors: dict[str, TensorInfo] = {name: self.info(base, name) for name in layout.names}
@@ -181,7 +182,7 @@ class Sources:
         key = (alias, self.source_name(alias, name))
         found = self._read.get(key)
         if found is None:
-            if self._moves(*key):
+            if self._moves(*key) or name == self._borrowed:
                 info = self.info(alias, name)
                 found = torch.empty(info.shape, dtype=info.dtype)
                 self.read_into(alias, name, found)
@@ -189,6 +190,21 @@ class Sources:
                 found = self.checkpoints[alias].read(self._stored(*key))
             self._read[key] = found
         return found
+
+    @contextmanager
+    def borrowed(self, name: str) -> Iterator[None]:
+        """Within the context, tensors of this name are read into memory of their own, which is let go afterwards.
+
+        For whoever goes through a model once: no file is mapped, so that no page of one stays in memory.
+        """
+        before = set(self._read)
+        self._borrowed = name
+        try:
+            yield
+        finally:
+            self._borrowed = None
+            for key in self._read.keys() - before:
+                del self._read[key]
 
     def info(self, alias: str, name: str) -> TensorInfo:
         """Dtype and shape of what :meth:`tensor` gives. Dtypes may differ from model to model, and from tensor to

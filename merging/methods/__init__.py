@@ -1,6 +1,17 @@
 """Merge methods: the contract, the registry, and one module per family."""
 
-from merging.methods.contract import Context, Method, Needs, Parameter, Values
+from merging.methods.contract import DELTA_SCALE, Context, Method, Needs, Parameter, Values
 from merging.methods.registry import canonical, canonical_recipe, get, names
 
-__all__ = ["Context", "Method", "Needs", "Parameter", "Values", "canonical", "canonical_recipe", "get", "names"]
+__all__ = [
+    "DELTA_SCALE",
+    "Context",
+    "Method",
+    "Needs",
+    "Parameter",
+    "Values",
+    "canonical",
+    "canonical_recipe",
+    "get",
+    "names",
+]

@@ -17,7 +17,10 @@ from merging.statistics import Axis, On, quadratic
 COLINEAR = 0.9995  # slerp: beyond this |cos| the arc is a straight line, for all that sin Ω in a denominator can tell
 _SHORTEST = 1e-8  # slerp: a vector of at most this norm has no direction
 _CLAMP = 1e-7  # nuslerp: norms are at least this
-_STRAIGHT = 1e-16  # nuslerp: sin² Ω of at most this is a straight line
+# NuSlerp: sin² Ω of at most this is a straight line. mergekit has 1e-16, which exact opposites miss by the rounding of
+# a cosine and which then divides by next to nothing.
+_STRAIGHT = 1e-12
+_OPPOSITE = 1e-7  # karcher: sin θ under which the way to an opposite is no longer known
 _CANCELLED = 1e-8  # of the coefficients of a mean
 _SMALLEST_PRODUCT = 1e-6  # model stock: of two norms
 _POLE = 1e-6  # model stock in mergekit's convention
@@ -82,7 +85,7 @@ def karcher(matrix: np.ndarray, norms: Sequence[float], alphas: Sequence[float],
         ]
         angles = [math.acos(cosine) for cosine in cosines]
         pulls = [
-            alpha * angle / math.sin(angle) if angle >= tol and angle > 0.0 else 0.0
+            alpha * angle / math.sin(angle) if angle >= tol and math.sin(angle) > _OPPOSITE else 0.0
             for alpha, angle in zip(alphas, angles, strict=True)
         ]
         along = math.fsum(pull * cosine for pull, cosine in zip(pulls, cosines, strict=True))
@@ -94,7 +97,7 @@ def karcher(matrix: np.ndarray, norms: Sequence[float], alphas: Sequence[float],
             math.cos(step) * factor + math.sin(step) / step * toward
             for factor, toward in zip(mean, tangent, strict=True)
         ]
-        length = _root(quadratic(mean, matrix))
+        length = _root(quadratic(mean, matrix)) or 1.0
         mean = [factor / length for factor in mean]
     return mean
 
@@ -129,9 +132,12 @@ def by_vector(inputs: Inputs, along: Axis, on: On, shared: bool) -> Tensor:
     that of all but the first.
     """
     dtype = inputs.numbers.dtype
-    place = inputs.indices.to(torch.int64) & (_ELEMENTS - 1)  # an index is a 32-bit number without a sign
-    inner = inputs.integers[0].to(torch.int64)
-    vector = torch.div(place, inner, rounding_mode="floor") if along == "last" else torch.remainder(place, inner)
+    # An index is a 32-bit number without a sign. Numbers below 2³² divide exactly to the floor in float64, and many at
+    # a time: a quotient is at least 1/inner away from the next integer, its rounding at most 2⁻²¹/inner.
+    signed, inner = inputs.indices.to(torch.float64), inputs.integers[0].to(torch.float64)
+    place = signed + (signed < 0).to(torch.float64) * _ELEMENTS
+    quotient = torch.floor(place / inner)
+    vector = (quotient if along == "last" else place - quotient * inner).to(torch.int64)
     vectors = inputs.numbers.shape[0] if shared else inputs.numbers.shape[0] // len(inputs.sources)
     base = inputs.base.to(dtype)
     terms = []

@@ -78,8 +78,8 @@ class Slerp(_Ends):
 class NuSlerp(_Ends):
     """Slerp without the shortcut for small angles, over whole tensors or vector by vector (mergekit's convention).
 
-    As ``slerp``, but straight only where sin² Ω ≤ 1e-16, with norms of at least 1e-7 in cos Ω. Nearly antipodal ends
-    (cos Ω → −1) have no unique arc: the factors grow as 1/sin Ω, up to 1e8.
+    As ``slerp``, but straight only where sin² Ω ≤ 1e-12, with norms of at least 1e-7 in cos Ω. Nearly antipodal ends
+    (cos Ω → −1) have no unique arc: the factors grow as 1/sin Ω, up to 1e6.
 
     flatten: one Ω for the tensor. Otherwise one for every vector along the last axis, the rows of a weight; with
     ``row_wise`` along the first axis, its columns (the name is mergekit's). Tensors of one axis are one vector.

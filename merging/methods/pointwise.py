@@ -56,6 +56,7 @@ class MagMax(Elementwise):
 
     name: ClassVar[str] = "magmax"
     needs: ClassVar[Needs] = Needs(base=True)
+    eager_ns: ClassVar[float] = 6.0
     formula: ClassVar[str] = "θ = θ0 + scale·λ_j·τ_j, j = argmax_t |τ_t|"
     paper: ClassVar[str] = "Marczak et al. 2024, arXiv 2407.06322"
     symmetric: ClassVar[bool] = True
@@ -91,6 +92,7 @@ class ConsensusTA(Elementwise):
 
     name: ClassVar[str] = "consensus_ta"
     needs: ClassVar[Needs] = Needs(base=True)
+    eager_ns: ClassVar[float] = 8.0
     formula: ClassVar[str] = "θ = θ0 + scale·M⊙[#{t : |λ_t·τ_t| ≥ ϑ_t·|M − λ_t·τ_t|} ≥ agreement], M = Σ λ_t·τ_t"
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2405.07813"
     symmetric: ClassVar[bool] = True
@@ -156,6 +158,7 @@ class NearSwap(Elementwise):
 
     name: ClassVar[str] = "nearswap"
     needs: ClassVar[Needs] = Needs(base=True, minimum=1, maximum=1)
+    eager_ns: ClassVar[float] = 10.0
     formula: ClassVar[str] = "θ = (1 − w)·θ0 + w·θ_1, w = min(t / max(|τ_1|, 1e-6), 1)"
     paper: ClassVar[str] = "no paper; definition of mergekit 0.1.5"
     parameters: ClassVar[tuple[Parameter, ...]] = (
@@ -187,6 +190,7 @@ class Ram(Elementwise):
 
     name: ClassVar[str] = "ram"
     needs: ClassVar[Needs] = Needs(base=True)
+    eager_ns: ClassVar[float] = 8.0
     formula: ClassVar[str] = "θ = θ0 + mean{τ_t : |τ_t| > ε}"
     paper: ClassVar[str] = "RAM, arXiv 2601.13572; definition of mergekit 0.1.5"
     symmetric: ClassVar[bool] = True

@@ -74,6 +74,7 @@ class Sce(Elementwise):
 
     name: ClassVar[str] = "sce"
     needs: ClassVar[Needs] = Needs(base=True)
+    eager_ns: ClassVar[float] = 12.0
     formula: ClassVar[str] = (
         "θ = θ0 + scale·Σ_A η_t·τ̂_t / Σ_A η_t, τ̂_t = τ_t where Var_t τ_t is largest, η_t ∝ mean τ̂_t²"
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from reference_pipeline import Array, Case, Merged, Refused, add, close_vote, descending, mask_of, plain
+from reference_pipeline import Array, Case, Merged, Refused, add, close_vote, descending, mask_of
 
 # Sums.
 
@@ -73,7 +73,7 @@ def nuslerp(case: Case) -> Merged:
     t, (origin, (a, b)) = position(case), ends(case)
 
     def straight(cosine: float) -> bool:
-        return 1 - cosine * cosine <= 1e-16
+        return 1 - cosine * cosine <= 1e-12
 
     if case["flatten"] or a.ndim < 2:
         value, size, antipodal = arc(a, b, t, straight, 1e-7)
@@ -190,15 +190,13 @@ def magmax(case: Case) -> Merged:
 
 def sce(case: Case) -> Merged:
     density, n, count = float(case["density"]), case.base.size, len(case.sources)
-    deltas, doubtful = list(case.deltas), case.nowhere()
+    deltas = list(case.deltas)
     if density < 1:
         columns = np.stack(case.selecting).astype(np.float64).reshape(count, -1)
-        variance = np.mean((columns - columns.mean(axis=0)) ** 2, axis=0)
+        # N³ times the variance, without a division: equal deltas give exactly 0, and equal spreads are exactly equal.
+        variance = np.sum((count * columns - columns.sum(axis=0)) ** 2, axis=0).astype(np.float32)
         kept = int(np.count_nonzero(variance) * density) if case.mergekit else round(density * n)
-        order = descending(variance, case)
-        chosen = mask_of(order[:kept], case.base.shape)
-        if 0 < kept < n:
-            doubtful |= near_threshold(columns, variance, order[kept - 1], order[kept])
+        chosen = mask_of(descending(variance, case)[:kept], case.base.shape)
         deltas = [np.where(chosen, delta, 0.0) for delta in deltas]
     energy = [float(np.mean(delta**2)) for delta in deltas]
     if sum(energy) < (1e-6 if case.mergekit else 1e-300):
@@ -213,20 +211,7 @@ def sce(case: Case) -> Merged:
     below = add(case, [share * mask for share, mask in zip(shares, agree, strict=True)])
     below = np.maximum(below, 1e-6) if case.mergekit else np.where(below == 0, 1.0, below)
     change = float(case["scale"]) * above / below
-    doubtful = doubtful | close_vote(case, deltas)
-    return Merged(case.base + change, doubtful, np.abs(case.base) + np.abs(change))
-
-
-def near_threshold(columns: Array, variance: Array, last: int, first: int) -> bool:
-    """Whether float32 may select other elements; the energies, and so all of the result, depend on which."""
-    level, size = variance[last], np.max(np.abs(columns), axis=0)
-    slack = 1e-6 * level + 2e-7 * math.sqrt(level) * float(max(size[last], size[first])) + 1e-13 * size**2
-    band = columns[:, np.abs(variance - level) <= slack]
-    turned = band * np.sign(band[np.argmax(band != 0, axis=0), np.arange(band.shape[1])])  # −d varies as d does
-    if (turned == turned[:, :1]).all():
-        return False
-    # Means of 1, 2 or 4 equal numbers are exact, and of short multiples of a power of two; the squares of these too.
-    return not (len(columns) in (1, 2, 4) and (bool((band == band[:1]).all()) or plain(columns.reshape(-1), 8)))
+    return Merged(case.base + change, close_vote(case, deltas), np.abs(case.base) + np.abs(change))
 
 
 def consensus_ta(case: Case) -> Merged:
@@ -264,7 +249,7 @@ def pcb(case: Case) -> Merged:
             continue
         level = np.sort(score)[cut]
         shares.append(unit_range(np.maximum(score, level)))
-        band = np.abs(score - level) <= 1e-5 * max(float(np.ptp(score)), 1e-30)
+        band = np.abs(score - level) <= 4e-6 * (np.abs(score) + np.abs(level))
         if len(np.unique(score[band])) > 1:
             doubtful |= band
     below = sum(shares)

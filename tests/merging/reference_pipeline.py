@@ -247,11 +247,11 @@ def close_vote(case: Case, terms: Sequence[Array]) -> Array:
     return close
 
 
-def plain(values: Sequence[float] | Array, bits: int = 18) -> bool:
+def plain(values: Sequence[float] | Array) -> bool:
     """Whether the values are multiples of one power of two and few bits long: float32 sums them without rounding."""
     values = np.asarray(values, np.float64)
     largest_value = np.abs(values).max(initial=0.0)
     if largest_value == 0.0:
         return True
-    units = values / 2.0 ** (math.floor(math.log2(largest_value)) - bits)
+    units = values / 2.0 ** (math.floor(math.log2(largest_value)) - 18)
     return bool((units == np.floor(units)).all())

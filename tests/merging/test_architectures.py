@@ -302,18 +302,23 @@ def test_the_names_of_older_checkpoints(
     assert {group.kind for group in sources.layout.groups if group.depth == 1} >= {"attention", "mlp", "norm"}
 
 
-def test_a_mixture_that_was_saved_as_it_lives_has_one_tensor_for_all_experts(
-    family: Callable[[str], Family], tmp_path: Path
+@pytest.mark.parametrize("name", ["mixtral", "llava", "vit", "nomic-bert", "dinov2"])
+def test_checkpoints_that_were_saved_as_the_model_lives(
+    family: Callable[[str], Family], tmp_path: Path, name: str
 ) -> None:
     for alias in ("base", "a"):
-        model = transformers.MixtralForCausalLM.from_pretrained(getattr(family("mixtral"), alias))
+        model = load_model(getattr(family(name), alias))
         model.save_pretrained(tmp_path / alias, save_original_format=False)
     sources = Sources.load(tmp_path / "base", {"a": tmp_path / "a"})
-    name = "model.layers.0.mlp.experts.gate_up_proj"
-    assert sources.layout.group(name) == Group("mlp", 0)
     model = load_model(sources.path)
     live = map_live(sources, model)
-    assert live.tensors[name].data_ptr() == model.get_parameter(name).data_ptr()
+    for each, tensor in live.tensors.items():
+        assert tensor.data_ptr() == model.get_parameter(each).data_ptr()
+        tensor.copy_(sources.tensor("a", each))
+    assert same_parameters(model, load_model(family(name).a))
+    for stack in sources.layout.stacks:
+        for depth in range(2):
+            assert {Group("attention", depth, stack), Group("mlp", depth, stack)} <= set(sources.layout.groups)
 
 
 def test_merging_only_the_language_part_of_a_llava(

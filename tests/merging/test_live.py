@@ -247,6 +247,16 @@ def test_what_is_no_rearrangement_is_refused(monkeypatch: pytest.MonkeyPatch, ca
         place(model, setup[0])
 
 
+def test_a_name_that_is_live_already_is_not_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints that were saved in the live layout meet the same rules as the original ones."""
+    model = Bare({"old.x": torch.zeros(2), "new.y": torch.zeros(2)})
+    rules = [loading.WeightRenaming("old", "new")]
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *_: rules)
+    found = place(model, {"old.x": (2,), "old.y": (2,), "old.z": (2,)})
+    assert {name: view.within for name, view in found.views.items()} == {"old.x": "old.x", "old.y": "new.y"}
+    assert found.unplaced == ("old.z",)
+
+
 def copy(folder: Path, to: Path, **config: Any) -> Path:
     """A model folder with other entries in its config; None takes one out."""
     shutil.copytree(folder, to)

@@ -124,7 +124,7 @@ def test_other_models_in_other_blocks_are_slices(sources: Sources, tmp_path: Pat
     wrong = recipe_of(sources, copy["ft1"], {"mlp": copy["ft2"]})
     with pytest.raises(MergingError, match="all tensors of a block from the same models"):
         to_mergekit(wrong, sources)
-    with pytest.raises(MergingError, match="merges model.embed_tokens.weight from the models of the first slice"):
+    with pytest.raises(MergingError, match=r"merges model\.embed_tokens\.weight from the models of the first slice"):
         to_mergekit(recipe_of(sources, copy["ft1"], {"embedding": copy["ft2"]}), sources)
 
 
@@ -163,8 +163,13 @@ DTYPES = [
 
 @pytest.mark.parametrize(("stored", "dtype", "source_dtype", "expected"), DTYPES)
 def test_dtypes_round_as_the_recipe_does(
-    stored: torch.dtype, dtype: str | None, source_dtype: str | None, expected: dict[str, str], families: Any, tmp_path: Path
-) -> None:  # fmt: skip
+    stored: torch.dtype,
+    dtype: str | None,
+    source_dtype: str | None,
+    expected: dict[str, str],
+    families: Any,
+    tmp_path: Path,
+) -> None:
     family = families("llama", stored).load()
     plain = Recipe("base", family.refs, dict.fromkeys(family.layout.groups, ta(a=1.0)))
     recipe = canonical_recipe(replace(plain, dtype=dtype, source_dtype=source_dtype))
@@ -178,6 +183,9 @@ def both(method: str, own: Mapping[str, Any] | None = None, **shared: Any) -> As
     return Assignment.of(method, {"ft1": values, "ft2": values}, **shared)
 
 
+STOCK = [Assignment.of("model_stock", {"ft1": {}, other: {}}, convention="mergekit") for other in ("ft2", "ft3")]
+WITH_BASE = {"ft1": {"coefficient": 1.0}, "base": {"coefficient": 1.0}}
+
 REFUSED = [
     (both("ties"), {}, "follows the paper"),
     (both("dare_linear", convention="paper"), {}, "only recipes with convention: mergekit"),
@@ -190,9 +198,9 @@ REFUSED = [
     (both("sce", {}, convention="mergekit", scale=0.5), {}, "sce has no scale"),
     (Assignment.of("arcee_fusion", {"ft1": {}}, spread=2.0), {}, "arcee_fusion has no spread"),
     (Assignment.of("karcher", {"ft1": {}, "ft2": {"coefficient": 2.0}}), {}, "karcher has no coefficient"),
-    (both("model_stock", {}, convention="mergekit"), {"mlp": Assignment.of("model_stock", {a: {} for a in ("ft1", "ft3")}, convention="mergekit")}, "all tensors of a block from the same models"),
-    (Assignment.of("task_arithmetic", {"ft1": {"coefficient": 1.0}, "base": {"coefficient": 1.0}}, normalize=True), {}, "no equivalent"),
-]  # fmt: skip
+    (STOCK[0], {"mlp": STOCK[1]}, "all tensors of a block from the same models"),
+    (Assignment.of("task_arithmetic", WITH_BASE, normalize=True), {}, "no equivalent"),
+]
 
 
 @pytest.mark.parametrize(("assignment", "exceptions", "message"), REFUSED, ids=[each[2][:30] for each in REFUSED])

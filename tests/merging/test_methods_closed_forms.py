@@ -309,6 +309,19 @@ def test_karcher_leaves_zeros_out_of_the_direction_but_not_of_the_length() -> No
     assert torch.equal(merge("karcher", ZERO, [ZERO, ZERO], [1, 1]), ZERO)
 
 
+@pytest.mark.parametrize("method", ["slerp", "nuslerp", "multislerp", "karcher"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opposites_stay_finite_and_bounded(method: str, dtype: torch.dtype) -> None:
+    """No one arc joins them, and 1 / sin Ω is rounding alone: an expert and its negation must not explode."""
+    generator = torch.Generator().manual_seed(2)
+    for size in (1, 2, 3, 64):
+        a = torch.randn(size, generator=generator).to(dtype)
+        for factor in (-1.0, -0.5, -2.0):  # exact in every dtype: near opposites the factors of an arc do grow
+            for coefficients in ((1.0, 1.0), (0.3, 0.5), (2.0, 0.1)):
+                merged = merge(method, a, [a, factor * a], coefficients)
+                assert float(merged.float().norm()) <= 3.05 * float(a.float().norm())  # not a number would fail, too
+
+
 @pytest.mark.parametrize(("degrees", "paper", "mergekit"), [(0, 1, 1), (60, 2 / 3, 2 / 3), (90, 0, 0), (120, 0, -2)])
 def test_model_stock_stops_between_base_and_mean(degrees: float, paper: float, mergekit: float) -> None:
     base = torch.tensor([3.0, 4.0], dtype=torch.float64)

@@ -48,7 +48,7 @@ class Mutation:
     methods: tuple[str, ...]
     conventions: tuple[str, ...] = BOTH
     shared: tuple[tuple[str, Any], ...] = ()
-    coefficients: tuple[float, ...] = (0.5, -0.75, 1.25)
+    coefficients: tuple[float, ...] = (0.5, -0.75, 1.5)
 
 
 def everything_at_the_threshold(magnitude: Tensor, threshold: Tensor, last: Tensor, key: Tensor | None) -> Tensor:

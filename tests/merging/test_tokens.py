@@ -126,6 +126,9 @@ def test_classes_that_build_themselves_from_the_file_load_the_union(name: str, t
     united = unite(one, [two])
     (tmp_path / "out").mkdir()
     write_united(united, first, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    contents = {entry["content"] for entry in written.get("added_tokens_decoder", {}).values()}
+    assert contents == ({"<|endoftext|>", "<|chat|>"} if old else set())
     loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert {token: loaded.get_vocab().get(token) for token in united.ids} == dict(united.ids)
 

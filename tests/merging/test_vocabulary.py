@@ -235,6 +235,16 @@ def test_a_folder_gives_the_tokens(tmp_path: Path) -> None:
     assert any("no place for 1 token ('c') of" in note and "base" in note for note in sources.notes)
 
 
+def test_a_folder_that_only_leaves_the_padding_out_keeps_it(tmp_path: Path) -> None:
+    base, expert = make(tmp_path / "base", ABC, 8), make(tmp_path / "e", numbered("c", "a", "b"), seed=1)
+    (tmp_path / "tokens").mkdir()
+    for tokens, rows in ((numbered(*ABC, "x"), 8), (numbered("a", "b"), 2)):
+        write_tokens(tmp_path / "tokens", tokens)
+        sources = Sources.load(base, {"e": expert}, tokenizer=tmp_path / "tokens")
+        assert sources.config["vocab_size"] == rows == sources.tensors[EMBEDDING].shape[0]
+    assert any("has 5 rows of padding after the 2 that are kept" in note for note in sources.notes)
+
+
 def test_the_hash_of_a_folder_is_that_of_its_tokens(tmp_path: Path) -> None:
     base, expert = make(tmp_path / "base", ABC), make(tmp_path / "e", numbered("b", "a", "c"), seed=1)
     choices = []
