@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from merging.pool import ALIGNMENT
 from merging.recipe import MergingError
 from merging.sources import Sources
 
@@ -21,8 +23,6 @@ Home = Literal["auto", "device", "host", "mmap"]
 
 # Of what is free, how much sources may take where ``auto`` decides: the live model's own work needs the rest.
 _SHARE = 0.8
-
-_ALIGNMENT = 64  # bytes, a cache line
 
 _HELD: WeakKeyDictionary[Sources, torch.device] = WeakKeyDictionary()
 
@@ -88,7 +88,7 @@ def _place(needed: int, device: torch.device, home: Home) -> torch.device | None
 def _free_memory() -> int:
     """Bytes of main memory that can be taken without swapping; a guess of half of it where the system does not tell."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with Path("/proc/meminfo").open(encoding="ascii") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
@@ -117,9 +117,53 @@ def _fill(sources: Sources, alias: str, place: torch.device) -> None:
 def _allocate(
     sources: Sources, alias: str, names: Sequence[str], dtype: torch.dtype, place: torch.device
 ) -> tuple[Tensor, list[int]]:
-    step = _ALIGNMENT // dtype.itemsize
+    sizes = [math.prod(sources.info(alias, name).shape) for name in names]
+    return allocate(sizes, dtype, place)
+
+
+def allocate(sizes: Sequence[int], dtype: torch.dtype, place: torch.device) -> tuple[Tensor, list[int]]:
+    """One piece of memory for tensors in a row.
+
+    Args:
+        sizes: elements of each.
+        dtype: of all.
+        place: where.
+
+    Returns:
+        The flat arena, zero between the tensors and uninitialised in them; where each tensor starts.
+    """
+    step = ALIGNMENT // dtype.itemsize
     offsets, end = [], 0
-    for name in names:
+    for size in sizes:
         offsets.append(end)
-        end += -(-math.prod(sources.info(alias, name).shape) // step) * step
-    return torch.empty(end, dtype=dtype, device=place), offsets
+        end += -(-size // step) * step
+    arena = torch.empty(end, dtype=dtype, device=place)
+    for size, start, stop in zip(sizes, offsets, [*offsets[1:], end], strict=True):
+        arena[start + size : stop].zero_()
+    return arena, offsets
+
+
+def rehome(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Move live parameters into arenas of their own, as the sources lie in theirs. Values and ties stay.
+
+    Parameters that hold several of the tensors, or parts of one, stay where they are.
+
+    Args:
+        model: whose parameters are moved.
+        tensors: live tensors, in the order in which they shall lie.
+    """
+    holders: dict[int, list[Tensor]] = {}
+    for each in (*model.parameters(), *model.buffers()):
+        holders.setdefault(each.data_ptr(), []).append(each)
+    movable: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, list[Tensor]]]] = {}
+    for tensor in tensors.values():
+        held = holders.get(tensor.data_ptr(), [])
+        whole = held and all(each.is_contiguous() and each.numel() == tensor.numel() for each in held)
+        if whole and tensor.is_contiguous() and tensor.numel():
+            movable.setdefault((tensor.dtype, tensor.device), []).append((tensor, held))
+    for (dtype, device), moved in movable.items():
+        arena, offsets = allocate([tensor.numel() for tensor, _ in moved], dtype, device)
+        for (tensor, held), offset in zip(moved, offsets, strict=True):
+            new = arena[offset : offset + tensor.numel()].copy_(tensor.view(-1))
+            for each in held:
+                each.data = new.view(each.shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import shutil
 import types
 from collections.abc import Callable, Hashable
@@ -22,9 +23,6 @@ Mode = Literal["auto", "always", "never"]
 
 # Seconds to build the kernel of one method, number of sources and dtype, on a CPU.
 _BUILDING = 10.0
-
-# Below this the guards of a compiled call cost more than the operations.
-SMALL = 1 << 14
 
 
 @functools.cache
@@ -61,13 +59,23 @@ def run_whole(
     Returns:
         0-d: 0 where everything that was written is finite, else NaN.
     """
-    fused = _compiled(kernel, options, indexed)
-    found: Tensor = fused(*inputs[:4], start, inputs.fields, out)
+    base, sources, numbers, integers, _, fields = inputs
+    dtypes = tuple(each.dtype for each in (out, numbers, base, *sources, *fields))
+    fused = _compiled(kernel, options, indexed, len(sources), dtypes)
+    found: Tensor = fused(base, sources, numbers, integers, start, fields, out)
     return found
 
 
 @functools.cache
-def _compiled(kernel: Callable[..., Tensor], options: tuple[Hashable, ...], indexed: bool) -> Callable[..., Tensor]:
+def _compiled(
+    kernel: Callable[..., Tensor],
+    options: tuple[Hashable, ...],
+    indexed: bool,
+    sources: int,
+    dtypes: tuple[torch.dtype, ...],
+) -> Callable[..., Tensor]:
+    """One compiled function for one combination of arguments' kinds, so that it is compiled once and never again."""
+
     def fused(
         base: Tensor,
         sources: tuple[Tensor, ...],
@@ -87,9 +95,12 @@ def _compiled(kernel: Callable[..., Tensor], options: tuple[Hashable, ...], inde
 
     # Dynamo counts recompilations by code object, and gives up after a few: every kernel gets a code object of its own.
     own = types.FunctionType(
-        fused.__code__.replace(co_name=f"fused_{kernel.__name__}_{abs(hash((kernel, options, indexed)))}"),
+        fused.__code__.replace(co_name=f"fused_{kernel.__name__}_{next(_NUMBERS)}"),
         fused.__globals__,
         closure=fused.__closure__,
     )
     compile_: Any = torch.compile
     return compile_(own, dynamic=True, fullgraph=True)  # type: ignore[no-any-return]
+
+
+_NUMBERS = itertools.count()

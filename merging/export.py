@@ -21,6 +21,7 @@ from merging.checkpoint import INDEX, SINGLE
 from merging.compiled import Mode
 from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
 from merging.materialize import check_names
+from merging.pool import Calibration
 from merging.recipe import MergingError, Recipe
 from merging.restack import for_recipe
 from merging.sources import Sources
@@ -32,7 +33,13 @@ _COMPANIONS = ("preprocessor_config.json", "processor_config.json", "video_prepr
 
 
 def export(
-    recipe: Recipe, sources: Sources, out: Path | str, *, max_shard_size: int = SHARD_BYTES, compile: Mode = "auto"
+    recipe: Recipe,
+    sources: Sources,
+    out: Path | str,
+    *,
+    max_shard_size: int = SHARD_BYTES,
+    compile: Mode = "auto",
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write the merged model as a folder that ``from_pretrained`` loads: weights, config, tokenizer, ``recipe.yaml``.
 
@@ -48,6 +55,7 @@ def export(
         max_shard_size: bytes of tensors in one file, unless a single tensor is larger.
         compile: whether elementwise methods run compiled: ``auto`` where the model is so large that it earns it back,
             ``always``, ``never``. The weights are the same.
+        calibration: inputs for methods that need them.
 
     Returns:
         The folder.
@@ -63,7 +71,7 @@ def export(
         raise MergingError(f"expected max_shard_size of at least 1 byte, found {max_shard_size}")
     equivalent = _mergekit(recipe, sources)
     sources = for_recipe(sources, recipe)
-    tasks = _tasks(recipe, sources)
+    tasks = _tasks(recipe, sources, calibration)
     dtypes = _dtypes(recipe, sources)
     shards = _plan(sources, dtypes, max_shard_size)
     _check_space(out, sum(_bytes(sources, name, dtype) for name, dtype in dtypes.items()))
@@ -87,9 +95,9 @@ def export(
     return out
 
 
-def _tasks(recipe: Recipe, sources: Sources) -> dict[str, Task]:
+def _tasks(recipe: Recipe, sources: Sources, calibration: Calibration | None) -> dict[str, Task]:
     check_names(sources, recipe)
-    resolver = Resolver(sources, recipe)
+    resolver = Resolver(sources, recipe, calibration)
     return {name: resolver.task(recipe.for_tensor(name, sources.layout.group(name))) for name in sources.tensors}
 
 
@@ -153,7 +161,7 @@ def _shards(
                 task.pool.forget(name)
             else:
                 tensors[name] = sources.tensor(sources.base, name).clone()
-        check_finite_result(ends)
+        check_finite_result(ends, tensors)
         yield file, tensors
 
 

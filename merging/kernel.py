@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from merging.compiled import SMALL, Mode, run_whole, worthwhile
+from merging.compiled import Mode, run_whole, worthwhile
 from merging.methods.contract import CALIBRATION, Context, Elements, Elementwise, Inputs, Method, Values
 from merging.methods.registry import canonical, get
-from merging.pool import Calibration, Pool, pieces
+from merging.pool import ALIGNMENT, Calibration, Pool, pieces
 from merging.recipe import DTYPES, Assignment, MergingError, Recipe
 from merging.sources import Sources
 
@@ -21,6 +21,10 @@ CHUNK = 1 << 15
 
 # On a device there is no such cache to stay in, and starting a kernel costs more than it does.
 DEVICE_CHUNK = 1 << 24
+
+# Below this the guards of a compiled call cost more than the operations: of a kernel with options, and of a simple one.
+COSTLY_SMALL = 1 << 10
+SMALL = 1 << 12
 
 # Of a compiled call: positions in it are 32-bit numbers.
 COMPILED_CHUNK = 1 << 30
@@ -41,7 +45,26 @@ class Task(NamedTuple):
 class Resolver:
     """Turns a recipe's assignments into tasks; remembers them, since a recipe has few and a model has many tensors."""
 
-    def __init__(self, sources: Sources, recipe: Recipe, calibration: Calibration | None = None):
+    def __init__(
+        self,
+        sources: Sources,
+        recipe: Recipe,
+        calibration: Calibration | None = None,
+        *,
+        searching: bool = False,
+    ):
+        """Bind the recipe to sources.
+
+        Args:
+            sources: the models.
+            recipe: whose assignments will be asked for.
+            calibration: inputs for methods that need them.
+            searching: more recipes will follow, so that statistics may be prepared for them.
+
+        Raises:
+            MergingError: the recipe was made from other models.
+        """
+        self._searching = searching
         self._sources = sources
         self._bound = sources.bind(recipe)
         self._dtype = torch_dtype(recipe.source_dtype)
@@ -64,6 +87,7 @@ class Resolver:
                         f"the recipe assigns source {alias!r} but lists only {', '.join(self._bound)} under sources"
                     )
             pool = self._sources.pool(tuple(self._bound[alias] for alias, _ in resolved.sources), self._dtype)
+            pool.searching = self._searching
             method, values = get(resolved.method), Values.of(resolved)
             if method.needs.calibration:
                 pool.calibration = _checked(self._calibration, method, values)
@@ -136,22 +160,111 @@ def merge_tensor(
         out.copy_(whole)
         return ends
     if isinstance(task.method, Elementwise):
-        return _merge_elements(name, task, out, chunk, compiled and out.numel() >= SMALL)
+        elements, (target, base, *sources) = _elements(name, task, out)
+        return _compute(elements, target, base, tuple(sources), chunk, compiled)
     return _merge_pieces(name, task, out, chunk)
 
 
-def _merge_elements(name: str, task: Task, out: Tensor, chunk: int | None, compiled: bool) -> list[Tensor]:
+class Piece(NamedTuple):
+    """One of the tensors that :func:`merge_tensors` writes."""
+
+    name: str
+    task: Task
+    out: Tensor
+    compiled: bool
+
+
+def merge_tensors(work: Iterable[Piece]) -> dict[str, list[Tensor]]:
+    """Compute many tensors, as :func:`merge_tensor` each, in as few calls as their memory allows.
+
+    Tensors that follow each other in every arena and take the same numbers, as those of a group do under most
+    elementwise methods, are one long tensor.
+
+    Args:
+        work: in the order of the arenas.
+
+    Returns:
+        Name -> what :func:`merge_tensor` returns; under the first name of tensors that were computed together.
+    """
+    ends: dict[str, list[Tensor]] = {}
+    run: _Run | None = None
+    for name, task, out, compiled in work:
+        if not isinstance(task.method, Elementwise) or not out.is_contiguous():
+            ends[name] = merge_tensor(name, task, out, compiled=compiled)
+            continue
+        following = _Run(name, *_elements(name, task, out), compiled)
+        if run is not None and run.continues(following):
+            run.extend(following)
+            continue
+        if run is not None:
+            ends[run.name] = run.compute()
+        run = following
+    if run is not None:
+        ends[run.name] = run.compute()
+    return ends
+
+
+class _Run:
+    """Tensors that are computed in one call."""
+
+    def __init__(self, name: str, elements: Elements, tensors: tuple[Tensor, ...], compiled: bool):
+        self.name = name
+        self.elements = elements
+        self.tensors = tensors  # out, base, sources; flat
+        self.compiled = compiled
+        self.shared = not elements.indexed and not elements.fields
+
+    def continues(self, other: _Run) -> bool:
+        """Whether another run can be appended."""
+        return (
+            self.shared
+            and self.compiled == other.compiled
+            and self.elements == other.elements
+            and all(map(_follows, self.tensors, other.tensors))
+        )
+
+    def extend(self, other: _Run) -> None:
+        """Append another run, with what lies between the two."""
+        end = other.tensors[0].storage_offset() + other.tensors[0].numel()
+        numel = end - self.tensors[0].storage_offset()
+        self.tensors = tuple(each.as_strided((numel,), (1,), each.storage_offset()) for each in self.tensors)
+
+    def compute(self) -> list[Tensor]:
+        """See :func:`merge_tensor`."""
+        out, base, *sources = self.tensors
+        smallest = COSTLY_SMALL if self.elements.options else SMALL
+        return _compute(self.elements, out, base, tuple(sources), None, self.compiled and out.numel() >= smallest)
+
+
+def _follows(one: Tensor, other: Tensor) -> bool:
+    """Whether a flat tensor is the next of an arena, at the same distance as all of its kind."""
+    gap = other.storage_offset() - one.storage_offset() - one.numel()
+    return (
+        0 <= gap * one.itemsize < ALIGNMENT
+        and one.dtype == other.dtype
+        and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    )
+
+
+def _elements(name: str, task: Task, out: Tensor) -> tuple[Elements, tuple[Tensor, ...]]:
+    """What is to be computed, and (out, base, sources) flat; a source stands in for a base that is not read."""
     method, values, pool = task
     assert isinstance(method, Elementwise)
     elements = _with_delta_scale(method.prepare(pool, name, values), values)
-    target = out.view(-1)
     sources = tuple(_flat(pool.source(name, number), out) for number in elements.sources)
     base = _flat(pool.base(name), out) if elements.base or not sources else sources[0]
-    numbers = torch.tensor(elements.numbers, dtype=accumulation_dtype(out.dtype), device=out.device)
-    integers = torch.tensor(elements.integers, dtype=torch.int32, device=out.device)
-    fields = tuple(_flat(field, out) for field in elements.fields)
+    return elements, (out.view(-1), base, *sources)
+
+
+def _compute(
+    elements: Elements, target: Tensor, base: Tensor, sources: tuple[Tensor, ...], chunk: int | None, compiled: bool
+) -> list[Tensor]:
+    device = target.device
+    numbers = torch.tensor(elements.numbers, dtype=accumulation_dtype(target.dtype), device=device)
+    integers = torch.tensor(elements.integers, dtype=torch.int32, device=device)
+    fields = tuple(_flat(field, target) for field in elements.fields)
     ends: list[Tensor] = []
-    limit = COMPILED_CHUNK if compiled else chunk or (CHUNK if out.device.type == "cpu" else DEVICE_CHUNK)
+    limit = COMPILED_CHUNK if compiled else chunk or (CHUNK if device.type == "cpu" else DEVICE_CHUNK)
     for start, stop in pieces(target.numel(), limit):
         if stop - start == target.numel():
             piece, cut = target, Inputs(base, sources, numbers, integers, integers, fields)
@@ -170,7 +283,7 @@ def _merge_elements(name: str, task: Task, out: Tensor, chunk: int | None, compi
             ends.append(run_whole(elements.kernel, elements.options, cut, signed, elements.indexed, piece))
             continue
         if elements.indexed:
-            index = torch.arange(start, stop, dtype=torch.int64, device=out.device).to(torch.int32)
+            index = torch.arange(start, stop, dtype=torch.int64, device=device).to(torch.int32)
             cut = cut._replace(indices=index)
         ends += torch.aminmax(piece.copy_(elements.kernel(cut, *elements.options)))
     return ends
@@ -248,20 +361,21 @@ def _pieces(scope: str, shape: tuple[int, ...], limit: int) -> list[tuple[int, i
     return [(0, numel, shape)]
 
 
-def check_finite_result(ends: Mapping[str, Sequence[Tensor]]) -> None:
+def check_finite_result(ends: Mapping[str, Sequence[Tensor]], written: Mapping[str, Tensor]) -> None:
     """Refuse a result that is not finite.
 
     Args:
-        ends: tensor name -> what :func:`merge_tensor` returned.
+        ends: what :func:`merge_tensors` returned.
+        written: tensor name -> what was written.
 
     Raises:
         MergeFailed: names the first such tensor.
     """
     if all(_finite(each) for each in _by_dtype(end for pieces_of in ends.values() for end in pieces_of)):
         return
-    bad = [name for name, each in ends.items() if not all(_finite(group) for group in _by_dtype(each))]
+    bad = [name for name, tensor in written.items() if tensor.numel() and not _finite([*torch.aminmax(tensor)])]
     raise MergeFailed(
-        f"the merged weights are not finite in {len(bad)} of {len(ends)} rewritten tensors, first in {bad[0]}: "
+        f"the merged weights are not finite in {len(bad)} of {len(written)} rewritten tensors, first in {bad[0]}: "
         "the coefficients are too large for the dtype"
     )
 

@@ -7,6 +7,7 @@ that of a smaller one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 _SIGN = -(1 << 31)
 
 
+@functools.lru_cache(1 << 16)
 def seed32(seed: int, content: str, name: str, operation: str) -> int:
     """The seed of a tensor's keys, as a signed 32-bit number.
 

@@ -9,10 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from merging.arena import Home, hold, layout_order
+from merging.arena import Home, hold, layout_order, rehome
 from merging.checkpoint import content_hash
 from merging.compiled import Mode
-from merging.kernel import MergeFailed, Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
+from merging.kernel import (
+    MergeFailed,
+    Piece,
+    Resolver,
+    Task,
+    check_finite_result,
+    compiles,
+    merge_tensors,
+    torch_dtype,
+)
 from merging.live import load_model, map_live
 from merging.methods.registry import canonical
 from merging.pool import Calibration
@@ -79,10 +88,14 @@ class Materializer:
         self._calibration = calibration
         self._mode = compile
         hold(sources, next(model.parameters()).device, home)
+        order = layout_order(sources)
+        found = map_live(sources, model).tensors
+        rehome(model, {name: found[name] for name in order if name in found})
+        del found
         self._map = map_live(sources, model)
         # What the class does not load is merged beside the model: what is exported has it, and the digest covers it.
         beside = {name: sources.tensor(sources.base, name).clone() for name in self._map.unused}
-        self._live = {name: (self._map.tensors | beside)[name] for name in layout_order(sources)}
+        self._live = {name: {**self._map.tensors, **beside}[name] for name in order}
         self._elements = sum(tensor.numel() for tensor in self._live.values())
         self._written: dict[str, _Written] = {}
         self._dtypes: set[str | None] = set()
@@ -98,11 +111,13 @@ class Materializer:
         start = time.perf_counter()
         self._map.check_in_place()
         changed = self._changes(recipe)
-        ends = {}
-        for name, (task, _, compiled) in changed.items():
+        for name in changed:
             self._written.pop(name, None)
-            ends[name] = merge_tensor(name, task, self._live[name], compiled=compiled)
-        check_finite_result(ends)
+        live = {name: self._live[name] for name in changed}
+        check_finite_result(
+            merge_tensors(Piece(name, task, live[name], compiled) for name, (task, _, compiled) in changed.items()),
+            live,
+        )
         self._written |= {name: state for name, (_, state, _) in changed.items()}
         groups = {self._sources.layout.group(name) for name in changed}
         return Applied(
@@ -123,7 +138,7 @@ class Materializer:
     def _changes(self, recipe: Recipe) -> dict[str, tuple[Task, _Written, bool]]:
         """Tensors that do not hold what the recipe says, with what to do. Checks the whole recipe first."""
         sources = self._sources
-        resolver = Resolver(sources, recipe, self._calibration)
+        resolver = Resolver(sources, recipe, self._calibration, searching=True)
         check_names(sources, recipe)
         self._check_dtype(recipe)
         states: dict[Assignment, tuple[Task, _Written, bool]] = {}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from merging.mergekit_values import evaluate
-from merging.recipe import Value
+from merging.recipe import MergingError, Value
 
+_ANY = "*"  # stands for a number in what is common to several names
 _DEFAULTS = 4  # values that are tried as the one without a filter
+_DISTINCT = 64  # values or gradients among which filters by module are looked for
+_WORK = 4_000_000  # comparisons of a filter with a name, of which reading a config takes as many again
 
 
 class Stated(NamedTuple):
@@ -31,24 +34,43 @@ def compact(stated: Mapping[str, Stated]) -> Any:
 
     Args:
         stated: tensor name, as mergekit matches filters against it -> its value. Not empty.
+
+    Raises:
+        MergingError: so many tensors have values of their own that reading the config would take minutes.
     """
     values = {each.value for each in stated.values()}
-    if len(values) == 1 and len({type(each.value) for each in stated.values()}) == 1:
+    if len(values) == 1:
         return values.pop()
-    for rules in (_by_module(stated), _by_block(stated)):
-        if rules is not None and all(
-            evaluate(rules, name, each.position) == each.value for name, each in stated.items()
-        ):
+    for attempt in (_by_kind, _by_module, _by_block, _by_name):
+        rules = attempt(stated)
+        if rules is not None and len(rules) * len(stated) <= _WORK and _says(rules, stated):
             return rules
+    raise MergingError(f"a mergekit config would need filters for each of {len(stated)} tensors, too many to be read")
+
+
+def _says(rules: Any, stated: Mapping[str, Stated]) -> bool:
+    return all(evaluate(rules, name, each.position) == each.value for name, each in stated.items())
+
+
+def _by_name(stated: Mapping[str, Stated]) -> Any:
     names = sorted(stated, key=lambda name: (-len(name), name))  # a name that is part of another comes after it
     return [{"filter": name, "value": stated[name].value} for name in names]
 
 
+def _by_kind(stated: Mapping[str, Stated]) -> Any:
+    """Gradients over the blocks, told apart by the words that stand in the name after the block's number."""
+    return _by_class(stated, lambda name: ".".join(_ANY if word.isdecimal() else word for word in name.split(".")))
+
+
 def _by_module(stated: Mapping[str, Stated]) -> Any:
-    """Gradients over the blocks, told apart by what stands in the name after the block's number."""
+    """The same, told apart by all that stands there: the experts of a mixture have numbers of their own."""
+    return _by_class(stated, lambda name: name)
+
+
+def _by_class(stated: Mapping[str, Stated], kind: Callable[[str], str]) -> Any:
     classes: dict[str, dict[str, Stated]] = {}
     for name, each in stated.items():
-        classes.setdefault(name if each.depth is None else _inner(name), {})[name] = each
+        classes.setdefault(kind(name if each.depth is None else _inner(name)), {})[name] = each
     depths = sorted({each.depth for each in stated.values() if each.depth is not None})
     shown: dict[str, Any] = {}
     for inner, members in classes.items():
@@ -86,9 +108,12 @@ def _filters(shown: Mapping[str, Any], examples: Mapping[str, str], weights: Map
     counts: Counter[str] = Counter()
     for inner, value in shown.items():
         counts[repr(value)] += weights[inner]
-    matching = {
-        part: {inner for inner, name in examples.items() if part in name} for each in shown for part in _parts(each)
-    }
+    if len(counts) > _DISTINCT:
+        return None
+    shortest: dict[frozenset[str], str] = {}
+    for part in sorted({part for each in shown for part in _parts(each)}, key=lambda part: (len(part), part)):
+        shortest.setdefault(frozenset(inner for inner, name in examples.items() if part in name), part)
+    matching = {part: set(inners) for inners, part in shortest.items()}
     found = (_rules(shown, matching, default) for default, _ in counts.most_common(_DEFAULTS))
     return min((rules for rules in found if rules is not None), key=len, default=None)
 
@@ -118,12 +143,12 @@ def _rules(shown: Mapping[str, Any], matching: Mapping[str, set[str]], default: 
 
 
 def _parts(name: str) -> Iterator[str]:
-    """Runs of whole words of a name, the name itself among them; no single numbers."""
+    """Runs of whole words of a name, the name itself among them; no single numbers, nothing that stands for any."""
     words = name.split(".")
     for start in range(len(words)):
         for stop in range(start + 1, len(words) + 1):
             part = ".".join(words[start:stop])
-            if not part.isdecimal():
+            if not part.isdecimal() and _ANY not in part:
                 yield part
 
 

@@ -80,11 +80,12 @@ def number(value: Any, what: str) -> float:
 def _gradient(knots: list[Any], position: float) -> Any:
     if not knots:
         raise MergingError("expected a gradient with at least one value, found an empty list")
-    if any(isinstance(each, bool | str) for each in knots):
-        return knots[int(position * (len(knots) - 1))]
-    numbers = [number(each, "a gradient") for each in knots]
-    scaled = position * (len(numbers) - 1)
-    low = min(math.floor(scaled), max(len(numbers) - 2, 0))
-    high = min(low + 1, len(numbers) - 1)
+    scaled = position * (len(knots) - 1)
+    if isinstance(knots[0], bool | str):
+        return knots[int(scaled)]
+    nearest = round(scaled)
+    if abs(scaled - nearest) < 1e-9:  # a knot: index / 47 · 47 is not always the index
+        return number(knots[nearest], "a gradient")
+    low = math.floor(scaled)
     part = scaled - low
-    return (1.0 - part) * numbers[low] + part * numbers[high]
+    return (1.0 - part) * number(knots[low], "a gradient") + part * number(knots[low + 1], "a gradient")

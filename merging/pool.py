@@ -15,6 +15,10 @@ from torch import Tensor
 RECENT = 1 << 14
 
 
+# Bytes to whose multiples tensors are put in an arena: a cache line.
+ALIGNMENT = 64
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A few inputs to run the models on, for methods that need them.
@@ -35,6 +39,7 @@ class Pool:
         aliases: the sources, in order.
         names: canonical names of the tensors that are merged, sorted.
         calibration: inputs for methods that need them, or None.
+        searching: other parameters will be asked for soon: statistics that are cheaper together are computed together.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Pool:
         self.aliases = aliases
         self.names = names
         self.calibration: Calibration | None = None
+        self.searching = False
         self._base = base
         self._read = read
         self._dtype = dtype

@@ -69,7 +69,7 @@ def cuts(pool: Pool, name: str, number: int, counts: Sequence[int], order: Order
     ends = {count: NOTHING if count <= 0 else EVERYTHING for count in counts if not 0 < count < numel}
     missing = set(counts) - ends.keys() - known.keys()
     if missing:
-        if known:  # a second density: somebody is searching, and will ask for the others
+        if pool.searching:  # the other densities will be asked for as well
             missing |= {round(step * numel / GRID) for step in range(1, GRID)} - known.keys() - {0, numel}
         known |= _cuts(lambda: magnitudes(pool, name, number), sorted(missing), numel, _key_of(order, seed))
     return tuple(ends.get(count) or known[count] for count in counts)

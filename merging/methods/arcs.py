@@ -132,12 +132,7 @@ def by_vector(inputs: Inputs, along: Axis, on: On, shared: bool) -> Tensor:
     that of all but the first.
     """
     dtype = inputs.numbers.dtype
-    # An index is a 32-bit number without a sign. Numbers below 2³² divide exactly to the floor in float64, and many at
-    # a time: a quotient is at least 1/inner away from the next integer, its rounding at most 2⁻²¹/inner.
-    signed, inner = inputs.indices.to(torch.float64), inputs.integers[0].to(torch.float64)
-    place = signed + (signed < 0).to(torch.float64) * _ELEMENTS
-    quotient = torch.floor(place / inner)
-    vector = (quotient if along == "last" else place - quotient * inner).to(torch.int64)
+    vector = vector_of(inputs.indices, inputs.integers[0], along)
     vectors = inputs.numbers.shape[0] if shared else inputs.numbers.shape[0] // len(inputs.sources)
     base = inputs.base.to(dtype)
     terms = []
@@ -145,6 +140,22 @@ def by_vector(inputs: Inputs, along: Axis, on: On, shared: bool) -> Tensor:
         term = source.to(dtype) - base if on == "task_vectors" else source.to(dtype)
         terms.append(term * inputs.numbers[vector if shared else vector + slot * vectors])
     return summed(terms) + base if on == "task_vectors" else summed(terms)
+
+
+def vector_of(indices: Tensor, inner: Tensor, along: Axis) -> Tensor:
+    """Which vector an element belongs to: int64 index // inner, or index % inner.
+
+    Args:
+        indices: int32 bits of numbers in [0, 2³²).
+        inner: 0-d int32, at least 1.
+        along: ``last`` divides, ``first`` gives the rest.
+    """
+    # Division in float64 runs on many elements at once, that of integers does not. Its floor is exact here: a quotient
+    # that is no integer is at least 1/inner below the next one, and its rounding is at most 2⁻²¹/inner.
+    signed, width = indices.to(torch.float64), inner.to(torch.float64)
+    place = signed + (signed < 0).to(torch.float64) * _ELEMENTS
+    quotient = torch.floor(place / width)
+    return (quotient if along == "last" else place - quotient * width).to(torch.int64)
 
 
 def elements_by_vector(

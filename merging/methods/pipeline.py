@@ -22,8 +22,8 @@ class Plan(NamedTuple):
     """What is compiled in.
 
     Attributes:
-        sparsify: ``trim`` keeps the largest |τ|, ``tails`` drops the largest and the smallest, ``drop`` keeps at random,
-            ``ranked`` keeps at random, the likelier the larger in its row.
+        sparsify: ``trim`` keeps the largest |τ|, ``tails`` drops the largest and the smallest, ``drop`` keeps at
+            random, ``ranked`` keeps at random, the likelier the larger in its row.
         tied: some cut goes through equal |τ|, which are told apart by keys.
         hashed: those keys are hashed, instead of the elements' indices.
         unbiased: ``ranked`` divides every kept element by its own probability.

@@ -34,7 +34,7 @@ CONVENTION = Parameter(
 )
 COEFFICIENT = Parameter("coefficient", float, "coefficient λ_t of this source's task vector", per_source=True)
 SCALE = Parameter("scale", float, "factor on the merged task vector", default=1.0)
-SEED = Parameter("seed", int, "of the element keys that draw masks and break ties", default=0, low=0, high=2**53)
+SEED = Parameter("seed", int, "of the element keys that draw masks and break ties", default=0, low=0, high=2**32 - 1)
 
 _CHUNK = 1 << 16
 _SMALLEST_SUM = 1e-7  # mergekit leaves a task vector alone whose L1 norm is below this

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from merging import statistics
 from merging.methods import canonical, get
-from merging.methods.arcs import arc, by_vector, elements_by_vector, stock
-from merging.methods.contract import Inputs, Values
+from merging.methods.arcs import arc, elements_by_vector, stock, vector_of
+from merging.methods.contract import Values
 from merging.pool import Pool
 from merging.recipe import Assignment, MergingError
 from merging.statistics import gram, norm_of_sum, quadratic, vector_grams
@@ -138,24 +138,18 @@ def test_model_stock_by_row_is_model_stock_of_every_row() -> None:
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("along", ["last", "first"])
-def test_vectors_are_found_by_an_unsigned_index(along: str) -> None:
-    """Beyond 2³¹ elements the kernel's index has turned negative."""
-    width, vectors = 1 << 16, 1 << 16 if along == "first" else 40_000
-    places = [0, 5, width - 1, width, (1 << 31) - 1, 1 << 31, (1 << 31) + width + 3, vectors * width - 1]
-    places = [place for place in places if place < vectors * width]
-    index = torch.tensor(places, dtype=torch.int64).to(torch.int32)
-    factors = torch.arange(vectors, dtype=torch.float64)
-    inputs = Inputs(
-        torch.zeros(len(places)),
-        (torch.ones(len(places)),),
-        factors,
-        torch.tensor([width], dtype=torch.int32),
-        index,
-        (),
-    )
-    wanted = [float(place // width if along == "last" else place % width) for place in places]
-    assert by_vector(inputs, along, "weights", True).tolist() == wanted
+@given(
+    inner=st.one_of(st.integers(1, 1 << 17), st.integers(1, (1 << 31) - 1)),
+    at=st.lists(st.tuples(st.integers(0, (1 << 32) - 1), st.integers(-1, 1)), min_size=1, max_size=20),
+)
+@settings(deadline=None, max_examples=200, derandomize=True)
+def test_vectors_are_found_by_an_unsigned_index(inner: int, at: list[tuple[int, int]]) -> None:
+    """Beyond 2³¹ elements the kernel's index has turned negative; on both sides of every border it is exact."""
+    places = [min(max(place // inner * inner + step, 0), (1 << 32) - 1) for place, step in at]
+    indices = torch.tensor(places, dtype=torch.int64).to(torch.int32)
+    width = torch.tensor(inner, dtype=torch.int32)
+    assert vector_of(indices, width, "last").tolist() == [place // inner for place in places]
+    assert vector_of(indices, width, "first").tolist() == [place % inner for place in places]
 
 
 def test_what_the_index_cannot_count_is_refused() -> None:

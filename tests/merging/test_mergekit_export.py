@@ -287,13 +287,21 @@ def test_any_values_are_written_exactly(values: dict[str, Any]) -> None:
     assert {name: evaluate(written, name, each.position) for name, each in stated.items()} == values
 
 
-def test_gradients_that_rounding_would_bend_are_filters_instead() -> None:
-    """With 50 blocks, the knot of block 47 is not hit exactly; 1/49 of nothing is still not nothing."""
-    values = {f"h.{i}.mlp.weight": 0.1 + i * 0.37 for i in range(50)}
-    stated = {name: Stated(value, position_of(i, 50), i) for i, (name, value) in enumerate(values.items())}
-    written = compact(stated)
-    assert isinstance(written[0], dict)
-    assert {name: evaluate(written, name, each.position) for name, each in stated.items()} == values
+@pytest.mark.parametrize("depth", [24, 28, 32, 48, 50, 80])
+def test_gradients_hit_their_knots_at_any_depth(depth: int) -> None:
+    """47/49 · 49 is not 47 in floating point; a knot's value is taken all the same."""
+    values = {f"h.{i}.mlp.weight": 0.1 + i * 0.37 for i in range(depth)}
+    stated = {name: Stated(value, position_of(i, depth), i) for i, (name, value) in enumerate(values.items())}
+    assert compact(stated) == list(values.values())
+
+
+def test_more_filters_than_can_be_read_are_refused() -> None:
+    stated = {f"h.{i}.experts.{j}.w{k}.weight": Stated(i + j * k / 7, i / 23, i)
+              for i in range(24) for j in range(64) for k in range(3)}  # fmt: skip
+    with pytest.raises(MergingError, match="filters for each of 4608 tensors"):
+        compact(stated)
+    by_kind = {name: each._replace(value=each.depth * (2.0 if "w1" in name else 1.0)) for name, each in stated.items()}
+    assert [rule.get("filter") for rule in compact(by_kind)] == ["w1", None]
 
 
 def test_a_group_of_the_search_is_short(sources: Sources) -> None:

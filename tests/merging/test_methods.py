@@ -13,8 +13,8 @@ from torch import Tensor
 from merging.conformance import MethodConformance
 from merging.kernel import Task, merge_tensor
 from merging.methods import canonical, canonical_recipe, get, names
-from merging.methods.contract import Values
 from merging.methods.arcs import COLINEAR, arc
+from merging.methods.contract import Values
 from merging.pool import Pool, dot
 from merging.recipe import Assignment, Group, MergingError, Recipe, SourceRef
 from merging.statistics import gram
