@@ -45,7 +45,14 @@ def worthwhile(mode: Mode, seconds: float, device: str) -> bool:
 
 
 def run_whole(
-    kernel: Callable[..., Tensor], options: tuple[Hashable, ...], inputs: Inputs, start: int, indexed: bool, out: Tensor
+    kernel: Callable[..., Tensor],
+    options: tuple[Hashable, ...],
+    inputs: Inputs,
+    start: int,
+    out: Tensor,
+    *,
+    indexed: bool,
+    checked: bool,
 ) -> Tensor:
     """Run a kernel over whole tensors, rounding and storing in the same pass.
 
@@ -53,17 +60,20 @@ def run_whole(
         kernel, options: as :class:`merging.methods.contract.Elements` has them.
         inputs: its indices are not read: they are counted from ``start``.
         start: index of the first element.
-        indexed: whether the kernel wants indices.
         out: flat, contiguous; overwritten.
+        indexed: whether the kernel wants indices.
+        checked: whether to look for what is not finite.
 
     Returns:
-        0-d: 0 where everything that was written is finite, else NaN.
+        0-d of the dtype of ``out``, not finite where something is that was written; 0 where nobody looked.
     """
     base, sources, numbers, integers, _, fields = inputs
     dtypes = tuple(each.dtype for each in (out, numbers, base, *sources, *fields))
-    fused = _compiled(kernel, options, indexed, len(sources), dtypes)
-    found: Tensor = fused(base, sources, numbers, integers, start, fields, out)
-    return found
+    fused = _compiled(kernel, options, indexed, checked, len(sources), dtypes)
+    # As a tensor: added as a Python number, 32-bit indices would be computed in 64 bits.
+    first = torch.tensor(start, dtype=torch.int32, device=out.device)
+    found: Tensor = fused(base, sources, numbers, integers, first, fields, out)
+    return found.to(out.dtype)  # rounds the largest as it was rounded in its place
 
 
 @functools.cache
@@ -71,6 +81,7 @@ def _compiled(
     kernel: Callable[..., Tensor],
     options: tuple[Hashable, ...],
     indexed: bool,
+    checked: bool,
     sources: int,
     dtypes: tuple[torch.dtype, ...],
 ) -> Callable[..., Tensor]:
@@ -81,17 +92,17 @@ def _compiled(
         sources: tuple[Tensor, ...],
         numbers: Tensor,
         integers: Tensor,
-        start: int,
+        start: Tensor,
         fields: tuple[Tensor, ...],
         out: Tensor,
     ) -> Tensor:
         index = integers
         if indexed:
             index = torch.arange(out.numel(), dtype=torch.int32, device=out.device) + start
-        merged = kernel(Inputs(base, sources, numbers, integers, index, fields), *options).to(out.dtype)
-        out.copy_(merged)
-        wide = merged.to(numbers.dtype)
-        return (wide - wide).sum()  # infinity and NaN give NaN, and the pass is not read again
+        merged = kernel(Inputs(base, sources, numbers, integers, index, fields), *options)
+        out.copy_(merged.to(out.dtype))
+        # NaN wins over every number. The reduction costs as much as a source in so small a kernel.
+        return merged.abs().amax() if checked else numbers.new_zeros(())
 
     # Dynamo counts recompilations by code object, and gives up after a few: every kernel gets a code object of its own.
     own = types.FunctionType(

@@ -125,11 +125,5 @@ def _recipe_sources(
     base = found.pop(recipe.base)
     chosen = find_tokenizer(tokenizer or recipe.tokenizer_path or recipe.tokenizer, path.parent, resolve)
     sources = Sources.load(base, found, tokenizer=chosen, allow_pickle=allow_pickle)
-    sources.bind(recipe)  # refuses models that are no longer what the recipe was made from
-    if sources.tokenizer != recipe.tokenizer:
-        raise MergingError(
-            f"the recipe {path} was made with vocabularies aligned by {recipe.tokenizer or 'nothing'}, these models "
-            f"are aligned by {sources.tokenizer or 'nothing'}: it would be another merge. Give the tokenizer files "
-            "that it was made with"
-        )
+    sources.bind(recipe)  # refuses models and tokens that are no longer those that the recipe was made from
     return sources

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -152,7 +153,8 @@ def merge_tensor(
         compiled: run elementwise kernels compiled; does not change the result.
 
     Returns:
-        0-d tensors that are finite where the result is: for :func:`check_finite_result`.
+        0-d tensors that are finite where the result is, for :func:`check_finite_result`; none where it is finite in any
+        case.
     """
     if not out.is_contiguous():  # a view into a live layout that stores this tensor otherwise
         whole = torch.empty(out.shape, dtype=out.dtype, device=out.device)
@@ -160,8 +162,7 @@ def merge_tensor(
         out.copy_(whole)
         return ends
     if isinstance(task.method, Elementwise):
-        elements, (target, base, *sources) = _elements(name, task, out)
-        return _compute(elements, target, base, tuple(sources), chunk, compiled)
+        return _Run(name, *_elements(name, task, out), compiled).compute(chunk)
     return _merge_pieces(name, task, out, chunk)
 
 
@@ -207,10 +208,11 @@ def merge_tensors(work: Iterable[Piece]) -> dict[str, list[Tensor]]:
 class _Run:
     """Tensors that are computed in one call."""
 
-    def __init__(self, name: str, elements: Elements, tensors: tuple[Tensor, ...], compiled: bool):
+    def __init__(self, name: str, elements: Elements, tensors: tuple[Tensor, ...], safe: bool, compiled: bool):
         self.name = name
         self.elements = elements
         self.tensors = tensors  # out, base, sources; flat
+        self.safe = safe
         self.compiled = compiled
         self.shared = not elements.indexed and not elements.fields
 
@@ -228,12 +230,53 @@ class _Run:
         end = other.tensors[0].storage_offset() + other.tensors[0].numel()
         numel = end - self.tensors[0].storage_offset()
         self.tensors = tuple(each.as_strided((numel,), (1,), each.storage_offset()) for each in self.tensors)
+        self.safe = self.safe and other.safe
 
-    def compute(self) -> list[Tensor]:
+    def compute(self, chunk: int | None = None) -> list[Tensor]:
         """See :func:`merge_tensor`."""
-        out, base, *sources = self.tensors
-        smallest = COSTLY_SMALL if self.elements.options else SMALL
-        return _compute(self.elements, out, base, tuple(sources), None, self.compiled and out.numel() >= smallest)
+        elements, (target, base, *sources) = self.elements, self.tensors
+        device = target.device
+        numbers = torch.tensor(elements.numbers, dtype=accumulation_dtype(target.dtype), device=device)
+        integers = torch.tensor(elements.integers, dtype=torch.int32, device=device)
+        fields = tuple(_flat(field, target) for field in elements.fields)
+        inputs = Inputs(base, tuple(sources), numbers, integers, integers, fields)
+        if self.compiled and target.numel() >= (COSTLY_SMALL if elements.options else SMALL):
+            return self._compiled(inputs, target)
+        return self._eager(inputs, target, chunk or (CHUNK if device.type == "cpu" else DEVICE_CHUNK))
+
+    def _compiled(self, inputs: Inputs, target: Tensor) -> list[Tensor]:
+        elements, ends = self.elements, []
+        for start, stop in pieces(target.numel(), COMPILED_CHUNK):
+            signed = (start + (1 << 31)) % (1 << 32) - (1 << 31)
+            cut, out = (
+                (_cut(inputs, start, stop), target[start:stop]) if stop - start < target.numel() else (inputs, target)
+            )
+            end = run_whole(
+                elements.kernel, elements.options, cut, signed, out, indexed=elements.indexed, checked=not self.safe
+            )
+            ends.append(end)
+        return ends
+
+    def _eager(self, inputs: Inputs, target: Tensor, chunk: int) -> list[Tensor]:
+        elements = self.elements
+        ends: list[Tensor] = []
+        for start, stop in pieces(target.numel(), chunk):
+            cut = _cut(inputs, start, stop)
+            if elements.indexed:
+                index = torch.arange(start, stop, dtype=torch.int64, device=target.device).to(torch.int32)
+                cut = cut._replace(indices=index)
+            piece = target[start:stop].copy_(elements.kernel(cut, *elements.options))
+            if not self.safe:
+                ends += torch.aminmax(piece)
+        return ends
+
+
+def _cut(inputs: Inputs, start: int, stop: int) -> Inputs:
+    return inputs._replace(
+        base=inputs.base[start:stop],
+        sources=tuple(source[start:stop] for source in inputs.sources),
+        fields=tuple(field[start:stop] for field in inputs.fields),
+    )
 
 
 def _follows(one: Tensor, other: Tensor) -> bool:
@@ -246,47 +289,27 @@ def _follows(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _elements(name: str, task: Task, out: Tensor) -> tuple[Elements, tuple[Tensor, ...]]:
-    """What is to be computed, and (out, base, sources) flat; a source stands in for a base that is not read."""
+def _elements(name: str, task: Task, out: Tensor) -> tuple[Elements, tuple[Tensor, ...], bool]:
+    """What is to be computed, (out, base, sources) flat, and whether the result is finite in any case.
+
+    A source stands in for a base that is not read.
+    """
     method, values, pool = task
     assert isinstance(method, Elementwise)
     elements = _with_delta_scale(method.prepare(pool, name, values), values)
     sources = tuple(_flat(pool.source(name, number), out) for number in elements.sources)
     base = _flat(pool.base(name), out) if elements.base or not sources else sources[0]
-    return elements, (out.view(-1), base, *sources)
+    safe = False
+    if elements.gain != math.inf:
+        largest = pool.once(("largest", name), lambda: _largest(pool.base(name), *pool.sources(name)))
+        safe = elements.gain * largest < 0.5 * torch.finfo(out.dtype).max
+    return elements, (out.view(-1), base, *sources), safe
 
 
-def _compute(
-    elements: Elements, target: Tensor, base: Tensor, sources: tuple[Tensor, ...], chunk: int | None, compiled: bool
-) -> list[Tensor]:
-    device = target.device
-    numbers = torch.tensor(elements.numbers, dtype=accumulation_dtype(target.dtype), device=device)
-    integers = torch.tensor(elements.integers, dtype=torch.int32, device=device)
-    fields = tuple(_flat(field, target) for field in elements.fields)
-    ends: list[Tensor] = []
-    limit = COMPILED_CHUNK if compiled else chunk or (CHUNK if device.type == "cpu" else DEVICE_CHUNK)
-    for start, stop in pieces(target.numel(), limit):
-        if stop - start == target.numel():
-            piece, cut = target, Inputs(base, sources, numbers, integers, integers, fields)
-        else:
-            piece = target[start:stop]
-            cut = Inputs(
-                base[start:stop],
-                tuple(source[start:stop] for source in sources),
-                numbers,
-                integers,
-                integers,
-                tuple(field[start:stop] for field in fields),
-            )
-        if compiled:
-            signed = (start + (1 << 31)) % (1 << 32) - (1 << 31)
-            ends.append(run_whole(elements.kernel, elements.options, cut, signed, elements.indexed, piece))
-            continue
-        if elements.indexed:
-            index = torch.arange(start, stop, dtype=torch.int64, device=device).to(torch.int32)
-            cut = cut._replace(indices=index)
-        ends += torch.aminmax(piece.copy_(elements.kernel(cut, *elements.options)))
-    return ends
+def _largest(*tensors: Tensor) -> float:
+    """The largest |element|; NaN where there is one."""
+    ends = [float(end) for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
+    return max((abs(end) for end in ends), default=0.0) if not any(map(math.isnan, ends)) else math.nan
 
 
 def _flat(tensor: Tensor, out: Tensor) -> Tensor:
@@ -298,15 +321,13 @@ def _with_delta_scale(elements: Elements, values: Values) -> Elements:
     scale = values.shared.get("delta_scale", 1.0)
     if scale == 1.0:
         return elements
-    return Elements(
-        _delta_scaled,
-        (elements.kernel, elements.options),
-        (*elements.numbers, float(scale)),
-        elements.integers,
-        elements.sources,
-        True,
-        elements.indexed,
-        elements.fields,
+    return replace(
+        elements,
+        kernel=_delta_scaled,
+        options=(elements.kernel, elements.options),
+        numbers=(*elements.numbers, float(scale)),
+        base=True,
+        gain=1.0 + abs(float(scale)) * (elements.gain + 1.0),
     )
 
 

@@ -138,6 +138,11 @@ class Materializer:
     def _changes(self, recipe: Recipe) -> dict[str, tuple[Task, _Written, bool]]:
         """Tensors that do not hold what the recipe says, with what to do. Checks the whole recipe first."""
         sources = self._sources
+        if recipe.layers is not None and getattr(sources, "layers", None) != recipe.layers:
+            raise MergingError(
+                f"the recipe puts {len(recipe.layers)} blocks together from others, and the live model has the base's; "
+                "export it, and load the result"
+            )
         resolver = Resolver(sources, recipe, self._calibration, searching=True)
         check_names(sources, recipe)
         self._check_dtype(recipe)

@@ -46,8 +46,8 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     assignments = {name: recipe.for_tensor(name, view.layout.group(name)) for name in view.tensors}
     method = _one_method(assignments)
     for name, assignment in assignments.items():
-        _check_expressible(name, assignment)
-    data = Writer(recipe, view, assignments, method).write() | _dtypes(recipe, sources) | _tokenizer(recipe)
+        _check_expressible(name, assignment, recipe.base)
+    data = Writer(recipe, view, assignments, method).write() | _dtypes(recipe, sources) | _tokenizer(recipe, sources)
     _verify(data, recipe, view, assignments)
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
     return "".join(f"# {line}\n" for line in _remarks(method, recipe, data)) + text
@@ -57,6 +57,9 @@ def _with_aliases(recipe: Recipe, bound: Mapping[str, str]) -> Recipe:
     """The recipe by the aliases of the sources."""
     if len(set(bound.values())) < len(bound) or len({ref.path for ref in recipe.sources.values()}) < len(bound):
         raise MergingError("two sources of the recipe are the same model, which a mergekit config cannot tell apart")
+    assigned = {alias for each in (*recipe.groups.values(), *recipe.tensors.values()) for alias, _ in each.sources}
+    if not assigned <= bound.keys():
+        raise MergingError(f"the recipe merges {', '.join(sorted(assigned - bound.keys()))}, which it does not list")
     if all(alias == own for alias, own in bound.items()):
         return recipe
 
@@ -83,8 +86,14 @@ def _one_method(assignments: Mapping[str, Assignment]) -> str:
     return found[0]
 
 
-def _check_expressible(name: str, assignment: Assignment) -> None:
+def _check_expressible(name: str, assignment: Assignment, base: str) -> None:
     method, shared = METHODS[assignment.method], dict(assignment.parameters)
+    vectors = method.base == "origin" or (method.base == "optional" and shared.get("on") == "task_vectors")
+    if vectors and base in dict(assignment.sources):
+        raise MergingError(
+            f"mergekit's {assignment.method} begins task vectors at the base_model and does not merge it; {name} has "
+            "the base among its sources"
+        )
     if method.convention and shared.get("convention") != "mergekit":
         raise MergingError(
             f"{assignment.method} of {name} follows the paper, from which mergekit's differs; only recipes with "
@@ -131,8 +140,9 @@ def _dtypes(recipe: Recipe, sources: Sources) -> dict[str, str]:
     return {"dtype": dtype} if result in {None, dtype} else {"dtype": dtype, "out_dtype": str(result)}
 
 
-def _tokenizer(recipe: Recipe) -> dict[str, str]:
-    return {} if recipe.tokenizer is None else {"tokenizer_source": recipe.tokenizer_path or recipe.tokenizer}
+def _tokenizer(recipe: Recipe, sources: Sources) -> dict[str, str]:
+    choice = recipe.tokenizer or sources.tokenizer  # a recipe that says nothing means the base's
+    return {} if choice is None else {"tokenizer_source": recipe.tokenizer_path or choice}
 
 
 def _remarks(method: str, recipe: Recipe, data: Mapping[str, Any]) -> list[str]:

@@ -260,6 +260,12 @@ class Sources:
         Raises:
             MergingError: the recipe was made from other models.
         """
+        # Sources.load aligns to the base where it is not told otherwise, and so does a recipe that says nothing.
+        if (recipe.tokenizer or "base") != (self.tokenizer or "base"):
+            raise MergingError(
+                f"the recipe was made with the vocabulary of {recipe.tokenizer or 'base'!r}, the models were loaded "
+                f"with that of {self.tokenizer or 'base'!r}; give the same tokenizer"
+            )
         if recipe.sources == self.refs and recipe.base == self.base:
             return {alias: alias for alias in self.refs}
         held: dict[str, str] = {}

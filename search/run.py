@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import platform
 import sys
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from merging import Materializer, Sources
 
 PACKAGES = ("paretomerge", "torch", "transformers", "safetensors", "tokenizers", "numpy", "cma", "moocore")
+
+
+_LOG = logging.getLogger("paretomerge")
 
 
 @dataclass
@@ -79,6 +83,8 @@ def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
     objectives = Objectives.of(loaded, evaluators)
     base, experts = model_paths(loaded)
     sources = Sources.load(base, experts)
+    for note in sources.notes:
+        _LOG.warning("note: %s", note)
     model = load_model(base, dtype=config.models.dtype, device=config.engine.device)
     engine = HFEngine(model, load_tokenizer(base), batch_tokens=config.engine.batch_tokens, device=config.engine.device)
     prepare_evaluators(loaded, evaluators, engine)

@@ -1,11 +1,24 @@
 """Merge methods: the contract, the registry, and one module per family."""
 
-from merging.methods.contract import DELTA_SCALE, Context, Method, Needs, Parameter, Values
-from merging.methods.registry import canonical, canonical_recipe, get, names
+from merging.methods.contract import (
+    DELTA_SCALE,
+    Context,
+    Elements,
+    Elementwise,
+    Inputs,
+    Method,
+    Needs,
+    Parameter,
+    Values,
+)
+from merging.methods.registry import canonical, canonical_recipe, get, names, source_hash
 
 __all__ = [
     "DELTA_SCALE",
     "Context",
+    "Elements",
+    "Elementwise",
+    "Inputs",
     "Method",
     "Needs",
     "Parameter",
@@ -14,4 +27,5 @@ __all__ = [
     "canonical_recipe",
     "get",
     "names",
+    "source_hash",
 ]

@@ -36,13 +36,15 @@ def base_plus_deltas(inputs: Inputs) -> Tensor:
 def sum_of_weights(coefficients: Sequence[float]) -> Elements:
     """Σ c_t · θ_t; sources of coefficient 0 are not read."""
     used = tuple(number for number, each in enumerate(coefficients) if each != 0.0) or (0,)
-    return Elements(weighted_sum, numbers=tuple(coefficients[number] for number in used), sources=used, base=False)
+    numbers = tuple(coefficients[number] for number in used)
+    return Elements(weighted_sum, numbers=numbers, sources=used, base=False, gain=sum(map(abs, numbers)))
 
 
 def base_plus(coefficients: Sequence[float]) -> Elements:
     """θ0 + Σ c_t · τ_t; sources of coefficient 0 are not read."""
     used = tuple(number for number, each in enumerate(coefficients) if each != 0.0)
-    return Elements(base_plus_deltas, numbers=tuple(coefficients[number] for number in used), sources=used)
+    numbers = tuple(coefficients[number] for number in used)
+    return Elements(base_plus_deltas, numbers=numbers, sources=used, gain=1.0 + 2.0 * sum(map(abs, numbers)))
 
 
 def normalized(coefficients: Sequence[float], what: str) -> tuple[float, ...]:

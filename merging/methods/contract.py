@@ -163,6 +163,8 @@ class Elements:
         base: whether the base is read.
         indexed: whether it needs the elements' indices.
         fields: further tensors with one entry per element of the tensor, flat.
+        gain: no element of the result is larger than this times the largest |element| of base and sources. Where that
+            bound is far from overflow, nobody has to look at the result; the default promises nothing.
     """
 
     kernel: Callable[..., Tensor]
@@ -173,6 +175,7 @@ class Elements:
     base: bool = True
     indexed: bool = False
     fields: tuple[Tensor, ...] = ()
+    gain: float = math.inf
 
 
 class Inputs(NamedTuple):

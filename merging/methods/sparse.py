@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
@@ -37,6 +38,7 @@ SCALE = Parameter("scale", float, "factor on the merged task vector", default=1.
 SEED = Parameter("seed", int, "of the element keys that draw masks and break ties", default=0, low=0, high=2**32 - 1)
 
 _CHUNK = 1 << 16
+_LARGEST_INVERSE = float(1 << 24)  # 1/P of what is kept: keys are compared with P on a grid of 2⁻²⁴
 _SMALLEST_SUM = 1e-7  # mergekit leaves a task vector alone whose L1 norm is below this
 
 
@@ -102,8 +104,10 @@ class SparseMethod(Elementwise):
         factors = self._factors(values)
         numbers: list[float] = []
         integers: list[int] = []
+        size = 0.0
         for number, part in enumerate(parts):
             factor = factors[number] * part.factor * self._l1(pool, name, number, values, part, plan, shared_seed)
+            size += abs(factor)
             numbers += (factor, part.below.threshold, part.above.threshold, coefficients[number])
             integers += (part.seed, part.below.key, part.above.key, part.last)
         return Elements(
@@ -114,6 +118,7 @@ class SparseMethod(Elementwise):
             sources=tuple(range(len(parts))),
             indexed=plan.tied or self.sparsify in {"drop", "ranked"},
             fields=tuple(part.field for part in parts if part.field is not None),
+            gain=self._gain(plan, size * abs(float(values.shared["scale"]))),
         )
 
     def reduce(self, assignment: Assignment) -> Assignment:
@@ -143,6 +148,11 @@ class SparseMethod(Elementwise):
             zero_is_positive=mergekit,
             divide=divide,
         )
+
+    def _gain(self, plan: Plan, size: float) -> float:
+        if plan.divide == "coefficients":  # of those that agree: coefficients of two signs may nearly cancel
+            return math.inf
+        return 1.0 + 2.0 * size * (_LARGEST_INVERSE if plan.unbiased else 1.0)
 
     def _factors(self, values: Values) -> tuple[float, ...]:
         coefficients = values.column("coefficient")

@@ -32,12 +32,16 @@ def merge(
     size = parse_size(max_shard_size)
     from merging.configs import read_config
     from merging.export import export
+    from merging.methods import source_hash
 
     recipe, sources = read_config(config, resolve=_zoo, tokenizer=tokenizer, allow_pickle=allow_pickle)
     for note in sources.notes:
         typer.echo(f"note: {note}", err=True)
-    folder = export(recipe, sources, out, max_shard_size=size)
     methods = sorted({each.method for each in (*recipe.groups.values(), *recipe.tensors.values())})
+    for method in methods:
+        if (content := source_hash(method)) is not None:
+            typer.echo(f"note: {method} is a plug-in; its code ({content[:19]}…) is run", err=True)
+    folder = export(recipe, sources, out, max_shard_size=size)
     typer.echo(
         f"merged {len(sources.tensors)} tensors of {len(recipe.sources)} models by {', '.join(methods)}: {folder}"
     )

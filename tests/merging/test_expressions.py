@@ -95,7 +95,7 @@ FORMS = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(FORMS)
 def test_any_linear_expression_is_its_coefficients(form: tuple[str, dict[str, Fraction]]) -> None:
     text, expected = form

@@ -1,9 +1,9 @@
-"""A family of models for ``benchmarks/materialize.py``: a random Llama in bfloat16, and fine-tunes with made-up deltas.
+"""A family of models for the materialising benchmark: a random Llama in bfloat16, and fine-tunes with made-up deltas.
 
 Weights are N(0, 0.02), norms 1. Deltas are normal numbers of a log-normal scale (kurtosis 8: heavier tails than a
 Laplace distribution's), with a standard deviation of 1 % of the weights': the relative size that fine-tunes have.
-Rounded to bfloat16, as fine-tunes are stored, some 40 % of |τ| are equal to others or 0, which is what makes exact
-thresholds hard. Every element is drawn from a seed of its model and tensor.
+Rounded to bfloat16, as fine-tunes are stored, many |τ| are 0 or equal to others, which is what makes exact thresholds
+hard. Every element follows from the seed, the model's name and the tensor's.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+WEIGHTS = "model.safetensors"
 
 _CHUNK = 1 << 20
 _STD = 0.02
 _SPREAD = 0.5  # standard deviation of the logarithm of a delta's scale
 _RELATIVE = 1e-2  # ‖τ‖ / ‖θ0‖
-_FORMAT = 1  # of the family: another number is another folder
+_FORMAT = 2  # of the family: another number is another folder
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Family:
 
 
 def build(shape: Shape, count: int, workdir: Path, seed: int = 0) -> Family:
-    """The family of a seed: what is not yet in the working folder is made, in a few seconds a model.
+    """The family of a seed: what is not yet in the working folder is made, in up to a minute a model.
 
     Args:
         shape: of every model.
@@ -141,8 +143,13 @@ def _write(folder: Path, shape: Shape, name: str, seed: int) -> None:
     """Beside its place and then renamed, so that a folder that is there is whole."""
     partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
     try:
-        tensors = {each: _tensor(each, size, name, seed) for each, size in shape.tensors().items()}
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        tensors = {}
+        for tensor, size in shape.tensors().items():
+            if name == "base":
+                tensors[tensor] = _base(tensor, size, seed)
+            else:
+                tensors[tensor] = _tuned(_stored(folder.parent / "base", tensor), name, tensor, seed)
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(shape.config(), indent=2), encoding="utf-8")
         os.rename(partial, folder)
     except BaseException:
@@ -150,34 +157,30 @@ def _write(folder: Path, shape: Shape, name: str, seed: int) -> None:
         raise
 
 
-def _tensor(tensor: str, size: tuple[int, ...], model: str, seed: int) -> Tensor:
-    out = torch.empty(math.prod(size), dtype=torch.bfloat16)
-    pairs = zip(_base(out.numel(), tensor, len(size), seed), _deltas(out.numel(), tensor, model, seed), strict=True)
-    for piece, (base, delta) in zip(out.split(_CHUNK), pairs, strict=True):
-        base = base.bfloat16()
-        piece.copy_(base if model == "base" else base.float() + delta)
+def _base(name: str, size: tuple[int, ...], seed: int) -> Tensor:
+    if len(size) == 1:
+        return torch.ones(size, dtype=torch.bfloat16)
+    generator, out = _generator(seed, "base", name), torch.empty(math.prod(size), dtype=torch.bfloat16)
+    for piece in out.split(_CHUNK):
+        piece.copy_(torch.randn(len(piece), generator=generator).mul_(_STD))
     return out.view(size)
 
 
-def _base(numel: int, tensor: str, axes: int, seed: int) -> Iterator[Tensor]:
-    generator = _generator(seed, "base", tensor)
-    for start in range(0, numel, _CHUNK):
-        size = min(_CHUNK, numel - start)
-        yield torch.ones(size) if axes == 1 else torch.randn(size, generator=generator) * _STD
-
-
-def _deltas(numel: int, tensor: str, model: str, seed: int) -> Iterator[Tensor]:
-    generator = _generator(seed, model, tensor)
+def _tuned(base: Tensor, model: str, name: str, seed: int) -> Tensor:
+    generator, out = _generator(seed, model, name), torch.empty_like(base)
     scale = _RELATIVE * _STD / math.exp(_SPREAD**2)  # E[exp(2·spread·z)] = exp(2·spread²)
-    for start in range(0, numel, _CHUNK):
-        size = min(_CHUNK, numel - start)
-        if model == "base":
-            yield torch.zeros(size)
-            continue
-        scales = torch.randn(size, generator=generator).mul_(_SPREAD).exp_()
-        yield torch.randn(size, generator=generator).mul_(scales).mul_(scale)
+    for piece, origin in zip(out.view(-1).split(_CHUNK), base.view(-1).split(_CHUNK), strict=True):
+        scales = torch.randn(len(piece), generator=generator).mul_(_SPREAD).exp_().mul_(scale)
+        piece.copy_(torch.randn(len(piece), generator=generator).mul_(scales).add_(origin))
+    return out
 
 
-def _generator(seed: int, model: str, tensor: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}\n{model}\n{tensor}".encode()).digest()
+def _stored(folder: Path, name: str) -> Tensor:
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _generator(seed: int, model: str, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}\n{model}\n{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
