@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class Shape:
     @property
     def title(self) -> str:
         """``341M``."""
-        return f"{self.parameters / 1e6:.0f}M"
+        return f"{self.parameters / 1e6:.{0 if self.parameters > 10**7 else 1}f}M"
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name on disk -> shape."""
@@ -84,8 +83,11 @@ class Shape:
         }
 
 
-FULL = Shape(hidden=1024, intermediate=2816, layers=24, vocabulary=32000)
-SMALL = Shape(hidden=512, intermediate=1408, layers=8, vocabulary=8192)
+SHAPES = {
+    "full": Shape(hidden=1024, intermediate=2816, layers=24, vocabulary=32000),  # 341 M
+    "small": Shape(hidden=512, intermediate=1408, layers=8, vocabulary=8192),  # 30 M
+    "tiny": Shape(hidden=128, intermediate=352, layers=3, vocabulary=1024),  # 0.7 M, for tests
+}
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _write(folder: Path, shape: Shape, name: str, seed: int) -> None:
                 tensors[tensor] = _tuned(_stored(folder.parent / "base", tensor), name, tensor, seed)
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(shape.config(), indent=2), encoding="utf-8")
-        os.rename(partial, folder)
+        partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -77,9 +77,8 @@ class Bench:
         )
         self.aliases = list(job.experts)
         self.parameters = sum(info.numel for info in self.sources.tensors.values())
-        self.groups: dict[Group, Assignment] = dict.fromkeys(
-            self.sources.layout.groups, Assignment.of("task_arithmetic", {})
-        )
+        self.base = dict.fromkeys(self.sources.layout.groups, Assignment.of("task_arithmetic", {}))
+        self.groups = self.base
 
     def apply(self, groups: dict[Group, Assignment]) -> Spent:
         """Bring the model to these groups' assignments."""
@@ -87,6 +86,12 @@ class Bench:
         spent = measured(lambda: self.materializer.apply(recipe), self.device)
         self.groups = groups
         return spent
+
+    def renewed(self, case: Case) -> Spent:
+        """Bring the whole model to a candidate in which every tensor is another than before."""
+        if not case.genes and not case.shared_genes:
+            self.apply(self.base)
+        return self.apply(self.candidate(case))
 
     def candidate(self, case: Case, groups: Iterable[Group] | None = None) -> dict[Group, Assignment]:
         """A random one, or some groups of it: every group has its own numbers."""
@@ -128,7 +133,7 @@ def candidates(job: Job) -> dict[str, Any]:
     bench.apply(bench.groups)
     for case in chosen:
         first = bench.apply(bench.groups | bench.candidate(case, [bench.largest]))
-        whole = [bench.apply(bench.candidate(case)) for _ in range(2)]
+        whole = [bench.renewed(case) for _ in range(2)]
         rows[case.title] = {
             "bytes": bench.bytes(case),
             "one group": first._asdict(),
@@ -143,15 +148,14 @@ def candidates(job: Job) -> dict[str, Any]:
         for case in chosen:
             if round_ and spent[case.title] * (round_ + 1) / round_ > job.budget:
                 continue
-            before, groups = bandwidth, bench.candidate(case)
-            found = bench.apply(groups)
+            before, found = bandwidth, bench.renewed(case)
             bandwidth = copy.bandwidth()
             spent[case.title] += found.wall
             rows[case.title]["times"].append([found.busy, found.wall, (before + bandwidth) / 2])
             if case.title in LAYERED:
                 blocks = bench.depths()
                 block = blocks[(round_ * 7) % len(blocks)]
-                rows[case.title]["layers"].append(bench.apply(groups | bench.candidate(case, block)).busy)
+                rows[case.title]["layers"].append(bench.apply(bench.groups | bench.candidate(case, block)).busy)
                 bandwidth = copy.bandwidth()
         _progress(f"round {round_ + 1} of {job.rounds}")
     for row in rows.values():
@@ -171,7 +175,7 @@ def compiling(job: Job) -> dict[str, Any]:
     The same models are merged eagerly before, so that statistics are there and only kernels are missing.
     """
     bench = Bench(replace(job, compile="never"))
-    base, chosen = bench.groups, [case for case in CASES if case.title in job.cases]
+    base, chosen = bench.base, [case for case in CASES if case.title in job.cases]
     bench.apply(base)
     for case in chosen:
         bench.apply(base | bench.candidate(case, [bench.largest]))
@@ -210,7 +214,7 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
     times = [busy for busy, _, _ in row["times"]]
     fractions = [row["bytes"] / busy / bandwidth for busy, _, bandwidth in row["times"]]
     best = min(times)
-    once = row["one group"]["busy"] + sum(each["busy"] for each in row["whole"]) - 2 * best
+    once = row["one group"]["busy"] + sum(max(0.0, each["busy"] - best) for each in row["whole"])
     return {
         "best": best,
         "median": statistics.median(times),
@@ -218,7 +222,7 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
         "bandwidth": statistics.median(bandwidth for _, _, bandwidth in row["times"]),
         "fraction": fractions[times.index(best)],
         "median fraction": statistics.median(fractions),
-        "first": max(0.0, once),
+        "first": once,
         "layer": min(row["layers"]) / best if row["layers"] else None,
     }
 

@@ -182,7 +182,7 @@ def test_a_merge_over_a_union_is_a_model_with_its_tokenizer(tmp_path: Path) -> N
         LlamaForCausalLM(config).save_pretrained(folders[alias])
     sources = Sources.load(folders["base"], {"chat": folders["chat"]}, tokenizer="union")
     take = Assignment.of("task_arithmetic", {"chat": {"coefficient": 1.0}})
-    recipe = Recipe("base", sources.refs, dict.fromkeys(sources.layout.groups, take))
+    recipe = Recipe("base", sources.refs, dict.fromkeys(sources.layout.groups, take), tokenizer=sources.tokenizer)
     out = export(recipe, sources, tmp_path / "out")
     sources.write_tokenizer(out)
     merged, tokenizer = LlamaForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
