@@ -24,7 +24,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,11 +109,11 @@ def _run(job: Job, caches: dict[str, str], scratch: Path) -> dict[str, Any]:
     return result
 
 
-def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+def _arguments() -> argparse.Namespace:
     every = [case.title for case in CASES]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", dest="size", action="store_const", const="small", help="the same as --size small")
-    parser.add_argument("--size", choices=list(SHAPES), default="full")
+    parser.add_argument("--size", choices=list(SHAPES))
     parser.add_argument("--experts", type=lambda text: [int(each) for each in text.split(",")], metavar="2,4,8")
     parser.add_argument("--methods", type=lambda text: text.split(","), help=f"of: {', '.join(every)}")
     parser.add_argument("--rounds", type=int, help="candidates of each method")
@@ -127,7 +126,8 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workdir", type=Path, default=Path.home() / ".cache" / "paretomerge" / "benchmarks")
     parser.add_argument("--seed", type=int, default=0, help="of the candidates")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    found = parser.parse_args(given)
+    parser.set_defaults(size="full")
+    found = parser.parse_args()
     full = found.size == "full"
     found.experts = found.experts or ([2, 4, 8] if full else [2])
     found.methods = found.methods or (every if full else list(FEW))

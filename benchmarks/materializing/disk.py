@@ -105,8 +105,10 @@ def compare(families: Sequence[Family], python: Path | None, rounds: int, scratc
     found: dict[str, Any] = {"rows": []}
     script = None if python is None else python.parent / "mergekit-yaml"
     if python is not None:
-        found["mergekit import"] = _best([used([python, "-c", "import mergekit.scripts.run_yaml"]) for _ in "abc"])
-    found["our import"] = _best([used([sys.executable, "-c", _IMPORTS]) for _ in "abc"])
+        found["mergekit import"] = _best(
+            [used([python, "-c", "import mergekit.scripts.run_yaml"]) for _ in range(rounds)]
+        )
+    found["our import"] = _best([used([sys.executable, "-c", _IMPORTS]) for _ in range(rounds)])
     for family in families:
         for method in ("task_arithmetic", "ties"):
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
