@@ -137,7 +137,7 @@ def _arguments() -> argparse.Namespace:
     found.rounds = found.rounds or (9 if full else 2)
     found.disk_rounds = found.disk_rounds or (2 if full else 1)
     found.compile = found.compile or ("always" if full else "never")
-    found.copy_megabytes = 256 if full else 32
+    found.copy_megabytes = (1024 if found.device.startswith("cuda") else 256) if full else 32
     found.no_mergekit |= not full and found.mergekit is None
     found.mergekit = found.mergekit or found.workdir / f"mergekit-{MERGEKIT}"
     return found

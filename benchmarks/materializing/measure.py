@@ -203,6 +203,7 @@ def peak(job: Job) -> dict[str, Any]:
         "imported": imported["VmRSS"],
         "loaded": loaded["VmHWM"],
         "peak": memory()["VmHWM"],
+        "anonymous": memory()["RssAnon"],
         "reset": reset,
     }
     if bench.device.type == "cuda":

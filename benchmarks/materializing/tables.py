@@ -81,7 +81,7 @@ def _compiling(found: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _memory(found: Mapping[str, Mapping[str, float]]) -> Table:
-    columns = ["models GB", "imports GB", "loaded GB", "peak GB", "peak / models", "without imports"]
+    columns = ["models GB", "imports GB", "loaded GB", "peak GB", "peak / models", "without imports", "own at the end"]
     if any("device" in each for each in found.values()):
         columns.append("on the device GB")
     table = _table("Peak memory of a search's process", columns)
@@ -89,8 +89,12 @@ def _memory(found: Mapping[str, Mapping[str, float]]) -> Table:
         cells = [f"{row[name] / 1e9:.2f}" for name in ("models", "imported", "loaded", "peak")]
         cells.append(f"{row['peak'] / row['models']:.2f}")
         cells.append(f"{(row['peak'] - row['imported']) / row['models']:.2f}")
+        cells.append(f"{row['anonymous'] / row['models']:.2f}")
         table.add_row(f"{count} experts", *cells, *([f"{row['device'] / 1e9:.2f}"] if "device" in row else []))
-    table.caption = "models: base, experts and live model; imports: Python with torch, before a model is opened"
+    table.caption = (
+        "models: base, experts and live model; imports: Python with torch, before a model is opened; own: memory that is "
+        "no page of a file, which the system could drop, in models"
+    )
     return table
 
 

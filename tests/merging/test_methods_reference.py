@@ -178,7 +178,7 @@ def compare(method: str, example: Example, tally: Tally) -> None:
 def test_the_backend_equals_the_reference(method: str) -> None:
     tally = Tally()
 
-    @settings(deadline=None, max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, max_examples=110, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(examples(method))
     def run(example: Example) -> None:
         compare(method, example, tally)
