@@ -12,8 +12,8 @@ with 2, 4 and 8 experts, in a process of its own each, on one thread:
 - the same merges by mergekit, from disk to disk and in memory, in an environment of its own (made in --workdir with pip
   from materializing/mergekit.txt, or --mergekit VENV), and by ``paretomerge merge``.
 
-Times are CPU seconds of the process where nothing else is said (GPU: between events). --small takes about a minute:
-30 M parameters, two experts, few methods, eager kernels, no mergekit unless an environment is given.
+Times are CPU seconds of the process where nothing else is said (GPU: between events). All of it takes about an hour;
+--small a minute: 30 M parameters, two experts, few methods, eager kernels, no mergekit unless an environment is given.
 """
 
 from __future__ import annotations

@@ -244,11 +244,11 @@ def _slot(name: str, own: str, tensor: Tensor, model: nn.Module) -> _Slot:
 
 
 def _check_holds_base(sources: Sources, tensors: Mapping[str, Tensor]) -> None:
-    different = [
-        name
-        for name, live in tensors.items()
-        if not _equal_bits(live, sources.tensor(sources.base, name).to(live.dtype))
-    ]
+    different = []
+    for name, live in tensors.items():
+        with sources.borrowed(name):  # no page of a file that is mapped for this stays in memory
+            if not _equal_bits(live, sources.tensor(sources.base, name).to(live.dtype)):
+                different.append(name)
     if different:
         raise MergingError(
             f"expected the live model to hold the base {sources.path}, found other weights in {len(different)} "

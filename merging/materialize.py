@@ -87,12 +87,13 @@ class Materializer:
         self._sources = sources
         self._calibration = calibration
         self._mode = compile
-        hold(sources, next(model.parameters()).device, home)
         order = layout_order(sources)
         found = map_live(sources, model).tensors
         rehome(model, {name: found[name] for name in order if name in found})
         del found
         self._map = map_live(sources, model)
+        # Only now: what from_pretrained mapped is gone, and the two never stand in memory together.
+        hold(sources, next(model.parameters()).device, home)
         # What the class does not load is merged beside the model: what is exported has it, and the digest covers it.
         beside = {name: sources.tensor(sources.base, name).clone() for name in self._map.unused}
         self._live = {name: {**self._map.tensors, **beside}[name] for name in order}

@@ -133,15 +133,15 @@ def candidates(job: Job) -> dict[str, Any]:
     bench.apply(bench.groups)
     for case in chosen:
         first = bench.apply(bench.groups | bench.candidate(case, [bench.largest]))
-        whole = [bench.renewed(case) for _ in range(2)]
+        whole = bench.renewed(case)
         rows[case.title] = {
             "bytes": bench.bytes(case),
             "one group": first._asdict(),
-            "whole": [each._asdict() for each in whole],
+            "whole": whole._asdict(),
             "times": [],
             "layers": [],
         }
-        _progress(f"{case.title}: statistics and kernels {first.wall + sum(each.wall for each in whole):.1f} s")
+        _progress(f"{case.title}: statistics and kernels {first.wall + whole.wall:.1f} s")
     spent = dict.fromkeys(rows, 0.0)
     bandwidth = copy.bandwidth()
     for round_ in range(job.rounds):
@@ -215,7 +215,7 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
     times = [busy for busy, _, _ in row["times"]]
     fractions = [row["bytes"] / busy / bandwidth for busy, _, bandwidth in row["times"]]
     best = min(times)
-    once = row["one group"]["busy"] + sum(max(0.0, each["busy"] - best) for each in row["whole"])
+    once = row["one group"]["busy"] + max(0.0, row["whole"]["busy"] - best)
     return {
         "best": best,
         "median": statistics.median(times),
