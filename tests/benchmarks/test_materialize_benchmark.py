@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow  # half a minute of subprocesses
+
 ROOT = Path(__file__).parents[2]
 METHODS = ("linear", "task_arithmetic", "model_stock", "ties")
 
