@@ -67,9 +67,10 @@ lint: install  ## check style (ruff) and types (mypy)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install  ## run the benchmarks and print their tables
+bench: install  ## run the benchmarks (materialize.py: the quick look) and print their tables
 	@set -e; for script in benchmarks/*.py; do [ -e "$$script" ] || continue; echo "== $$script"; \
-	    $(OFFLINE) $(BIN)/python "$$script"; done
+	    case "$$script" in */materialize.py) quick="--small --no-mergekit";; *) quick="";; esac; \
+	    $(OFFLINE) $(BIN)/python "$$script" $$quick; done
 
 clean:  ## remove the environment and build products, keep runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
