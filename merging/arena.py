@@ -5,7 +5,6 @@ Memory-mapped files are read as fast only while the system keeps their pages, an
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def hold(sources: Sources, device: torch.device, home: Home = "auto") -> torch.d
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise MergingError(
                 f"the sources need {_bytes(sources) / 1e9:.1f} GB on {place}, and that much is not free ({error}); "
-                "keep them in host memory or in their files (sources: host, sources: mmap)"
+                "keep them in host memory or in their files (home='host' or home='mmap')"
             ) from error
         _HELD[sources] = place
     return place
@@ -68,7 +67,7 @@ def layout_order(sources: Sources) -> list[str]:
 
 def _bytes(sources: Sources) -> int:
     return sum(
-        math.prod(info.shape) * info.dtype.itemsize
+        info.numel * info.dtype.itemsize
         for alias in sources.checkpoints
         for info in (sources.info(alias, name) for name in sources.tensors)
     )
@@ -101,10 +100,10 @@ def _fill(sources: Sources, alias: str, place: torch.device) -> None:
     names = layout_order(sources)
     for dtype in sorted({sources.info(alias, name).dtype for name in names}, key=str):
         own = [name for name in names if sources.info(alias, name).dtype == dtype]
-        arena, offsets = _allocate(sources, alias, own, dtype, place)
+        arena, offsets = allocate([sources.info(alias, name).numel for name in own], dtype, place)
         for name, offset in zip(own, offsets, strict=True):
             info = sources.info(alias, name)
-            view = arena[offset : offset + math.prod(info.shape)].view(info.shape)
+            view = arena[offset : offset + info.numel].view(info.shape)
             if place.type == "cpu":
                 sources.read_into(alias, name, view)
             else:
@@ -112,13 +111,6 @@ def _fill(sources: Sources, alias: str, place: torch.device) -> None:
                 sources.read_into(alias, name, staged)
                 view.copy_(staged)
             sources.place(alias, name, view)
-
-
-def _allocate(
-    sources: Sources, alias: str, names: Sequence[str], dtype: torch.dtype, place: torch.device
-) -> tuple[Tensor, list[int]]:
-    sizes = [math.prod(sources.info(alias, name).shape) for name in names]
-    return allocate(sizes, dtype, place)
 
 
 def allocate(sizes: Sequence[int], dtype: torch.dtype, place: torch.device) -> tuple[Tensor, list[int]]:

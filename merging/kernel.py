@@ -223,6 +223,7 @@ class _Run:
             and self.compiled == other.compiled
             and self.elements == other.elements
             and all(map(_follows, self.tensors, other.tensors))
+            and len(set(map(_distance, self.tensors, other.tensors))) == 1
         )
 
     def extend(self, other: _Run) -> None:
@@ -280,13 +281,18 @@ def _cut(inputs: Inputs, start: int, stop: int) -> Inputs:
 
 
 def _follows(one: Tensor, other: Tensor) -> bool:
-    """Whether a flat tensor is the next of an arena, at the same distance as all of its kind."""
-    gap = other.storage_offset() - one.storage_offset() - one.numel()
+    """Whether a flat tensor is the next of an arena."""
+    gap = _distance(one, other) - one.numel()
     return (
         0 <= gap * one.itemsize < ALIGNMENT
         and one.dtype == other.dtype
         and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
     )
+
+
+def _distance(one: Tensor, other: Tensor) -> int:
+    """Elements from the start of one tensor to the start of another; arenas of other dtypes are padded otherwise."""
+    return int(other.storage_offset() - one.storage_offset())
 
 
 def _elements(name: str, task: Task, out: Tensor) -> tuple[Elements, tuple[Tensor, ...], bool]:

@@ -71,7 +71,7 @@ def cuts(pool: Pool, name: str, number: int, counts: Sequence[int], order: Order
     if missing:
         if pool.searching:  # the other densities will be asked for as well
             missing |= {round(step * numel / GRID) for step in range(1, GRID)} - known.keys() - {0, numel}
-        known |= _cuts(lambda: magnitudes(pool, name, number), sorted(missing), numel, _key_of(order, seed))
+        known |= _cuts(lambda: magnitudes(pool, name, number), sorted(missing), _key_of(order, seed))
     return tuple(ends.get(count) or known[count] for count in counts)
 
 
@@ -87,7 +87,7 @@ def cut_by(values: Tensor, count: int, order: Order, seed: int) -> Cut:
         for start, stop in pieces(flat.numel(), _CHUNK):
             yield start, flat[start:stop].cpu().numpy()
 
-    return _cuts(scores, [count], flat.numel(), _key_of(order, seed))[count]
+    return _cuts(scores, [count], _key_of(order, seed))[count]
 
 
 def model_cuts(pool: Pool, number: int, count: int, seeds: dict[str, int]) -> dict[str, Cut]:
@@ -172,8 +172,8 @@ def _key_of(order: Order, seed: int) -> _KeyOf:
     return lambda index: -1 - index
 
 
-def _cuts(scores: _Scores, counts: Sequence[int], numel: int, key_of: _KeyOf) -> dict[int, Cut]:
-    """The cuts of several counts in (0, numel)."""
+def _cuts(scores: _Scores, counts: Sequence[int], key_of: _KeyOf) -> dict[int, Cut]:
+    """The cuts of several counts, each above 0 and below the number of scores."""
     found = _bins(_histogram(scores()), counts)
     wanted = np.unique([bin_ for bin_, _ in found.values()])
     gathered = np.sort(np.concatenate([_gather(scores(), wanted, key_of)]))

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merging.arena import hold, layout_order
+from merging.arena import allocate, hold, layout_order
 from merging.checkpoint import Checkpoint
 from merging.compiled import available, worthwhile
 from merging.export import export
-from merging.kernel import Task, compiles, merge_tensor
+from merging.kernel import Piece, Task, compiles, merge_tensor, merge_tensors
 from merging.materialize import Materializer, MergeFailed, Sources, load_model
 from merging.methods import canonical, get
 from merging.methods.contract import Values
@@ -205,6 +205,32 @@ def test_arenas_hold_what_the_files_do_in_the_order_of_the_layout(families: Call
         assert all(torch.equal(sources.tensor(alias, name), plain.tensor(alias, name)) for name in order)
     ranks = [sources.layout.groups.index(sources.layout.group(name)) for name in order]
     assert ranks == sorted(ranks)
+
+
+def test_neighbours_are_joined_only_where_all_arenas_have_them_at_one_distance() -> None:
+    """Dtypes of two widths are padded differently: what follows in one arena is shifted in the other."""
+    sizes = {"x": 40, "y": 56}
+    generator = torch.Generator().manual_seed(2)
+    weights: dict[str, dict[str, torch.Tensor]] = {}
+    for alias, dtype in (
+        ("base", torch.bfloat16),
+        ("a", torch.float32),
+        ("b", torch.bfloat16),
+        ("out", torch.bfloat16),
+    ):
+        arena, offsets = allocate(list(sizes.values()), dtype, torch.device("cpu"))
+        weights[alias] = {n: arena[o : o + sizes[n]] for n, o in zip(sizes, offsets, strict=True)}
+        for each in weights[alias].values():
+            each.copy_(torch.randn(each.shape, generator=generator))
+    for aliases in (("a", "b"), ("b",)):
+        pool = Pool("base", aliases, tuple(sizes), lambda alias, name: weights[alias][name])
+        spelled = canonical(Assignment.of("task_arithmetic", {alias: {"coefficient": 0.4} for alias in aliases}))
+        task = Task(get(spelled.method), Values.of(spelled), pool)
+        merge_tensors([Piece(name, task, weights["out"][name], False) for name in sizes])
+        for name in sizes:
+            alone = torch.empty(sizes[name], dtype=torch.bfloat16)
+            merge_tensor(name, task, alone)
+            assert torch.equal(weights["out"][name], alone), (aliases, name)
 
 
 def test_an_unknown_home_is_refused(half: Sources) -> None:
