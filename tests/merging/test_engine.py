@@ -207,6 +207,17 @@ def test_arenas_hold_what_the_files_do_in_the_order_of_the_layout(families: Call
     assert ranks == sorted(ranks)
 
 
+@pytest.mark.parametrize("what", ["linear", "task_arithmetic", "ties"])
+def test_sources_of_two_widths_are_live_what_they_are_exported(
+    families: Callable[..., Any], uniform: Build, tmp_path: Path, what: str
+) -> None:
+    narrow, wide = families("llama", torch.bfloat16), families("llama", torch.float32)
+    sources = Sources.load(narrow.base, {"a": wide.a, "b": narrow.b})
+    recipe = uniform(sources, ASSIGNMENTS[what])
+    folder = export(recipe, Sources.load(narrow.base, {"a": wide.a, "b": narrow.b}), tmp_path / "out")
+    assert Checkpoint.open(folder).content == written(sources, recipe)
+
+
 def test_neighbours_are_joined_only_where_all_arenas_have_them_at_one_distance() -> None:
     """Dtypes of two widths are padded differently: what follows in one arena is shifted in the other."""
     sizes = {"x": 40, "y": 56}
