@@ -22,10 +22,10 @@ from search.config import load_config
 from search.events import Event, RunStarted
 from search.loop import Search
 from search.objectives import Objectives, aggregate, standard_errors
-from search.run import build_evaluators, model_paths
+from search.setup import build_evaluators, model_paths
 from search.stages import build_optimizer, build_stages
 from search.store import Store
-from search.workers.inline import Evaluation
+from search.workers.evaluation import Evaluation
 
 
 def main() -> None:

@@ -59,11 +59,14 @@ class Items:
         ids: [n] unique across *all* splits of the evaluator.
         strata: [n] the subgroup of each item ("" where there are none); subsets are balanced over them.
         hashes: [n] sha256 of each item's content: two items with one hash are the same example, whatever their ids.
+        clusters: [n] items with one cluster are not independent of each other (several questions on one text); empty:
+            every item stands for itself.
     """
 
     ids: tuple[str, ...]
     strata: tuple[str, ...]
     hashes: tuple[str, ...]
+    clusters: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -42,7 +42,7 @@ class ExactMatchOptions(BaseModel):
 
     data: Path | dict[Split, Path] = Field(
         description="a folder with search.jsonl, selection.jsonl, holdout.jsonl; or one file a split. Every line: "
-        '{"prompt": …, "answer": …, "id"?: …, "stratum"?: …}'
+        '{"prompt": …, "answer": …, "id"?: …, "stratum"?: …, "cluster"?: …}'
     )
     mode: Literal["auto", "teacher_forced", "generate"] = Field(
         "auto",

@@ -26,6 +26,7 @@ class Item:
         stratum: the subgroup, "" where the line names none.
         hash: sha256 of the texts, whatever their fields are called.
         place: "file:line", for messages.
+        cluster: what it shares with items that are not independent of it, "" where the line names nothing.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Item:
     stratum: str
     hash: str
     place: str
+    cluster: str = ""
 
 
 def split_files(data: Path | Mapping[Split, Path]) -> dict[Split, Path]:
@@ -119,7 +121,8 @@ def _item(line: bytes, place: str, required: Mapping[str, bool]) -> Item:
     fields = {name: _texts(record, name, many, place) for name, many in required.items()}
     content = hashlib.sha256(json.dumps(list(fields.values())).encode()).hexdigest()
     name = _optional_text(record, "id", place) or content[:16]
-    return Item(name, fields, _optional_text(record, "stratum", place), content, place)
+    stratum, cluster = _optional_text(record, "stratum", place), _optional_text(record, "cluster", place)
+    return Item(name, fields, stratum, content, place, cluster)
 
 
 def _record(line: bytes, place: str) -> dict[str, Any]:
@@ -201,7 +204,11 @@ def balanced_order(items: Iterable[Item]) -> list[Item]:
 
 
 def as_items(items: Sequence[Item]) -> Items:
-    """The public record of a split."""
+    """The public record of a split. An item without a cluster is one of its own."""
+    clusters = tuple(item.cluster or item.id for item in items) if any(item.cluster for item in items) else ()
     return Items(
-        tuple(item.id for item in items), tuple(item.stratum for item in items), tuple(item.hash for item in items)
+        tuple(item.id for item in items),
+        tuple(item.stratum for item in items),
+        tuple(item.hash for item in items),
+        clusters,
     )

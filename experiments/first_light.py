@@ -25,7 +25,8 @@ from search import pareto
 from search.config import LoadedConfig, load_config
 from search.objectives import Objectives
 from search.results import Results
-from search.run import Run, Setup, set_up
+from search.run import Run
+from search.setup import Setup, set_up
 from search.workers.inline import InlineWorker
 
 ARMS = {

@@ -18,7 +18,7 @@ import numpy as np
 from evaluators.contract import SPLITS
 from search.config import load_config
 from search.results import Results
-from search.run import set_up
+from search.setup import set_up
 from search.store import Store
 
 

@@ -152,13 +152,18 @@ class Recipe:
     def hash(self) -> str:
         """``sha256`` hex of what determines the result (see the module docstring)."""
         contents = self._identities()
+        known: dict[int, list[Any]] = {}
 
         def identity(assignment: Assignment) -> list[Any]:
-            return [
-                assignment.method,
-                [[contents[alias], _canonical(values)] for alias, values in assignment.sources],
-                _canonical(assignment.parameters),
-            ]
+            # Many groups share one object: coarse recipes have hundreds of groups and a handful of assignments.
+            found = known.get(id(assignment))
+            if found is None:
+                found = known[id(assignment)] = [
+                    assignment.method,
+                    [[contents[alias], _canonical(values)] for alias, values in assignment.sources],
+                    _canonical(assignment.parameters),
+                ]
+            return found
 
         data: dict[str, Any] = {
             "format": FORMAT,
@@ -338,7 +343,14 @@ def _assignment(entry: Mapping[str, Any]) -> Assignment:
 
 def _canonical(values: Iterable[tuple[str, Value]]) -> dict[str, Value]:
     """Parameters whose equal values hash equally: 1 and 1.0 and -0.0 and 0.0 are not told apart."""
-    return {
-        name: value if isinstance(value, bool | str) else (int(value) if float(value).is_integer() else float(value))
-        for name, value in values
-    }
+    found: dict[str, Value] = {}
+    for name, value in values:
+        if type(value) is float:
+            found[name] = int(value) if value.is_integer() else value
+        else:
+            found[name] = value if isinstance(value, bool | str) else _number(value)
+    return found
+
+
+def _number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else float(value)

@@ -19,7 +19,22 @@ from evaluators.contract import EvaluatorError
 from search.errors import SearchError
 from search.optimizers import registry as optimizers
 from search.positions import Location, Problem, YamlSource, did_you_mean
-from search.schema import Budget, Config, EngineConfig, Models, Objective, SearchSettings, SpaceConfig
+from search.schema import (
+    Budget,
+    Config,
+    ConstraintConfig,
+    EngineConfig,
+    FidelityConfig,
+    Models,
+    Objective,
+    SearchSettings,
+    SpaceConfig,
+)
+from search.space import MethodChoice, SpaceError
+from search.space.methods import problems as method_problems
+from search.space.methods import searched
+from search.space.scales import density_steps
+from search.space_schema import MethodConfig
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     if isinstance(data.get("evaluators"), dict):
         problems.extend(_evaluator_problems(data["evaluators"], path.parent))
     problems.extend(_optimizer_problems(data))
+    problems.extend(_space_problems(data))
     if config is not None and not problems:
         problems.extend(_cross_problems(config))
     if problems or config is None:
@@ -157,7 +173,7 @@ def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
 
 
 def _is_tag(part: str) -> bool:
-    return part in {"Knots", "Blocks"} or part.startswith(("literal[", "list[", "dict[", "function-"))
+    return part in {"Knots", "Blocks", "MethodConfig"} or part.startswith(("literal[", "list[", "dict[", "function-"))
 
 
 def _expected(text: str) -> list[str]:
@@ -172,10 +188,15 @@ def _model_at(location: Location) -> type[BaseModel] | None:
         ("space",): SpaceConfig,
         ("search",): SearchSettings,
         ("search", "budget"): Budget,
+        ("search", "fidelity"): FidelityConfig,
         ("engine",): EngineConfig,
     }
+    if len(location) == 3 and location[:2] == ("space", "methods"):
+        return MethodConfig
     if len(location) == 2 and location[0] == "objectives":
         return Objective
+    if len(location) == 2 and location[0] == "constraints":
+        return ConstraintConfig
     return models.get(location)
 
 
@@ -242,6 +263,36 @@ def _optimizer_problems(data: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(problem.location, message, problem.at_key)
 
 
+def _space_problems(data: dict[str, Any]) -> Iterator[Problem]:
+    """What the methods that are named have to say."""
+    models = data.get("models")
+    experts = models.get("experts") if isinstance(models, dict) else None
+    try:
+        space = SpaceConfig.model_validate(data.get("space", {}))
+    except ValidationError:
+        return
+    if not isinstance(experts, dict) or not experts:
+        return
+    location: Location = ("space", "methods")
+    densities = False
+    for index, each in enumerate(space.methods):
+        choice = MethodChoice(each) if isinstance(each, str) else MethodChoice(each.name, each.parameters)
+        found = list(method_problems(choice, len(experts)))
+        for parameter, message in found:
+            place = (*location, index, "parameters", parameter) if parameter else (*location, index)
+            yield Problem(place, message)
+        if not found:
+            try:
+                densities |= searched(choice, len(experts), space.normalize).density != "none"
+            except SpaceError as error:
+                yield Problem((*location, index), str(error))
+    if densities:
+        try:
+            density_steps(*space.density)
+        except SpaceError as error:
+            yield Problem(("space", "density"), str(error))
+
+
 def _cross_problems(config: Config) -> Iterator[Problem]:
     """What no single value shows."""
     for index, objective in enumerate(config.objectives):
@@ -257,7 +308,9 @@ def _cross_problems(config: Config) -> Iterator[Problem]:
             known = ", ".join(config.models.experts)
             hint = did_you_mean(objective.expert, config.models.experts)
             yield Problem((*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}")
-    if "slerp" in config.space.methods and len(config.models.experts) != 2:
-        yield Problem(
-            ("space", "methods"), f"slerp merges exactly two experts, found {len(config.models.experts)}; leave it out"
-        )
+    for name in config.constraints:
+        evaluator = name.partition(".")[0]
+        if evaluator not in config.evaluators:
+            known = ", ".join(config.evaluators)
+            hint = did_you_mean(evaluator, config.evaluators)
+            yield Problem(("constraints", name), f"there is no evaluator {evaluator!r}; there are: {known}.{hint}")

@@ -7,8 +7,9 @@ from pathlib import Path
 from evaluators.contract import Split
 from search.config import LoadedConfig
 from search.errors import SearchError
-from search.run import build_evaluators, prepare_evaluators
-from search.workers.inline import Evaluation, score_model
+from search.setup import build_evaluators, prepare_evaluators
+from search.workers.evaluation import Evaluation
+from search.workers.inline import score_model
 
 
 def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Evaluation:

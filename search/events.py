@@ -38,6 +38,7 @@ class RunStarted(Event):
         sources: alias -> content hash of every model, "base" among them.
         paths: alias -> folder where it was found, absolute.
         groups: the layout's groups, as ``str(Group)``: with the config they determine every space of the run.
+        tensors: canonical tensor name -> its group, where genes go down to tensors; else empty.
         objectives: name, direction, low, high, expert and unit of each.
         evaluators: name -> fingerprint.
         engine: the engine's fingerprint.
@@ -45,6 +46,12 @@ class RunStarted(Event):
         stage_ends: candidate id before which each stage ends; the last stage takes what a grown budget adds.
         reference: [objectives] the hypervolume's reference point, in utilities.
         items: evaluator -> split -> ids of its items, in the order of the stored score arrays.
+        clusters: evaluator -> item id -> cluster, for evaluators whose items are not independent; all splits.
+        constraints: each as plain data.
+        metrics: ``evaluator.metric`` -> direction, low and high of every metric that is reported.
+        holdouts: evaluator -> sha256 over the contents of its holdout items: under which openings are counted.
+        folder: of the config file, absolute: what its relative paths are relative to.
+        version: of the meaning of this log: 1 had task-arithmetic baselines only and scored every item at once.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -59,6 +66,41 @@ class RunStarted(Event):
     stage_ends: list[int]
     reference: list[float]
     items: dict[str, dict[str, list[str]]]
+    tensors: dict[str, str] = field(default_factory=dict)
+    clusters: dict[str, dict[str, str]] = field(default_factory=dict)
+    constraints: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    holdouts: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class StageBegun(Event):
+    """An optimizer is built. What it may depend on beside config and history is measured once, and logged here.
+
+    Attributes:
+        stage: its index.
+        seconds: wall seconds that evaluating one candidate took so far (the median), or None where nothing was scored.
+    """
+
+    kind: ClassVar[str] = "stage_begun"
+    stage: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class OptimizerNoted(Event):
+    """What an optimizer says of itself: which one `auto` took and why, how well its model predicts.
+
+    Attributes:
+        candidate: the last one that it had heard of.
+    """
+
+    kind: ClassVar[str] = "optimizer_noted"
+    stage: int
+    candidate: int
+    facts: dict[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -92,6 +134,33 @@ class EvaluationStarted(Event):
 
 
 @dataclass(frozen=True)
+class RungReached(Event):
+    """A candidate has its scores on the items of a rung, and whether it goes on is decided.
+
+    Attributes:
+        rung: from 0.
+        items: scored so far, over all evaluators.
+        values: ``evaluator.metric`` -> aggregate over the items so far.
+        seconds: spent so far on this candidate.
+        opponent: the candidate that it is tested against, frozen at its first rung; None where there is none.
+        evidence: objective -> natural logarithm of the e-value against "it is no worse than the opponent".
+        dropped: it ends here.
+        scores: evaluator -> item scores so far.
+    """
+
+    kind: ClassVar[str] = "rung_reached"
+    candidate: int
+    rung: int
+    items: int
+    values: dict[str, float]
+    seconds: dict[str, float]
+    opponent: int | None = None
+    evidence: dict[str, float] = field(default_factory=dict)
+    dropped: bool = False
+    scores: dict[str, ItemScores] = field(default_factory=dict, metadata={"logged": False})
+
+
+@dataclass(frozen=True)
 class Scored(Event):
     """A candidate has its scores on a split. The item scores go into their own table, in the same transaction.
 
@@ -100,6 +169,7 @@ class Scored(Event):
         errors: ``evaluator.metric`` -> standard error of the aggregate.
         seconds: stage of the work ("materialize", "evaluate") -> wall seconds.
         weights: sha256 of the live model's tensors when it was scored; "" where it was not asked for.
+        violations: one number per constraint, > 0 where it is broken on this split.
         scores: evaluator -> item scores.
     """
 
@@ -110,6 +180,7 @@ class Scored(Event):
     errors: dict[str, float]
     seconds: dict[str, float]
     weights: str = ""
+    violations: list[float] = field(default_factory=list)
     scores: dict[str, ItemScores] = field(default_factory=dict, metadata={"logged": False})
 
 
@@ -158,6 +229,19 @@ class Chosen(Event):
 
 
 @dataclass(frozen=True)
+class Picked(Event):
+    """Somebody asked for another mix: a candidate by that rule, on selection scores. The recommendation stays.
+
+    Attributes:
+        rule: the mix, the bounds, the objective: as the user gave them.
+    """
+
+    kind: ClassVar[str] = "picked"
+    candidate: int
+    rule: str
+
+
+@dataclass(frozen=True)
 class Opened(Event):
     """A holdout was looked at.
 
@@ -190,8 +274,8 @@ class Finished(Event):
 EVENTS: dict[str, type[Event]] = {
     each.kind: each
     for each in (
-        RunStarted, Resumed, Asked, EvaluationStarted, Scored, Failed, Told, FinalistsNamed, Chosen, Opened,
-        Interrupted, Finished,
+        RunStarted, StageBegun, OptimizerNoted, Resumed, Asked, EvaluationStarted, RungReached, Scored, Failed, Told,
+        FinalistsNamed, Chosen, Picked, Opened, Interrupted, Finished,
     )
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.contract import Evaluator, ItemScores, Metric, weighted_mean
+from evaluators.contract import Evaluator, ItemScores, Metric, Split, weighted_mean
 from search.config import LoadedConfig
 from search.positions import did_you_mean
 
@@ -157,19 +157,39 @@ def aggregate(name: str, evaluator: Evaluator, scores: ItemScores) -> dict[str, 
     return {f"{name}.{metric}": value for metric, value in evaluator.aggregate(scores).items()}
 
 
-def standard_errors(name: str, scores: ItemScores) -> dict[str, float]:
-    """``evaluator.metric`` -> standard error of the weighted mean, items taken as independent.
+def clusters_of(evaluator: Evaluator, split: Split) -> dict[str, str] | None:
+    """Item id -> its cluster on a split; None where every item stands for itself."""
+    items = evaluator.items(split)
+    clusters = getattr(items, "clusters", ())
+    return dict(zip(items.ids, clusters, strict=True)) if clusters else None
 
-    The linearised variance of a ratio: √(Σ w²(v − m)² · n/(n−1)) / Σ w; for equal weights it is s/√n.
+
+def standard_errors(name: str, scores: ItemScores, clusters: Mapping[str, str] | None = None) -> dict[str, float]:
+    """``evaluator.metric`` -> standard error of the weighted mean.
+
+    The linearised variance of a ratio: √(Σ w²(v − m)² · n/(n−1)) / Σ w; for equal weights it is s/√n. Where items come
+    in clusters, a cluster's residuals are summed first, and n counts clusters.
+
+    Args:
+        name: the evaluator's.
+        scores: of one candidate.
+        clusters: item id -> cluster; None: items are independent.
     """
     result = {}
     keep = np.array([status != "unscored" for status in scores.statuses], dtype=bool)
+    labels = None
+    if clusters is not None:
+        kept = [clusters.get(id, id) for id, here in zip(scores.ids, keep, strict=True) if here]
+        labels = np.unique(kept, return_inverse=True)[1] if kept else None
     for metric, values in scores.values.items():
         weights = scores.weights[metric][keep]
-        n = int(keep.sum())
-        if n < 2 or weights.sum() <= 0.0:
+        total = float(weights.sum())
+        residuals = weights * (values[keep] - weighted_mean(scores, metric)) if total > 0.0 else np.zeros(0)
+        if labels is not None and len(residuals):
+            residuals = np.bincount(labels, weights=residuals)
+        n = len(residuals)
+        if n < 2:
             result[f"{name}.{metric}"] = math.inf
             continue
-        residuals = weights * (values[keep] - weighted_mean(scores, metric))
-        result[f"{name}.{metric}"] = float(math.sqrt((residuals**2).sum() * n / (n - 1)) / weights.sum())
+        result[f"{name}.{metric}"] = float(math.sqrt((residuals**2).sum() * n / (n - 1)) / total)
     return result

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluators.contract import SPLITS, Split
 from merging.recipe import Group, Recipe, SourceRef
+from search.constraints import Constraints
 from search.errors import SearchError
 from search.events import (
     Asked,
@@ -20,16 +21,21 @@ from search.events import (
     FinalistsNamed,
     Finished,
     Opened,
+    OptimizerNoted,
+    Picked,
     Resumed,
     RunStarted,
     Told,
 )
-from search.finals import Baseline, Judge, Scores
+from search.judge import Baseline, Judge, Scores
 from search.lock import is_held
 from search.objectives import Objectives
 from search.schema import Config
-from search.stages import Stage, build_stages
+from search.stages import Stage, build_stages, stage_names
 from search.store import Candidate, Store
+
+if TYPE_CHECKING:
+    from search.claims import Claims
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ class Results:
         finalists: named for the selection split; empty before.
         chosen: the run's recommendation, or None before.
         openings: how often the holdout was opened.
+        picks: (candidate, rule) of every other mix that somebody asked for.
+        notes: stage -> what its optimizer last said of itself.
+        violations: split -> candidate -> [constraints] > 0 where one is broken.
+        items: scored by the search, those of candidates that were stopped early among them.
         evaluations: started evaluations, on any split, repeated ones included.
         seconds: "materialize", "evaluate", "optimize", "store" -> wall seconds in all.
     """
@@ -59,6 +69,10 @@ class Results:
     finalists: tuple[int, ...]
     chosen: int | None
     openings: int
+    picks: tuple[tuple[int, str], ...]
+    notes: dict[int, dict[str, float | str]]
+    violations: dict[Split, dict[int, tuple[float, ...]]]
+    items: int
     evaluations: int
     seconds: dict[str, float]
     candidate_seconds: dict[tuple[int, str], dict[str, float]]
@@ -79,10 +93,12 @@ class Results:
             asked = repeated = openings = 0
             finalists: tuple[int, ...] = ()
             chosen: int | None = None
+            picks: list[tuple[int, str]] = []
+            notes: dict[int, dict[str, float | str]] = {}
             budget = int(started.config["search"]["budget"]["candidates"])
-            finished = 0
+            finished = items = 0
             for event in store.events(
-                Asked, Told, EvaluationStarted, FinalistsNamed, Chosen, Opened, Finished, Resumed
+                Asked, Told, EvaluationStarted, FinalistsNamed, Chosen, Picked, Opened, Finished, Resumed, OptimizerNoted
             ):
                 match event:
                     case Asked():
@@ -90,12 +106,17 @@ class Results:
                     case Told():
                         # a candidate beyond the finalists' search reopens the question
                         finalists, chosen, finished = (), None, 0
+                        items += event.outcome.items if event.outcome.state != "duplicate" else 0
                     case EvaluationStarted():
                         repeated += 1
                     case FinalistsNamed():
                         finalists = tuple(event.finalists)
                     case Chosen():
                         chosen = event.candidate
+                    case Picked():
+                        picks.append((event.candidate, event.rule))
+                    case OptimizerNoted():
+                        notes[event.stage] = event.facts
                     case Opened():
                         openings += 1
                     case Finished():
@@ -123,6 +144,10 @@ class Results:
                 finalists=finalists,
                 chosen=chosen,
                 openings=openings,
+                picks=tuple(picks),
+                notes=notes,
+                items=items,
+                violations={split: store.violations(split) for split in SPLITS},
                 evaluations=asked - duplicates + repeated,
                 seconds=seconds,
                 candidate_seconds=by_candidate,
@@ -147,12 +172,34 @@ class Results:
             alias: SourceRef(self.started.paths[alias], content) for alias, content in self.started.sources.items()
         }
         groups = [Group.parse(each) for each in self.started.groups]
-        return build_stages(self.config, groups, sources, self.started.stage_ends)
+        return build_stages(
+            self.config,
+            groups,
+            sources,
+            self.started.stage_ends,
+            version=self.started.version,
+            tensors={name: Group.parse(group) for name, group in self.started.tensors.items()},
+        )
 
     @cached_property
     def judge(self) -> Judge:
         """Fronts, knees and baselines."""
-        return Judge(self.objectives, self.candidates, [stage.name for stage in self.stages])
+        return Judge(self.objectives, self.candidates, stage_names(self.config), self.violations)
+
+    @cached_property
+    def constraints(self) -> Constraints:
+        """As they were when the run started."""
+        return Constraints.from_data(self.started.constraints, self.started.clusters)
+
+    @cached_property
+    def claims(self) -> Claims | None:
+        """What may be said of the chosen candidate; None before it has holdout scores, and for logs that lack what it
+        takes."""
+        from search.claims import Claims  # reads results itself
+
+        if self.chosen is None or self.chosen not in self.scores["holdout"]:
+            return None
+        return Claims(self)
 
     @property
     def split(self) -> Split:
@@ -164,7 +211,7 @@ class Results:
     def front(self) -> list[int]:
         """The non-dominated candidates: finalists on selection scores when there are any, else on search scores."""
         if self.split == "selection":
-            return self.judge.front(self.scores["selection"], self.finalists)
+            return self.judge.front(self.scores["selection"], self.finalists, "selection")
         return self.judge.front(self.scores["search"])
 
     @cached_property
@@ -238,7 +285,7 @@ class Results:
                 {
                     "id": each.id,
                     "state": each.state,
-                    "stage": self.stages[each.stage].name,
+                    "stage": stage_names(self.config)[each.stage],
                     "label": each.label,
                     "recipe_hash": each.recipe_hash,
                     "search": self.values(each.id, "search"),
@@ -280,6 +327,16 @@ class Results:
                 for each in self.baselines
             ],
             "hypervolume": self.hypervolume,
+            "constraints": [
+                {
+                    "says": str(each),
+                    "kept_by": sum(row[place] <= 0.0 for row in self.violations["search"].values()),
+                }
+                for place, each in enumerate(self.constraints.all)
+            ],
+            "optimizers": {stage_names(self.config)[stage]: facts for stage, facts in self.notes.items()},
+            "picks": [{"id": id, "rule": rule} for id, rule in self.picks],
+            "items": self.items,
             "evaluations": self.evaluations,
             "holdout_openings": self.openings,
             "seconds": self.seconds,

@@ -9,140 +9,40 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evaluators import registry
-from evaluators.contract import SPLITS, Evaluator, EvaluatorError
+from evaluators.contract import SPLITS, Evaluator
 from search.config import LoadedConfig, resolved_yaml
 from search.errors import SearchError
-from search.events import Event, Finished, Listener, Resumed, RunStarted
-from search.finals import Finals
+from search.events import Event, Finished, Listener, Picked, Resumed, RunStarted
+from search.finals import Finals, holdout_hashes
+from search.ledger import Ledger
 from search.lock import RunLock
 from search.loop import Search
-from search.objectives import Objectives
-from search.schema import Config
+from search.objectives import clusters_of
+from search.positions import YamlSource
+from search.racing import Racer
+from search.results import Results
+from search.schema import Budget, Config, OptimizerConfig
+from search.setup import Setup, model_paths, set_up
 from search.stages import Stage, build_optimizer, build_stages
-from search.store import DATABASE, Store
+from search.store import CONTROL, DATABASE, Store
 from search.workers.inline import InlineWorker
 
-if TYPE_CHECKING:
-    from evaluators.contract import Engine
-    from merging import Materializer, Sources
-
-PACKAGES = ("paretomerge", "torch", "transformers", "safetensors", "tokenizers", "numpy", "cma", "moocore")
-
-
-_LOG = logging.getLogger("paretomerge")
-
-
-@dataclass
-class Setup:
-    """Everything that scores candidates, ready to work.
-
-    Attributes:
-        sources: the models.
-        materializer: writes recipes into the live model.
-        engine: asks the live model.
-        evaluators: name -> prepared evaluator.
-        objectives: resolved.
-    """
-
-    sources: Sources
-    materializer: Materializer
-    engine: Engine
-    evaluators: dict[str, Evaluator]
-    objectives: Objectives
-
-
-def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
-    """Load models, data and engine, and check all of it.
-
-    Args:
-        loaded: the config.
-        threads: CPU threads; the config's, or torch's own choice, if None.
-
-    Raises:
-        SearchError, MergingError, EvaluatorError, ZooError: what is wrong, and where.
-    """
-    import torch
-
-    from evaluators import HFEngine, load_tokenizer
-    from merging import Materializer, Sources, load_model
-
-    config = loaded.config
-    torch.set_num_threads(threads or config.engine.threads or torch.get_num_threads())
-    evaluators = build_evaluators(loaded)
-    objectives = Objectives.of(loaded, evaluators)
-    base, experts = model_paths(loaded)
-    sources = Sources.load(base, experts)
-    for note in sources.notes:
-        _LOG.warning("note: %s", note)
-    model = load_model(base, dtype=config.models.dtype, device=config.engine.device)
-    engine = HFEngine(model, load_tokenizer(base), batch_tokens=config.engine.batch_tokens, device=config.engine.device)
-    prepare_evaluators(loaded, evaluators, engine)
-    return Setup(sources, Materializer(sources, model), engine, evaluators, objectives)
-
-
-def model_paths(loaded: LoadedConfig) -> tuple[Path, dict[str, Path]]:
-    """Folders of the base and of every expert.
-
-    Raises:
-        SearchError: one is not there; points at its line.
-    """
-    import zoo
-
-    def find(location: tuple[str | int, ...], reference: str) -> Path:
-        try:
-            path = loaded.resolve(reference)
-        except zoo.ZooError as error:
-            raise loaded.error(location, str(error)) from error
-        if not path.is_dir():
-            raise loaded.error(location, f"expected a folder with a model, found nothing at {path}")
-        return path
-
-    models = loaded.config.models
-    experts = {name: find(("models", "experts", name), path) for name, path in models.experts.items()}
-    return find(("models", "base"), models.base), experts
-
-
-def build_evaluators(loaded: LoadedConfig) -> dict[str, Evaluator]:
-    """The config's evaluators, their data read.
-
-    Raises:
-        SearchError: data that is missing or bad; points at the evaluator's line.
-    """
-    import zoo
-
-    result: dict[str, Evaluator] = {}
-    for name in loaded.config.evaluators:
-        try:
-            kind, options = loaded.evaluator_options(name)
-            result[name] = registry.build(kind, options, folder=loaded.path.parent)
-        except (EvaluatorError, zoo.ZooError) as error:
-            raise loaded.error(("evaluators", name), str(error)) from error
-    return result
-
-
-def prepare_evaluators(loaded: LoadedConfig, evaluators: Mapping[str, Evaluator], engine: Engine) -> None:
-    """Let every evaluator check and tokenise its data.
-
-    Raises:
-        SearchError: data that this engine cannot use; points at the evaluator's line.
-    """
-    for name, evaluator in evaluators.items():
-        try:
-            evaluator.prepare(engine)
-        except EvaluatorError as error:
-            raise loaded.error(("evaluators", name), str(error)) from error
-
+PACKAGES = (
+    "paretomerge", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "cma", "cmaes", "optuna",
+    "moocore",
+)  # fmt: skip
+LOG_VERSION = 2
+"""What a log's events mean; see :class:`search.events.RunStarted`."""
 
 class Run:
     """One search in its directory, from the first start to the finish, over any number of interruptions."""
@@ -157,6 +57,19 @@ class Run:
         self.folder = folder
         self._listeners = list(listeners)
         self._store: Store | None = None
+
+    @staticmethod
+    def reopen(folder: Path) -> Run:
+        """A run that has begun, from its directory alone: the config as the run knows it, its relative paths from where
+        the config file lay.
+
+        Raises:
+            SearchError: no run is there.
+        """
+        results = Results.load(folder)
+        given = YamlSource(folder / "config.yaml")
+        beside = Path(results.started.folder or folder) / "config.yaml"
+        return Run(LoadedConfig(results.config, beside, given), folder)
 
     def execute(self, should_stop: Callable[[], bool] = lambda: False) -> int | None:
         """Start, or resume, and go on to the finish.
@@ -174,17 +87,23 @@ class Run:
         except OSError as error:
             raise SearchError(f"{self.folder}: the run directory cannot be made: {error.strerror}") from error
         with RunLock(self.folder):
-            started = self._open()
-            try:
-                if started is not None:
-                    self._refuse_changed_config(started)
-                    if self._is_finished():
-                        return None
-                setup = set_up(self._loaded, started.threads if started else None)
-                return self._search(setup, started, should_stop)
-            finally:
-                if self._store is not None:
-                    self._store.close()
+            chosen = self._execute(should_stop)
+        if self._loaded.config.search.control:
+            Run(_control(self._loaded), self.folder / CONTROL, self._listeners).execute(should_stop)
+        return chosen
+
+    def _execute(self, should_stop: Callable[[], bool]) -> int | None:
+        started = self._open()
+        try:
+            if started is not None:
+                self._refuse_changed_config(started)
+                if self._is_finished():
+                    return None
+            setup = set_up(self._loaded, started.threads if started else None)
+            return self._search(setup, started, should_stop)
+        finally:
+            if self._store is not None:
+                self._store.close()
 
     def _open(self) -> RunStarted | None:
         """The stored beginning of the run, or None for a new one."""
@@ -218,9 +137,8 @@ class Run:
 
     def _search(self, setup: Setup, started: RunStarted | None, should_stop: Callable[[], bool]) -> int:
         config = self._loaded.config
-        stages = build_stages(
-            config, setup.sources.layout.groups, setup.sources.refs, started.stage_ends if started else None
-        )
+        version = started.version if started else LOG_VERSION
+        stages = self._stages(setup, version, started.stage_ends if started else None)
         now = self._beginning(setup, stages)
         if started is None:
             _write_run_files(self.folder, self._loaded)
@@ -228,24 +146,89 @@ class Run:
             self._emit(now)
         else:
             _refuse_changes(started, now, self.folder)
-        objectives = setup.objectives
         worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
-        planned = _planned(stages, (started or now).config["search"]["budget"]["candidates"])
-        search = Search(
+        search = self._driver(setup, stages, worker, started or now, should_stop)
+        if started is not None:
+            store = self._opened
+            different = search.restore(store.events(), lambda id: store.item_scores(id, "search"))
+            self._emit(Resumed(config.search.budget.candidates, different))
+        budget = config.search.budget
+        reserved = config.search.reserve
+        search.run(budget.candidates, None if budget.items is None else round(budget.items * (1.0 - reserved)))
+        return self._finals(setup, stages, worker, should_stop).run(config.search, search.items)
+
+    def _stages(self, setup: Setup, version: int, ends: Sequence[int] | None) -> list[Stage]:
+        layout, refs = setup.sources.layout, setup.sources.refs
+        return build_stages(self._loaded.config, layout.groups, refs, ends, version=version, tensors=layout.by_tensor)
+
+    def _driver(
+        self,
+        setup: Setup,
+        stages: Sequence[Stage],
+        worker: InlineWorker,
+        started: RunStarted,
+        should_stop: Callable[[], bool],
+    ) -> Search:
+        config, objectives = self._loaded.config, setup.objectives
+        planned = _planned(stages, started.config["search"]["budget"]["candidates"])
+        racer = Racer(setup.evaluators, objectives, config.search.fidelity)
+        staged = started.version >= 2 and len(racer.rungs) > 1
+        return Search(
             stages,
-            lambda stage: build_optimizer(config, stage, planned[stage.index], len(objectives.targets)),
+            lambda stage, seconds: build_optimizer(
+                config, stage, planned[stage.index], len(objectives.targets), seconds=seconds
+            ),
             worker,
             objectives,
             self._emit,
             should_stop,
+            evaluators=setup.evaluators,
+            racer=racer if staged else None,
+            constraints=setup.constraints,
         )
-        budget = config.search.budget.candidates
-        if started is not None:
-            different = search.restore(self._opened.events())
-            self._emit(Resumed(budget, different))
-        search.run(budget)
-        finals = Finals(self._opened, stages, worker, setup.evaluators, objectives, self._emit, should_stop)
-        return finals.run(config.search.finalists, budget)
+
+    def _finals(
+        self, setup: Setup, stages: Sequence[Stage], worker: InlineWorker, should_stop: Callable[[], bool]
+    ) -> Finals:
+        return Finals(
+            self._opened,
+            stages,
+            worker,
+            setup.evaluators,
+            setup.objectives,
+            self._emit,
+            should_stop,
+            constraints=setup.constraints,
+            ledger=Ledger(self.folder),
+        )
+
+    def open_holdout(self, candidate: int, rule: str, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Look at the holdout for one more candidate, that somebody picked for another mix.
+
+        Args:
+            candidate: a finalist.
+            rule: by which it was picked; logged.
+            should_stop: asked before the evaluation.
+
+        Raises:
+            SearchError, MergingError, EvaluatorError, ZooError: the run cannot be written, or has changed.
+        """
+        with RunLock(self.folder):
+            started = self._open()
+            if started is None:
+                raise SearchError(f"{self.folder}: this run has not begun yet")
+            try:
+                self._emit(Picked(candidate, rule))
+                if candidate in self._opened.scores("holdout"):
+                    return
+                self._refuse_changed_config(started)
+                setup = set_up(self._loaded, started.threads)
+                stages = self._stages(setup, started.version, started.stage_ends)
+                _refuse_changes(started, self._beginning(setup, stages), self.folder)
+                worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
+                self._finals(setup, stages, worker, should_stop).open([candidate])
+            finally:
+                self._opened.close()
 
     def _beginning(self, setup: Setup, stages: Sequence[Stage]) -> RunStarted:
         import torch
@@ -256,6 +239,7 @@ class Run:
             sources={alias: ref.content for alias, ref in setup.sources.refs.items()},
             paths={alias: str(path.absolute()) for alias, path in {"base": base, **experts}.items()},
             groups=[str(group) for group in setup.sources.layout.groups],
+            tensors=_tensors(self._loaded.config, setup),
             objectives=setup.objectives.as_data(),
             evaluators={name: self._identity(name, each) for name, each in setup.evaluators.items()},
             engine=setup.engine.fingerprint,
@@ -266,6 +250,20 @@ class Run:
                 name: {split: list(evaluator.items(split).ids) for split in SPLITS}
                 for name, evaluator in setup.evaluators.items()
             },
+            clusters={
+                name: {id: of for split in SPLITS for id, of in (clusters_of(evaluator, split) or {}).items()}
+                for name, evaluator in setup.evaluators.items()
+                if any(clusters_of(evaluator, split) for split in SPLITS)
+            },
+            constraints=setup.constraints.as_data(),
+            metrics={
+                f"{name}.{each.name}": {"direction": each.direction, "low": each.low, "high": each.high}
+                for name, evaluator in setup.evaluators.items()
+                for each in evaluator.metrics
+            },
+            holdouts=holdout_hashes(setup.evaluators),
+            folder=str(self._loaded.path.parent.absolute()),
+            version=LOG_VERSION,
         )
 
     def _identity(self, name: str, evaluator: Evaluator) -> str:
@@ -289,7 +287,7 @@ class Run:
         """Raises SearchError with a diff unless the config is the stored one, or differs in a grown budget only."""
         now = self._loaded.config
         before = Config.model_validate(started.config)
-        grown = now.search.budget.candidates >= before.search.budget.candidates
+        grown = _grown(before.search.budget, now.search.budget)
         settings = before.search.model_copy(update={"budget": now.search.budget})
         if grown and before.model_copy(update={"search": settings}) == now:
             return
@@ -309,6 +307,13 @@ class Run:
         )
 
 
+def _control(loaded: LoadedConfig) -> LoadedConfig:
+    """The same search by chance alone."""
+    by_chance = {"optimizer": OptimizerConfig(name="random"), "control": False}
+    settings = loaded.config.search.model_copy(update=by_chance)
+    return replace(loaded, config=loaded.config.model_copy(update={"search": settings}))
+
+
 def _refuse_changes(started: RunStarted, now: RunStarted, folder: Path) -> None:
     """Raises SearchError unless models, layout, data and engine are what the run was started with."""
     changed = [f"model {name!r}" for name in _differing(started.sources, now.sources)]
@@ -326,6 +331,18 @@ def _refuse_changes(started: RunStarted, now: RunStarted, folder: Path) -> None:
             f"{folder}: since this run was started, these have changed: {'; '.join(changed)}. Its stored scores would "
             "not belong to them. Restore them, or start a new run with another --name."
         )
+
+
+def _tensors(config: Config, setup: Setup) -> dict[str, str]:
+    """Tensor -> group, where the space needs it."""
+    if config.space.granularity != "tensor":
+        return {}
+    return {name: str(group) for name, group in setup.sources.layout.by_tensor.items()}
+
+
+def _grown(before: Budget, now: Budget) -> bool:
+    more = now.items is None or (before.items is not None and now.items >= before.items)
+    return more and now.candidates >= before.candidates
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

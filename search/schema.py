@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from search.space_schema import SpaceConfig as SpaceConfig
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
-Kind = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
-MergeMethod = Literal["task_arithmetic", "linear", "slerp"]
 
 
 class _Strict(BaseModel):
@@ -45,59 +46,50 @@ class Objective(_Strict):
     )
 
 
-class Knots(_Strict):
-    """Coefficients at k depths, linear in between."""
-
-    knots: int = Field(ge=1, le=128)
-
-
-class Blocks(_Strict):
-    """Coefficients constant over n runs of depths."""
-
-    blocks: int = Field(ge=1, le=1024)
-
-
-class SpaceConfig(_Strict):
-    """What may vary."""
-
-    coefficient: tuple[float, float] = Field((0.0, 1.5), description="bounds of every coefficient, may be negative")
-    granularity: Literal["model", "layer"] | Knots | Blocks = Field(default=Knots(knots=4))
-    kinds: list[list[Kind]] | None = Field(
-        None, description="module kinds that share their coefficients; by default every kind has its own"
-    )
-    methods: list[MergeMethod] = Field(
-        default=["task_arithmetic"], min_length=1, description="several: the choice is a gene per method block"
-    )
-    method_blocks: int = Field(1, ge=1, description="runs of depths that choose their method together")
-    normalize: bool = Field(False, description="divide by the sum of the coefficients; hides optima that amplify")
-
-    @field_validator("granularity", mode="before")
-    @classmethod
-    def _one_of_four(cls, value: Any) -> Any:
-        known = isinstance(value, Knots | Blocks) or value in ("model", "layer")
-        if not known and not (isinstance(value, dict) and len(value) == 1 and set(value) <= {"knots", "blocks"}):
-            raise ValueError(f"expected model, layer, {{knots: k}} or {{blocks: n}}, found {value!r}")
-        return value
-
-    @field_validator("coefficient")
-    @classmethod
-    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
-        if not bounds[0] < bounds[1]:
-            raise ValueError(f"expected [low, high] with low < high, found [{bounds[0]}, {bounds[1]}]")
-        return bounds
-
-    @field_validator("methods")
-    @classmethod
-    def _once(cls, methods: list[str]) -> list[str]:
-        if len(set(methods)) != len(methods):
-            raise ValueError("a method is named twice")
-        return methods
-
-
 class Budget(_Strict):
-    """When the search ends. May grow between two starts; nothing else may change."""
+    """When the search ends: at whichever comes first. May grow between two starts; nothing else may change."""
 
     candidates: int = Field(ge=1, description="candidates in all, baselines among them")
+    items: int | None = Field(
+        None, ge=1, description="scored items in all, those reserved for the finalists among them; no limit if left out"
+    )
+
+
+class ConstraintConfig(_Strict):
+    """A bound that a candidate must keep, judged by the confidence bound of its score."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    confidence: float = Field(
+        0.9, ge=0.5, lt=1.0, description="one-sided: 0.9 wants the 90 % bound of the score inside; 0.5 the score itself"
+    )
+
+    @model_validator(mode="after")
+    def _one_side(self) -> ConstraintConfig:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("expected one of at_least and at_most")
+        return self
+
+
+class FidelityConfig(_Strict):
+    """How candidates are stopped early. Baselines never are."""
+
+    rungs: tuple[int, ...] = Field(
+        (40, 120, 360), description="items of each evaluator after which is decided whether a candidate goes on"
+    )
+    rule: Literal["race", "halving"] = Field(
+        "race",
+        description="race: stop what one better candidate provably dominates; halving: stop all but the best share",
+    )
+    alpha: float = Field(0.05, gt=0.0, lt=0.5, description="race: chance of stopping a candidate that is not worse")
+    keep: float = Field(1 / 3, gt=0.0, lt=1.0, description="halving: the share that goes on from each rung")
+
+    @field_validator("rungs")
+    @classmethod
+    def _ascending(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in rungs) or any(one >= two for one, two in pairwise(rungs)):
+            raise ValueError(f"expected ascending numbers of items >= 1, found {list(rungs)}")
+        return rungs
 
 
 class OptimizerConfig(BaseModel):
@@ -115,18 +107,30 @@ class OptimizerConfig(BaseModel):
 class SearchSettings(_Strict):
     """How the space is searched."""
 
-    optimizer: OptimizerConfig = OptimizerConfig(name="sms_emoa")
+    optimizer: OptimizerConfig = OptimizerConfig(name="auto")
     seed: int = Field(0, ge=0)
     budget: Budget
     per_expert_share: float = Field(
         0.25, ge=0.0, le=1.0, description="share of the budget for the first stage, one coefficient per expert"
     )
-    finalists: int = Field(16, ge=1, description="at most so many of the front are scored on the selection split")
+    fidelity: FidelityConfig = Field(
+        FidelityConfig(), description="off: every candidate is scored on every item at once"
+    )
+    finalists: int | None = Field(
+        None, ge=1, description="at most so many are scored on the selection split; what the reserve pays for if left out"
+    )
+    reserve: float = Field(0.2, gt=0.0, lt=1.0, description="share of all scored items that is kept for the finalists")
+    control: bool = Field(False, description="a random search with the same budget, as one more baseline")
 
     @field_validator("optimizer", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("fidelity", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return {"rungs": ()} if value in ("off", False) else value  # YAML reads a bare `off` as false
 
 
 class EngineConfig(_Strict):
@@ -149,6 +153,9 @@ class Config(_Strict):
     models: Models
     evaluators: dict[Name, dict[str, Any]] = Field(min_length=1)
     objectives: list[Objective] = Field(min_length=1)
+    constraints: dict[str, ConstraintConfig] = Field(
+        default_factory=dict, description="by evaluator.metric, or by evaluator where it has one metric"
+    )
     space: SpaceConfig = SpaceConfig()
     search: SearchSettings
     engine: EngineConfig = EngineConfig()

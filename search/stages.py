@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from merging.recipe import Group, SourceRef
 from search.optimizers import registry
 from search.optimizers.contract import Genome, Optimizer, Settings
-from search.schema import Blocks, Config, Knots
+from search.schema import Config
 from search.space import Blocks as BlockGranularity
-from search.space import Bounds, Granularity, Space, SpaceError
+from search.space import Bounds, Granularity, MethodChoice, Space, SpaceError
 from search.space import Knots as KnotGranularity
+from search.space_schema import Blocks, Knots
 
 LAMBDA_GRID = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 """Single λ for all experts, the baselines of task arithmetic (0.3–0.4 in its papers, ~1 for few small task vectors)."""
+
+PRESETS = (
+    MethodChoice("ties", {"density": 0.2}),
+    MethodChoice("dare_ties", {"density": 0.5}),
+)
+"""What the papers recommend without validation data: TIES keeps a fifth of each task vector, averages what agrees and
+adds it whole, λ = 1 (Yadav et al. 2023); DARE drops half before TIES' election (Yu et al. 2023, merges of several)."""
+
+VERSION = 2
+"""Of the baselines: 1 had no presets."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,13 @@ class Stage:
 
 
 def build_stages(
-    config: Config, groups: Sequence[Group], sources: Mapping[str, SourceRef], ends: Sequence[int] | None = None
+    config: Config,
+    groups: Sequence[Group],
+    sources: Mapping[str, SourceRef],
+    ends: Sequence[int] | None = None,
+    *,
+    version: int = VERSION,
+    tensors: Mapping[str, Group] | None = None,
 ) -> list[Stage]:
     """The stages of a config.
 
@@ -50,41 +69,49 @@ def build_stages(
         groups: of the models' layout.
         sources: alias -> model, "base" among them.
         ends: stage ends as stored when the run started; computed from the budget for a new run.
+        version: of the baselines, as stored when the run started: 1 for runs from before :data:`PRESETS`.
+        tensors: canonical tensor name -> its group; needed at ``granularity: tensor``.
+
+    Raises:
+        SpaceError: the config's space contradicts itself or the model.
     """
     granularity = _granularity(config.space.granularity)
+    experts = tuple(config.models.experts)
     low, high = config.space.coefficient
-    # every search starts from the same baselines, also where the user's bounds leave them out
-    wide = Bounds(min(low, 0.0), max(high, LAMBDA_GRID[-1]))
-    baselines = Space(
+    methods = [
+        each if isinstance(each, str) else MethodChoice(each.name, each.parameters) for each in config.space.methods
+    ]
+    common = partial(
+        Space,
         base="base",
         sources=sources,
-        experts=tuple(config.models.experts),
+        experts=experts,
         groups=groups,
-        granularity="model",
         kinds=_kinds(config, groups),
-        coefficient=wide,
         dtype=config.models.dtype,
+        tensors=tensors,
+    )
+    # Every search starts from the same baselines, also where the user's bounds leave them out.
+    baselines = common(
+        granularity="model",
+        coefficient=Bounds(min(low, 0.0), max(high, LAMBDA_GRID[-1])),
+        methods=("task_arithmetic", *PRESETS) if version > 1 else ("task_arithmetic",),
     )
 
     def space(granularity: Granularity) -> Space:
-        return Space(
-            base="base",
-            sources=sources,
-            experts=tuple(config.models.experts),
-            groups=groups,
+        return common(
             granularity=granularity,
-            kinds=_kinds(config, groups),
             coefficient=Bounds(low, high),
-            methods=tuple(config.space.methods),
+            shared=config.space.shared,
+            methods=methods,
             method_blocks=config.space.method_blocks,
+            density=Bounds(*config.space.density),
+            shared_density=config.space.shared_density,
             normalize=config.space.normalize,
-            dtype=config.models.dtype,
         )
 
-    fixed = _baselines(baselines, tuple(config.models.experts))
-    names = ["baselines", "full"]
-    if granularity != "model" and config.search.per_expert_share > 0.0:
-        names.insert(1, "per-expert")
+    fixed = _baselines(baselines, experts)
+    names = stage_names(config)
     if ends is None:
         ends = _ends(names, len(fixed), config)
     stages = []
@@ -97,7 +124,16 @@ def build_stages(
     return stages
 
 
-def build_optimizer(config: Config, stage: Stage, budget: int, objectives: int) -> Optimizer:
+def stage_names(config: Config) -> list[str]:
+    """Names of the stages by index; nothing is built for it."""
+    if config.space.granularity != "model" and config.search.per_expert_share > 0.0:
+        return ["baselines", "per-expert", "full"]
+    return ["baselines", "full"]
+
+
+def build_optimizer(
+    config: Config, stage: Stage, budget: int, objectives: int, seconds: float | None = None
+) -> Optimizer:
     """The stage's optimizer, fresh.
 
     Args:
@@ -105,10 +141,8 @@ def build_optimizer(config: Config, stage: Stage, budget: int, objectives: int) 
         stage: a stage without fixed genomes.
         budget: candidates that the stage was planned to have when the run started.
         objectives: how many.
+        seconds: what evaluating one candidate costs, as logged when the stage began; None where nothing is known.
     """
-    low, high = config.space.coefficient
-    count = len(config.models.experts)
-    mean = min(max(1.0 / count, low), high)
     settings = Settings(
         box=stage.space.box,
         objectives=objectives,
@@ -116,8 +150,10 @@ def build_optimizer(config: Config, stage: Stage, budget: int, objectives: int) 
         seed=config.search.seed * 1000 + stage.index,
         budget=budget,
         reference=(0.0,) * objectives,
-        center=stage.space.uniform(dict.fromkeys(config.models.experts, mean)),
+        center=stage.space.center(),
         options=config.search.optimizer.options,
+        seconds=seconds,
+        canonical=stage.space.canonical,
     )
     return registry.build(config.search.optimizer.name, settings)
 
@@ -132,14 +168,15 @@ def translate(genome: Genome, source: Space, target: Space) -> Genome | None:
 
 def _baselines(space: Space, experts: tuple[str, ...]) -> tuple[tuple[str, Genome], ...]:
     nothing = dict.fromkeys(experts, 0.0)
-    labelled = [("base", nothing)]
-    labelled += [(f"expert {name}", {**nothing, name: 1.0}) for name in experts]
+    labelled = [("base", space.uniform(nothing))]
+    labelled += [(f"expert {name}", space.uniform({**nothing, name: 1.0})) for name in experts]
     if len(experts) > 1:
-        labelled.append(("average", dict.fromkeys(experts, 1.0 / len(experts))))
-    labelled += [(f"task arithmetic {value}", dict.fromkeys(experts, value)) for value in LAMBDA_GRID]
+        labelled.append(("average", space.uniform(dict.fromkeys(experts, 1.0 / len(experts)))))
+    labelled += [(f"task arithmetic {value}", space.uniform(dict.fromkeys(experts, value))) for value in LAMBDA_GRID]
+    for method in space.methods[1:]:
+        labelled.append((f"{method} λ=1", space.uniform(dict.fromkeys(experts, 1.0), method)))
     result: dict[str, tuple[str, Genome]] = {}
-    for label, coefficients in labelled:
-        genome = space.uniform(coefficients)
+    for label, genome in labelled:
         result.setdefault(space.decode(genome).hash, (label, genome))
     return tuple(result.values())
 
@@ -164,4 +201,4 @@ def _granularity(value: object) -> Granularity:
         return KnotGranularity(value.knots)
     if isinstance(value, Blocks):
         return BlockGranularity(value.blocks)
-    return "layer" if value == "layer" else "model"
+    return cast(Granularity, value)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +24,7 @@ from search.events import (
     Asked,
     Event,
     Failed,
+    RungReached,
     RunStarted,
     Scored,
     Told,
@@ -32,7 +33,11 @@ from search.events import (
 from search.optimizers.contract import Genome
 
 DATABASE = "run.db"
-FORMAT = 1
+CONTROL = "control"
+"""The folder inside a run directory where its control, a random search with the same budget, has its own run."""
+FORMAT = 2
+READABLE = ("1", "2")
+"""Format 1 had neither rungs nor constraints; it is read as it is, and becomes 2 when it is written to."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -57,6 +62,12 @@ CREATE TABLE item_scores (
 CREATE TABLE timings (
     candidate INTEGER NOT NULL, split TEXT NOT NULL, what TEXT NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (candidate, split, what)
+) STRICT, WITHOUT ROWID;
+"""
+_VIOLATIONS = """
+CREATE TABLE violations (
+    candidate INTEGER NOT NULL, split TEXT NOT NULL, position INTEGER NOT NULL, violation REAL NOT NULL,
+    PRIMARY KEY (candidate, split, position)
 ) STRICT, WITHOUT ROWID;
 """
 
@@ -90,6 +101,7 @@ class Store:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._format = FORMAT
         self.path = path
 
     @staticmethod
@@ -105,7 +117,8 @@ class Store:
         store = Store(_connect(path, read_only=False), path)
         with _reported(path):
             store._connection.execute("PRAGMA journal_mode=WAL")
-            store._connection.executescript(f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;")
+            made = f"INSERT INTO meta VALUES ('format', '{FORMAT}')"
+            store._connection.executescript(f"BEGIN; {_SCHEMA} {_VIOLATIONS} {made}; COMMIT;")
         return store
 
     @staticmethod
@@ -121,10 +134,17 @@ class Store:
         store = Store(_connect(path, read_only=read_only), path)
         with _reported(path):
             row = store._connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        if row is None or row[0] != str(FORMAT):
+        if row is None or row[0] not in READABLE:
             raise SearchError(
-                f"{path}: expected run format {FORMAT}, found {row and row[0]!r}; it was written by another version"
+                f"{path}: expected run format {' or '.join(READABLE)}, found {row and row[0]!r}; it was written by "
+                "another version"
             )
+        store._format = int(row[0])
+        if store._format == 1 and not read_only:
+            with _reported(path):
+                grown = f"UPDATE meta SET value = '{FORMAT}' WHERE key = 'format'"
+                store._connection.executescript(f"BEGIN; {_VIOLATIONS} {grown}; COMMIT;")
+            store._format = FORMAT
         return store
 
     def close(self) -> None:
@@ -164,6 +184,9 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, 'running')",
                 (event.candidate, event.stage, event.label, genome, event.recipe_hash),
             )
+        elif isinstance(event, RungReached):
+            self._write_timings(event.candidate, "search", event.seconds)
+            self._write_items(event.candidate, "search", event.scores)
         elif isinstance(event, Scored):
             self._write_scores(event)
         elif isinstance(event, Failed):
@@ -182,15 +205,21 @@ class Store:
                 "INSERT INTO scores VALUES (?, ?, ?, ?, ?)",
                 (event.candidate, event.split, metric, value, event.errors.get(metric, float("inf"))),
             )
+        for position, violation in enumerate(event.violations):
+            execute("INSERT INTO violations VALUES (?, ?, ?, ?)", (event.candidate, event.split, position, violation))
         self._write_timings(event.candidate, event.split, event.seconds)
-        for evaluator, scores in event.scores.items():
+        self._write_items(event.candidate, event.split, event.scores)
+
+    def _write_items(self, candidate: int, split: str, found: Mapping[str, ItemScores]) -> None:
+        """All item scores of a candidate on a split; those of its earlier rungs are among them."""
+        for evaluator, scores in found.items():
             metrics = sorted(scores.values)
             statuses = np.array([_STATUSES.index(status) for status in scores.statuses], dtype=np.uint8)
-            execute(
-                "INSERT INTO item_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            self._connection.execute(
+                "INSERT OR REPLACE INTO item_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    event.candidate,
-                    event.split,
+                    candidate,
+                    split,
                     evaluator,
                     self._item_set(scores.ids),
                     json.dumps(metrics),
@@ -251,6 +280,16 @@ class Store:
         query = "SELECT candidate, metric, value, error FROM scores WHERE split = ?"
         for candidate, metric, value, error in self._query(query, [split]):
             result.setdefault(candidate, {})[metric] = (value, error)
+        return result
+
+    def violations(self, split: Split) -> dict[int, tuple[float, ...]]:
+        """candidate -> [constraints] violation on one split, > 0 where it is broken; empty without constraints."""
+        result: dict[int, tuple[float, ...]] = {}
+        if self._format == 1:
+            return result
+        query = "SELECT candidate, violation FROM violations WHERE split = ? ORDER BY candidate, position"
+        for candidate, violation in self._query(query, [split]):
+            result[candidate] = (*result.get(candidate, ()), violation)
         return result
 
     def item_scores(self, candidate: int, split: Split) -> dict[str, ItemScores]:

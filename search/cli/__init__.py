@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli import check, evaluate, explain, export, ls, merge, report, run, status, zoo
+from search.cli import check, choose, evaluate, explain, export, ls, merge, power, report, run, status, zoo
 
 app = typer.Typer(
     name="paretomerge",
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for module in (check, run, status, report, export, merge, evaluate, ls, explain):
+for module in (check, power, run, status, report, choose, export, merge, evaluate, ls, explain):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(zoo.app, name="zoo", help="Small model families that are really trained here, for trying things out.")
 

@@ -11,7 +11,7 @@ def check(config: ConfigArgument, set: SetOption = None) -> None:
     All errors of the file come at once, each with its line and column.
     """
     from search.config import load_config
-    from search.run import set_up
+    from search.setup import set_up
     from search.stages import build_stages
 
     loaded = load_config(config, set or [])

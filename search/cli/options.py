@@ -14,3 +14,16 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a value of the config; may be repeated."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+MixOption = Annotated[
+    str | None,
+    typer.Option("--mix", metavar="NAME=WEIGHT,…", help="How much each skill counts, such as math=0.7,safety=0.3."),
+]
+AtLeastOption = Annotated[
+    list[str] | None,
+    typer.Option("--at-least", metavar="NAME=VALUE", help="A bound that the score must be shown to keep; repeatable."),
+]
+MaximizeOption = Annotated[str | None, typer.Option("--maximize", metavar="NAME", help="The one skill to push.")]
+ConfidenceOption = Annotated[
+    float,
+    typer.Option("--confidence", metavar="P", help="Of --at-least: one-sided; 0.5 takes the score as it stands."),
+]

@@ -1,10 +1,8 @@
 """CMA-ES (pycma), for one objective or several scalarised ones; categories as integer variables.
 
-Several utilities become one by the augmented Tchebycheff function (:func:`search.pareto.tchebycheff`) with the run's
-weights, between the best utilities seen so far and the run's reference point: CMA-ES reads only the ranking within a
-generation, so a scale that moves does no harm. Hansen, "The CMA evolution strategy: a tutorial", arXiv:1604.00772;
-restarts with a doubled population: Auger & Hansen, CEC 2005; integer variables: Marty et al., LB+IC-CMA-ES, PPSN 2024;
-injected points: Hansen, arXiv:1110.4181.
+Utilities are scalarised by :mod:`search.optimizers.scalarise`. Hansen, "The CMA evolution strategy: a tutorial",
+arXiv:1604.00772; restarts with a doubled population: Auger & Hansen, CEC 2005; integer variables: Marty et al.,
+LB+IC-CMA-ES, PPSN 2024; injected points: Hansen, arXiv:1110.4181.
 
 Asynchronous: a generation is the first popsize tells of points that this strategy proposed, from whichever generation.
 Asks beyond a generation's own draw further points from the present distribution.
@@ -16,16 +14,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from search import pareto
 from search.optimizers.contract import Box, Genome, Outcome, Settings, Trial
-from search.optimizers.outcomes import Array, generator, genome, utilities, violation
+from search.optimizers.outcomes import Array, generator, genome
+from search.optimizers.scalarise import Score, Scorer
 
-ELITES = 16
 LARGEST_POPULATION = 1024
 
 
@@ -43,20 +40,6 @@ class CmaOptions(BaseModel):
     popsize: int | None = Field(default=None, ge=4)
     sigma0: float = Field(default=1 / 6, gt=0.0, le=1.0)
     restarts: bool = True
-
-
-class Score(NamedTuple):
-    """What ranks an outcome. Classes, best first: 0 complete, 1 breaks a constraint, 2 censored, 3 failed.
-
-    Attributes:
-        rank: the class.
-        violation: total violation, which sorts class 1.
-        utilities: [objectives], which sort classes 0 and 2; empty when failed.
-    """
-
-    rank: int
-    violation: float = 0.0
-    utilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,9 +60,7 @@ class Cma:
         self._options = CmaOptions.model_validate(settings.options)
         self._settings = settings
         self._coordinates = Coordinates(settings.box)
-        self._ideal = np.full(settings.objectives, -np.inf)
-        self._elites: list[tuple[Score, Genome]] = []
-        self._censored: set[int] = set()
+        self._scorer = Scorer(settings)
         self._asked: dict[int, Proposal] = {}
         self._restart = 0
         self._strategy: Any = None
@@ -100,12 +81,9 @@ class Cma:
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See :class:`search.optimizers.contract.Optimizer`."""
-        score = self._score(trial.id, outcome)
-        if score.rank == 0:
-            self._ideal = np.maximum(self._ideal, score.utilities)
+        score, best = self._scorer.hear(trial, outcome)
         proposal = self._asked.pop(trial.id, None)
         own = proposal is not None and proposal.restart == self._restart and proposal.genome == trial.genome
-        best = self._remember(score, trial.genome)
         if own and proposal is not None:
             self._generation.append((proposal.point, score))
             if len(self._generation) >= self._strategy.popsize:
@@ -113,59 +91,10 @@ class Cma:
         elif best and self._strategy is not None:
             self._better = trial.genome
 
-    def _score(self, id: int, outcome: Outcome) -> Score:
-        found = utilities(outcome, self._settings.objectives)
-        if found is None:
-            return Score(3)
-        values = tuple(found.tolist())
-        if outcome.state == "censored" or outcome.of in self._censored:
-            self._censored.add(id)
-            return Score(2, 0.0, values)
-        broken = violation(outcome)
-        return Score(int(broken > 0.0), broken, values)
-
-    def _remember(self, score: Score, genome: Genome) -> bool:
-        """Keep the best ones; True if this is now the best of all."""
-        if score.rank > 1:
-            return False
-        self._elites = [each for each in self._elites if each[1] != genome] + [(score, genome)]
-        values = self._values([each for each, _ in self._elites])
-        order = np.argsort(values, kind="stable")[:ELITES]
-        newest = len(self._elites) - 1
-        self._elites = [self._elites[index] for index in order]
-        return int(order[0]) == newest
-
-    def _values(self, scores: Sequence[Score]) -> Array:
-        """[n] numbers to minimise, in the order of the scores: the scalarised utilities of the complete ones, and
-        beyond their worst one step per rank."""
-        keys = list(zip(*self._keys(scores), strict=True))
-        good = [key[2] for key in keys if key[0] == 0]
-        worst, step = (max(good), max(1e-3, max(good) - min(good))) if good else (0.0, 1.0)
-        places = {key: place for place, key in enumerate(sorted({key for key in keys if key[0] > 0}), start=1)}
-        return np.asarray([worst + step * places[key] if key in places else key[2] for key in keys])
-
-    def _keys(self, scores: Sequence[Score]) -> tuple[list[int], list[float], list[float]]:
-        """Sort keys, smaller is better: class, violation, scalarised utilities."""
-        scalar = np.zeros(len(scores))
-        known = [index for index, score in enumerate(scores) if score.rank < 3]
-        if known:
-            scalar[known] = self._scalarise(np.asarray([scores[index].utilities for index in known]))
-        return [score.rank for score in scores], [score.violation for score in scores], scalar.tolist()
-
-    def _scalarise(self, points: Array) -> Array:
-        """[n, objectives] utilities to [n] numbers to minimise."""
-        if self._settings.objectives == 1:
-            return -points[:, 0]
-        # Nothing complete and feasible so far: these are only ranked among themselves.
-        ideal = np.where(np.isfinite(self._ideal), self._ideal, points.max(axis=0))
-        reference = np.asarray(self._settings.reference, dtype=np.float64)
-        nadir = np.where(ideal > reference, reference, ideal - 1.0)
-        return pareto.tchebycheff(points, ideal, nadir, self._settings.weights)
-
     def _learn(self) -> None:
         """Update the distribution with a full generation, and begin again where it has converged."""
         points = [point for point, _ in self._generation]
-        values = self._values([score for _, score in self._generation])
+        values = self._scorer.values([score for _, score in self._generation])
         self._generation, self._queue = [], []
         with _quiet():
             self._strategy.tell(points, values.tolist())
@@ -178,19 +107,11 @@ class Cma:
     def _begin(self, popsize: int | None) -> None:
         """A new strategy at the best point known, else at the run's center."""
         self._better = None
-        strategy = self._new(self._start(), popsize or self._options.popsize)
+        strategy = self._new(self._scorer.start, popsize or self._options.popsize)
         self._strategy = strategy
         if self._restart == 0:
-            self._inject = [each for _, each in self._elites[1:]]
+            self._inject = [each for _, each in self._scorer.elites[1:]]
         self._draw()
-
-    def _start(self) -> Genome:
-        if self._elites:
-            return self._elites[0][1]
-        if self._settings.center is not None:
-            return self._settings.center
-        box = self._settings.box
-        return Genome((0.5,) * box.continuous, tuple((count - 1) // 2 for count in box.categories))
 
     def _new(self, start: Genome, popsize: int | None) -> Any:
         cma = _pycma()
@@ -221,7 +142,7 @@ class Cma:
         """The points of the next generation; at most a third of them in the direction of injected ones. A better point
         that was found elsewhere goes on drawing the distribution until it is surpassed."""
         strategy = self._strategy
-        if self._better is not None and self._elites[0][1] == self._better:
+        if self._better is not None and self._scorer.elites[0][1] == self._better:
             self._inject.insert(0, self._better)
         count = max(1, strategy.popsize // 3)
         strategy.inject(

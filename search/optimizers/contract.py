@@ -10,7 +10,7 @@ own, seeded by the settings (never numpy's global one).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -65,6 +65,11 @@ class Settings:
         center: where the search starts when nothing better is known (the average merge); the middle if None.
         weights: [objectives] relative importance for optimizers that scalarise; equal if None.
         options: the optimizer's own options from the config, already validated by it.
+        seconds: what evaluating one candidate costs, in seconds, as measured on the baselines and logged when the stage
+            began (so a replay has the same number); None is unknown, and is taken for expensive (10 s and more).
+        canonical: pure; from a genome to the one with the same recipe whose genes of no effect (a density under a
+            method that has none) are at a fixed value. What fits a model to genomes should fit it to these. None is the
+            identity.
     """
 
     box: Box
@@ -75,6 +80,8 @@ class Settings:
     center: Genome | None = None
     weights: tuple[float, ...] | None = None
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
+    seconds: float | None = None
+    canonical: Callable[[Genome], Genome] | None = None
 
 
 class Trial(NamedTuple):
@@ -116,7 +123,11 @@ class Outcome:
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """Proposes genomes and learns from outcomes."""
+    """Proposes genomes and learns from outcomes.
+
+    It may also have ``diagnosis() -> dict[str, float | str]``, what it thinks of its own work (a surrogate's
+    cross-validated quality, which optimizer `auto` took and why): read now and then, never needed.
+    """
 
     def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
         """The next point to try.

@@ -24,13 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from search import pareto
 from search.optimizers.contract import Genome, Outcome, Settings, Trial
 from search.optimizers.outcomes import Array, generator, genome, utilities, violation
+from search.optimizers.prescreen import PrescreenOptions
 
 SMALLEST_STEP, LARGEST_STEP = 1e-4, 0.5
 REDRAWS = 30
 REMEMBERED = 512
 
 
-class SmsEmoaOptions(BaseModel):
+class SmsEmoaOptions(PrescreenOptions):
     """Options of ``sms_emoa``.
 
     Attributes:
@@ -137,6 +138,10 @@ class SmsEmoa:
             del self._population[self._worst()]
             self._standing = None
         self._hashes = {hash(each.genome) for each in self._population}
+
+    def forget(self, id: int) -> None:
+        """See :class:`search.optimizers.prescreen.Screenable`."""
+        self._asked.pop(id, None)
 
     def _ranks_and_contributions(self) -> tuple[npt.NDArray[np.int64], Array]:
         """Ranks [p] over the population, feasibility first, and contributions [p] within each one's rank."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,9 +150,3 @@ def without_paths(text: str, results: Results) -> str:
     for path in sorted(known, key=len, reverse=True):
         text = text.replace(path, known[path])
     return text
-
-
-def direction_words(targets: Sequence[Target]) -> tuple[str, str]:
-    """What better and worse are called when all these objectives are compared at once."""
-    higher = all(each.metric.direction == "maximize" for each in targets)
-    return ("higher", "lower") if higher else ("better", "worse")

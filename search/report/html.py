@@ -92,6 +92,7 @@ def _found(facts: Facts, figures: list[Figure]) -> list[Html]:
             f"{facts.pick_name.capitalize()} and baselines",
             element("p", choice_rule(facts), class_="note"),
             tables.scores_table(facts),
+            tables.comparisons_table(facts),
             tables.optimism_table(facts),
         ),
         _section(f"Coefficients of {pick}", _coefficients(facts, facts.pick, figures)),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from evaluators.contract import SPLITS, Split
-from search.finals import CHOICE_RULE
-from search.report.facts import Facts, Named, better, direction_words
-from search.report.markup import Z95, count, listed, measured, percent
-
-_SIMPLE = ("average", "best single λ", "best per-expert")
+from search.judge import CHOICE_RULE
+from search.report.claim import claim_sentences
+from search.report.facts import Facts
+from search.report.markup import count, listed, measured, percent
 
 
 def summary(facts: Facts) -> list[str]:
@@ -24,7 +23,7 @@ def summary(facts: Facts) -> list[str]:
         )
     else:
         result.append(_holdout(facts, facts.pick))
-        result += [_against(facts, facts.pick, each) for each in _comparable(facts)]
+        result += claim_sentences(facts.results)
     return result
 
 
@@ -108,49 +107,6 @@ def _keeps_on(facts: Facts, id: int, split: Split, retained: tuple[float, ...]) 
     phrases = [f"keeps {listed(kept)} own skill"] if kept else []
     phrases += [f"scores {listed(scores)}"] if scores else []
     return listed(phrases)
-
-
-def _comparable(facts: Facts) -> list[Named]:
-    """The baselines that are merges, where both they and the pick have holdout scores."""
-    return [
-        each
-        for each in facts.baselines
-        if each.id != facts.pick
-        and each.id in facts.results.scores["holdout"]
-        and any(name in each.name for name in _SIMPLE)
-    ]
-
-
-def _against(facts: Facts, pick: int, baseline: Named) -> str:
-    ahead: list[str] = []
-    behind: list[str] = []
-    equal: list[str] = []
-    overlapping: list[str] = []
-    pairs: list[str] = []
-    for target in facts.targets:
-        ours, theirs = facts.score(pick, "holdout", target), facts.score(baseline.id, "holdout", target)
-        if ours is None or theirs is None:
-            return f"The {baseline.name} has no holdout score in {target.name}."
-        side = ahead if better(target, ours[0], theirs[0]) else behind if better(target, theirs[0], ours[0]) else equal
-        side.append(target.name)
-        pairs.append(f"{target.name} {measured(target, ours)} against {measured(target, theirs)}")
-        if not abs(ours[0] - theirs[0]) > Z95 * (ours[1] + theirs[1]):
-            overlapping.append(target.name)
-    better_word, worse_word = direction_words(facts.targets)
-    text = f"The {baseline.name} (candidate {baseline.id}) {_keeps(facts, baseline.id)}. "
-    if len(ahead) == len(facts.targets):
-        text += f"The chosen merge is {better_word} on every objective"
-    elif len(behind) == len(facts.targets):
-        text += f"The chosen merge is {worse_word} on every objective"
-    else:
-        words = [f"{word} on {listed(names)}" for word, names in ((better_word, ahead), (worse_word, behind)) if names]
-        words += [f"equal on {listed(equal)}"] if equal else []
-        text += f"The chosen merge is {listed(words)}"
-    text += f": {', '.join(pairs)}"
-    if overlapping:
-        where = "every objective" if len(overlapping) == len(facts.targets) else listed(overlapping)
-        text += f"; the 95 % intervals overlap in {where}"
-    return text + "."
 
 
 def _were(number: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import search
 from evaluators.contract import SPLITS, Split
 from search.objectives import Target
+from search.report.claim import p_value
 from search.report.facts import Facts, gain, shown_folder, shown_reference, without_paths
 from search.report.markup import (
     Html,
@@ -120,6 +121,41 @@ def optimism_table(facts: Facts) -> Html:
             ),
         ]
     )
+
+
+def comparisons_table(facts: Facts) -> Html:
+    """The chosen merge against every baseline, item by item on holdout; empty before its holdout is known."""
+    claims = facts.results.claims
+    if claims is None or not claims.comparisons:
+        return Html()
+    rows = []
+    for each in claims.comparisons:
+        scalar = each.scalar
+        row = [each.baseline.label, f"{_signed(scalar.difference, scalar.low, scalar.high)}, p {p_value(each.p_scalar)}"]
+        for target in facts.targets:
+            pair = each.objectives[target.name]
+            row.append(f"{_signed(pair.difference, pair.low, pair.high)}, p {p_value(each.p[target.name])}")
+        rows.append(row)
+    return join(
+        [
+            table(
+                "The chosen merge against every baseline, on holdout",
+                ["baseline", "by the rule of the choice", *(target.name for target in facts.targets)],
+                rows,
+            ),
+            element(
+                "p",
+                "Chosen − baseline on the same items, with 95 % intervals. The rule's number is about the smallest "
+                "retention; its p-value is one-sided, that of the objectives two-sided. p-values are adjusted (Holm): "
+                "over all baselines, and for the objectives over baselines × objectives.",
+                class_="note",
+            ),
+        ]
+    )
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
 
 
 def failures_table(facts: Facts) -> Html:

@@ -4,59 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evaluators.contract import Evaluator, ItemScores, Split
 from merging.recipe import MergingError, Recipe
-from search.objectives import aggregate, standard_errors
+from search.objectives import aggregate, clusters_of, standard_errors
+from search.workers.evaluation import CandidateFailed, Evaluation, Items
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
     from merging import Materializer
 
 
-class CandidateFailed(Exception):
-    """Nothing usable came of a candidate. The search records the reason and goes on.
+def score_model(
+    engine: Engine, evaluators: Mapping[str, Evaluator], split: Split, items: Items | None = None
+) -> Evaluation:
+    """Score the engine's present weights with every evaluator, prepared before.
 
-    Attributes:
-        reason: for people.
-        seconds: what was spent on it.
+    Args:
+        engine: asks the live model.
+        evaluators: by name.
+        split: which split.
+        items: evaluator -> ids; every item of the split if None.
     """
-
-    def __init__(self, reason: str, seconds: dict[str, float]) -> None:
-        super().__init__(reason)
-        self.reason = reason.encode("utf-8", "replace").decode()  # it may quote anything, but the log is UTF-8
-        self.seconds = seconds
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All scores of one candidate on one split.
-
-    Attributes:
-        values: ``evaluator.metric`` -> aggregate.
-        errors: ``evaluator.metric`` -> standard error.
-        scores: evaluator -> item scores.
-        seconds: "materialize" and "evaluate", wall.
-    """
-
-    values: dict[str, float]
-    errors: dict[str, float]
-    scores: dict[str, ItemScores]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def score_model(engine: Engine, evaluators: Mapping[str, Evaluator], split: Split) -> Evaluation:
-    """Score the engine's present weights on every item of a split, with every evaluator, prepared before."""
     start = time.perf_counter()
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     scores: dict[str, ItemScores] = {}
     for name, evaluator in evaluators.items():
-        scores[name] = evaluator.score(engine, evaluator.items(split).ids)
+        ids = evaluator.items(split).ids if items is None else items.get(name, ())
+        if not ids:
+            continue
+        scores[name] = evaluator.score(engine, ids)
         values |= aggregate(name, evaluator, scores[name])
-        errors |= standard_errors(name, scores[name])
+        errors |= standard_errors(name, scores[name], clusters_of(evaluator, split))
     return Evaluation(values, errors, scores, {"evaluate": time.perf_counter() - start})
 
 
@@ -68,8 +50,8 @@ class InlineWorker:
         self._engine = engine
         self._evaluators = dict(evaluators)
 
-    def evaluate(self, recipe: Recipe, split: Split) -> Evaluation:
-        """Score a recipe on every item of a split.
+    def evaluate(self, recipe: Recipe, split: Split, items: Items | None = None) -> Evaluation:
+        """See :class:`search.workers.evaluation.Worker`. A recipe that stands in the live model is not written again.
 
         Raises:
             CandidateFailed: not mergeable, no finite score, or the model could not be run.
@@ -81,7 +63,7 @@ class InlineWorker:
             self._engine.weights_changed()
             seconds["materialize"] = time.perf_counter() - start
             start = time.perf_counter()
-            evaluation = score_model(self._engine, self._evaluators, split)
+            evaluation = score_model(self._engine, self._evaluators, split, items)
             seconds |= evaluation.seconds
         except MergingError as error:
             raise CandidateFailed(str(error), _spent(seconds, start, "materialize")) from error

@@ -50,7 +50,7 @@ def test_any_causal_model_goes_the_whole_way(
     assert again["values"] == chosen["holdout"]
     reloaded = AutoModelForCausalLM.from_pretrained(folder / "merged").state_dict()
     from search.config import load_config
-    from search.run import set_up
+    from search.setup import set_up
 
     setup = set_up(load_config(folder / "config.yaml"))
     setup.materializer.apply(Results.load(folder / "runs/tiny").recipe(chosen["id"]))

@@ -15,16 +15,20 @@ import pytest
 from evaluators.contract import SPLITS, Items, ItemScores, Metric, Split
 from merging.recipe import Group, Recipe, SourceRef
 from search.config import resolved_yaml
+from search.constraints import Constraint, Constraints
 from search.errors import Interrupted, SearchError
 from search.events import Asked, Event, RunStarted
-from search.finals import Finals
+from search.finals import Finals, holdout_hashes
+from search.ledger import Ledger
 from search.loop import Search
 from search.objectives import Objectives, Target, aggregate, standard_errors
+from search.racing import Racer
 from search.results import Results
 from search.schema import Config
 from search.stages import build_optimizer, build_stages
 from search.store import Store
-from search.workers.inline import CandidateFailed, Evaluation
+from search.workers.evaluation import CandidateFailed, Evaluation
+from search.workers.evaluation import Items as SomeItems
 
 SKILLS = ("string", "language", "sums", "dates")
 GROUPS = [
@@ -39,7 +43,7 @@ class PlantedSkill:
     """Difficulties of items: the higher a merge's skill, the more of them it solves."""
 
     def __init__(self, name: str, metric: Metric) -> None:
-        self.name, self.metric = name, metric
+        self.name, self.metric, self.metrics = name, metric, (metric,)
         self.ids = {split: tuple(f"{name}/{split}/{index}" for index in range(ITEMS[split])) for split in SPLITS}
 
     def items(self, split: Split) -> Items:
@@ -49,13 +53,15 @@ class PlantedSkill:
     def aggregate(self, scores: ItemScores) -> dict[str, float]:
         return {name: float(values.mean()) for name, values in scores.values.items()}
 
-    def score(self, skill: float, split: Split, recipe_hash: str) -> ItemScores:
+    def score(self, skill: float, split: Split, recipe_hash: str, some: Sequence[str] | None = None) -> ItemScores:
         ids = self.ids[split]
         difficulty = np.random.default_rng([SPLITS.index(split), *self.name.encode()]).random(len(ids))
         luck = np.random.default_rng([SPLITS.index(split), int(recipe_hash[:12], 16)]).normal(0.0, 0.1, len(ids))
         solved = (difficulty + luck < skill).astype(np.float64)
         values = 1.0 - solved if self.metric.direction == "minimize" else solved
         values = self.metric.low + values * (self.metric.high - self.metric.low)
+        if some is not None:
+            values, ids = values[[ids.index(each) for each in some]], tuple(some)
         return ItemScores(ids, {self.metric.name: values}, {self.metric.name: np.ones(len(ids))}, ("ok",) * len(ids))
 
 
@@ -79,13 +85,14 @@ class PlantedWorker:
         self.current = 0
         self._skills, self._failure = skills, failure
 
-    def evaluate(self, recipe: Recipe, split: Split) -> Evaluation:
+    def evaluate(self, recipe: Recipe, split: Split, items: SomeItems | None = None) -> Evaluation:
         reason = self._failure(self.current) if split == "search" else None
         if reason is not None:
             raise CandidateFailed(reason, {"materialize": 0.02})
         scores, values, errors = {}, {}, {}
         for name, skill in self._skills.items():
-            scores[name] = skill.score(planted_skill(recipe, name), split, recipe.hash)
+            some = None if items is None else items[name]
+            scores[name] = skill.score(planted_skill(recipe, name), split, recipe.hash, some)
             values |= aggregate(name, skill, scores[name])  # type: ignore[arg-type]
             errors |= standard_errors(name, scores[name])
         return Evaluation(values, errors, scores, {"materialize": 0.05, "evaluate": 0.4})
@@ -103,7 +110,7 @@ class _Recorder:
                 self.worker.current = event.candidate
 
 
-def _config(name: str, metrics: Sequence[str], candidates: int) -> Config:
+def _config(name: str, metrics: Sequence[str], candidates: int, search: Mapping[str, Any]) -> Config:
     experts = SKILLS[: max(2, len(metrics))]
     data: dict[str, Any] = {
         "name": name,
@@ -111,7 +118,7 @@ def _config(name: str, metrics: Sequence[str], candidates: int) -> Config:
         "evaluators": {each: {"type": "exact_match", "data": each} for each in experts},
         "objectives": [f"{skill}.{metric}" for skill, metric in zip(SKILLS, metrics, strict=False)],
         "space": {"granularity": {"knots": 3}, "coefficient": [0.0, 1.2]},
-        "search": {"budget": {"candidates": candidates}, "seed": 5},
+        "search": {"optimizer": "sms_emoa", "budget": {"candidates": candidates}, "seed": 5, **search},
     }
     return Config.model_validate(data)
 
@@ -120,8 +127,8 @@ def _config(name: str, metrics: Sequence[str], candidates: int) -> Config:
 def synthetic_run() -> SyntheticRun:
     """A factory of run directories, written by the real search, finals and store over planted skills.
 
-    ``factory(folder, objectives=2, candidates=40, finished=True, failures=None, metrics=None)``:
-    ``failures`` maps a candidate's number to the reason of its failure, or None; ``metrics`` gives the metric of each
+    ``factory(folder, objectives=2, candidates=40, finished=True, failures=None, metrics=None, search=None, limits=())``:
+    ``search`` overrides keys of the config's section, ``limits`` are constraints, ``failures`` maps a candidate's number to the reason of its failure, or None; ``metrics`` gives the metric of each
     objective, as names or whole :class:`Metric` records. An unfinished run has half of its candidates.
     """
 
@@ -132,11 +139,15 @@ def synthetic_run() -> SyntheticRun:
         finished: bool = True,
         failures: Callable[[int], str | None] = lambda id: None,
         metrics: Sequence[str | Metric] | None = None,
+        search: Mapping[str, Any] | None = None,
+        limits: Sequence[Constraint] = (),
     ) -> Results:
         folder.mkdir(parents=True, exist_ok=True)
         given = metrics or ["accuracy"] * objectives
         kinds = [each if isinstance(each, Metric) else Metric(each, "maximize", 0.0, 1.0) for each in given]
-        config = _config("synthetic", [each.name for each in kinds], candidates)
+        given_search = {"fidelity": "off", "finalists": 8, "reserve": 0.5, **(search or {})}
+        config = _config("synthetic", [each.name for each in kinds], candidates, given_search)
+        constraints = Constraints(limits)
         sources = {
             alias: SourceRef(f"models/{alias}", f"sha256:{hashlib.sha256(alias.encode()).hexdigest()}")
             for alias in ("base", *config.models.experts)
@@ -163,6 +174,16 @@ def synthetic_run() -> SyntheticRun:
                 stage_ends=[stage.end for stage in stages if stage.end is not None],
                 reference=list(targets.reference),
                 items={name: {split: list(each.ids[split]) for split in SPLITS} for name, each in skills.items()},
+                constraints=constraints.as_data(),
+                metrics={
+                    f"{name}.{each.metric.name}": {
+                        "direction": each.metric.direction, "low": each.metric.low, "high": each.metric.high,
+                    }
+                    for name, each in skills.items()
+                },
+                holdouts=holdout_hashes(skills),  # type: ignore[arg-type]
+                folder=str(folder.absolute()),
+                version=2,
             )
         )
         (folder / "resolved.yaml").write_text(resolved_yaml(config), encoding="utf-8")
@@ -173,16 +194,23 @@ def synthetic_run() -> SyntheticRun:
             return not finished and worker.current + 1 >= candidates // 2
 
         try:
-            search = Search(
+            racer = Racer(skills, targets, config.search.fidelity)  # type: ignore[arg-type]
+            driver = Search(
                 stages,
-                lambda stage: build_optimizer(config, stage, candidates, len(kinds)),
+                lambda stage, seconds: build_optimizer(config, stage, candidates, len(kinds), seconds=seconds),
                 worker,
                 targets,
                 emit,
                 should_stop,
+                evaluators=skills,  # type: ignore[arg-type]
+                racer=racer if len(racer.rungs) > 1 else None,
+                constraints=constraints,
             )
-            search.run(candidates)
-            Finals(store, stages, worker, skills, targets, emit).run(8, candidates)  # type: ignore[arg-type]
+            driver.run(candidates)
+            finals = Finals(
+                store, stages, worker, skills, targets, emit, constraints=constraints, ledger=Ledger(folder)  # type: ignore[arg-type]
+            )  # fmt: skip
+            finals.run(config.search, driver.items)
         except (Interrupted, SearchError):
             pass  # an unfinished run is what the test asked for; a run in which all failed ends like this
         finally:

@@ -94,7 +94,8 @@ WRONG = {
     ),
     "a wrong granularity": (
         ("{knots: 3}", "{knot: 3}"),
-        "config.yaml:12:3: space.granularity: expected model, layer, {knots: k} or {blocks: n}, found {'knot': 3}",
+        "config.yaml:12:3: space.granularity: expected model, layer, tensor, lines, {knots: k} or {blocks: n}, "
+        "found {'knot': 3}",
     ),
     "an unknown module kind": (
         ("  granularity", "  kinds: [[attention], [mpl]]\n  granularity"),
@@ -135,7 +136,7 @@ def test_all_errors_come_at_once(tmp_path: Path) -> None:
 def test_slerp_needs_two_experts(tmp_path: Path) -> None:
     text = GOOD.replace("    language:", "    third: x\n    language:", 1)
     text = text.replace("  granularity", "  methods: [task_arithmetic, slerp]\n  granularity")
-    assert "space.methods: slerp merges exactly two experts, found 3" in message(tmp_path, text)
+    assert "space.methods.1: slerp merges exactly two experts, found 3" in message(tmp_path, text)
 
 
 def test_overrides_replace_values_and_name_themselves_in_errors(tmp_path: Path) -> None:

@@ -70,9 +70,10 @@ def test_baselines_have_their_names_and_the_best_of_their_kind(synthetic_run: Sy
     results = synthetic_run(tmp_path / "run", candidates=60)
     labels = [each.label for each in results.baselines]
     assert labels[:4] == ["base", "expert string", "expert language", "average"]
-    assert labels[4].startswith("best single λ (")
-    assert labels[5] == "best per-expert"
-    per_expert = results.candidate(results.baselines[5].candidate)
+    assert labels[4:6] == ["ties λ=1", "dare_ties λ=1"]
+    assert labels[6].startswith("best single λ (")
+    assert labels[7:] == ["best per-expert"]
+    per_expert = results.candidate(results.baselines[7].candidate)
     assert results.stages[per_expert.stage].name in ("baselines", "per-expert")
 
 

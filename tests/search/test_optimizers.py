@@ -7,8 +7,9 @@ import pytest
 
 from search import pareto
 from search.optimizers import registry
-from search.optimizers.cma import Cma, Coordinates
+from search.optimizers.cma import Coordinates
 from search.optimizers.contract import Box, Genome, OptimizerError, Outcome, Settings, Trial
+from search.optimizers.scalarise import Scorer
 from search.optimizers.sms_emoa import SmsEmoa
 
 
@@ -193,13 +194,13 @@ def test_cma_ranks_what_is_no_result_behind_every_result(state):
     assert 0.35 < np.mean(last) < 0.55
 
 
-def test_cma_takes_a_duplicate_of_a_censored_trial_for_censored():
-    optimizer = Cma(settings(objectives=1))
-    assert optimizer._score(1, Outcome("censored", (9.0,))).rank == 2
-    assert optimizer._score(2, Outcome("duplicate", (9.0,), of=1)).rank == 2
-    assert optimizer._score(3, Outcome("duplicate", (9.0,), of=2)).rank == 2
-    assert optimizer._score(4, Outcome("duplicate", (9.0,), of=7)).rank == 0
-    assert optimizer._score(5, Outcome("complete", (np.inf,))).rank == 3
+def test_a_duplicate_of_a_censored_trial_is_censored():
+    scorer = Scorer(settings(objectives=1))
+    assert scorer.score(1, Outcome("censored", (9.0,))).rank == 2
+    assert scorer.score(2, Outcome("duplicate", (9.0,), of=1)).rank == 2
+    assert scorer.score(3, Outcome("duplicate", (9.0,), of=2)).rank == 2
+    assert scorer.score(4, Outcome("duplicate", (9.0,), of=7)).rank == 0
+    assert scorer.score(5, Outcome("complete", (np.inf,))).rank == 3
 
 
 def test_cma_is_quiet_and_writes_nothing(tmp_path, monkeypatch, capfd):

@@ -1,0 +1,102 @@
+"""Who has looked at which holdout: one file beside the runs, because a holdout wears out across runs.
+
+Every look from which something is learnt makes a holdout a little less of one, whichever run took it. The ledger counts
+looks by the content of the data, so a renamed file or another run's name changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search.errors import SearchError
+
+LEDGER = "holdouts.jsonl"
+
+
+@dataclass(frozen=True)
+class Openings:
+    """How often a holdout was looked at.
+
+    Attributes:
+        runs: different runs that did.
+        recipes: different merges whose scores on it are known.
+    """
+
+    runs: int
+    recipes: int
+
+
+class Ledger:
+    """The ledger of a folder of runs: JSON lines, appended under a lock.
+
+    Args:
+        run: a run directory; the ledger lies beside it.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run.absolute().name
+        self.path = run.absolute().parent / LEDGER
+
+    def enter(self, data: Mapping[str, str], recipes: Sequence[str]) -> None:
+        """Write an opening down, before it happens; one that this run has entered before is not entered twice.
+
+        Args:
+            data: evaluator -> sha256 of its holdout.
+            recipes: hashes of the recipes that are scored.
+
+        Raises:
+            SearchError: the ledger cannot be written.
+        """
+        line = {"run": self._run, "data": dict(data), "recipes": sorted(recipes)}
+        if any({key: each.get(key) for key in line} == line for each in self._lines()):
+            return
+        text = json.dumps({**line, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n"
+        try:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                size = os.fstat(handle).st_size
+                torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"  # a line that a crash cut off
+                os.write(handle, (("\n" if torn else "") + text).encode())
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise SearchError(
+                f"{self.path}: the ledger of holdout openings cannot be written ({error.strerror}). The holdout stays "
+                "closed; make the folder writable, then run the same command."
+            ) from error
+
+    def openings(self, data: Mapping[str, str]) -> Openings:
+        """Looks at any of these holdouts, over all runs of the folder.
+
+        Args:
+            data: evaluator -> sha256 of its holdout.
+        """
+        hashes = set(data.values())
+        found = [each for each in self._lines() if hashes & set(each["data"].values())]
+        return Openings(
+            len({each["run"] for each in found}), len({recipe for each in found for recipe in each["recipes"]})
+        )
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SearchError(f"{self.path}: the ledger cannot be read ({error.strerror})") from error
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+                if {"run", "data", "recipes"} <= set(record):
+                    yield record
+            except (ValueError, TypeError):
+                continue  # a torn line was never acknowledged

@@ -1,0 +1,187 @@
+"""Surrogate pre-screening: of several proposals of an optimizer, evaluate the one that a model thinks best of.
+
+Per objective, and for the total violation where constraints were broken, a model (:mod:`search.optimizers.surrogates`)
+is fitted on the canonical genomes that were evaluated. The best proposal is the one expected to violate least, then to
+add most hypervolume to the front as the models see it (their predictions at the evaluated points, which have less noise
+in them than the scores), then to come closest to it. Jin, "Surrogate-assisted evolutionary computation", Swarm and
+Evolutionary Computation 1(2), 2011 (individual-based evolution control, pre-selection).
+
+A model earns its say: while the leave-one-out R2 of any objective is below the threshold, or there are too few points,
+the first proposal passes through, and the search is the one without a model, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from search import pareto
+from search.optimizers.contract import Genome, Optimizer, OptimizerError, Outcome, Settings, Trial
+from search.optimizers.outcomes import Array, utilities, violation
+from search.optimizers.surrogates import GaussianProcess, Quadratic, Surrogate
+
+LEAST_POINTS = 24
+WINDOW = {"quadratic": 400, "gp": 250}
+CAP = 3.0  # interquartile ranges below the lower quartile, beyond which a bad score is as bad as any
+
+
+class PrescreenOptions(BaseModel):
+    """Options of an optimizer that can be screened; it inherits this model and has ``forget``.
+
+    Attributes:
+        prescreen: the model; "off" for none.
+        prescreen_proposals: out of how many one is evaluated (>= 2).
+        prescreen_quality: leave-one-out R2 that every objective's model must reach, at most 1.
+    """
+
+    prescreen: Literal["off", "quadratic", "gp"] = "off"
+    prescreen_proposals: int = Field(default=16, ge=2, le=1000)
+    prescreen_quality: float = Field(default=0.3, le=1.0)
+
+
+@runtime_checkable
+class Screenable(Optimizer, Protocol):
+    """An optimizer whose proposals may be dropped. Negative ids must be as good to it as others."""
+
+    def forget(self, id: int) -> None:
+        """The proposal of this id will be neither evaluated nor told."""
+        ...
+
+
+class Evaluated(NamedTuple):
+    """What the models are fitted on: a canonical genome, utilities [objectives], total violation >= 0."""
+
+    genome: Genome
+    utilities: Array
+    violation: float
+
+
+class Prescreened:
+    """See the module docstring."""
+
+    def __init__(self, inner: Optimizer, settings: Settings) -> None:
+        """Wrap.
+
+        Args:
+            inner: fresh; :class:`Screenable`.
+            settings: those that it was built from; with the options of :class:`PrescreenOptions` among theirs.
+
+        Raises:
+            OptimizerError: the optimizer has no ``forget``.
+        """
+        if not isinstance(inner, Screenable):
+            raise OptimizerError(
+                f"expected an optimizer whose proposals may be dropped (with a method forget(id)) for the option "
+                f"prescreen, found {type(inner).__name__}; take sms_emoa, or prescreen: off"
+            )
+        known = {name: settings.options[name] for name in PrescreenOptions.model_fields if name in settings.options}
+        self._options = PrescreenOptions.model_validate(known)
+        self._inner = inner
+        self._settings = settings
+        self._evaluated: deque[Evaluated] = deque(maxlen=WINDOW.get(self._options.prescreen, 0))
+        self._count = 0
+        self._next = LEAST_POINTS
+        self._models: list[Surrogate] = []
+        self._front: Array = np.zeros((0, settings.objectives))
+        self._taken: dict[int, int] = {}
+        self._screened = 0
+
+    def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
+        """See :class:`search.optimizers.contract.Optimizer`."""
+        if self._count >= self._next:
+            self._fit()
+        first = self._inner.ask(id, pending)
+        if not self.good:
+            return first
+        proposals = {id: first}
+        for number in range(1, self._options.prescreen_proposals):
+            own = -(id * self._options.prescreen_proposals + number)
+            proposals[own] = self._inner.ask(own, pending)
+        names, genomes = list(proposals), list(proposals.values())
+        best = self._best([self._canonical(genome) for genome in genomes])
+        for index, name in enumerate(names):
+            if index != best:
+                self._inner.forget(name)
+        self._taken[id] = names[best]
+        self._screened += 1
+        return genomes[best]
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """See :class:`search.optimizers.contract.Optimizer`."""
+        self._inner.tell(Trial(self._taken.pop(trial.id, trial.id), trial.genome), outcome)
+        found = utilities(outcome, self._settings.objectives)
+        if outcome.state != "complete" or found is None:
+            return
+        self._evaluated.append(Evaluated(self._canonical(trial.genome), found, violation(outcome)))
+        self._count += 1
+
+    @property
+    def good(self) -> bool:
+        """Whether the models have their say."""
+        return bool(self._models) and min(self._qualities()) >= self._options.prescreen_quality
+
+    def diagnosis(self) -> dict[str, float | str]:
+        """Cross-validated R2 per objective, how many proposals were screened, and whether the next one will be."""
+        qualities = self._qualities()[: self._settings.objectives]
+        found: dict[str, float | str] = {f"r2_{index}": quality for index, quality in enumerate(qualities)}
+        state = "on" if self.good else "off: the models are poor" if self._models else "off: too few points"
+        return {"prescreen": f"{self._options.prescreen} {state}", "screened": float(self._screened), **found}
+
+    def _qualities(self) -> list[float]:
+        return [model.quality for model in self._models]
+
+    def _canonical(self, genome: Genome) -> Genome:
+        return self._settings.canonical(genome) if self._settings.canonical else genome
+
+    def _fit(self) -> None:
+        """Models of what was evaluated so far; next time when there is a twentieth more of it."""
+        self._next = self._count + max(1, min(self._count, len(self._evaluated)) // 20)
+        genomes = [each.genome for each in self._evaluated]
+        points = np.asarray([each.utilities for each in self._evaluated])
+        broken = np.asarray([min(each.violation, 1e6) for each in self._evaluated])
+        low, high = np.quantile(points, [0.25, 0.75], axis=0)
+        columns = list(np.maximum(points, low - CAP * (high - low)).T)
+        if broken.any():
+            columns.append(np.log1p(broken))
+        old = self._models
+        self._models = [self._model(index, genomes, column, old) for index, column in enumerate(columns)]
+        seen = np.stack([model.predict(genomes) for model in self._models[: points.shape[1]]], axis=1)
+        feasible = seen[broken <= 0.0]
+        self._front = feasible[pareto.nondominated(feasible)] if len(feasible) else feasible
+
+    def _model(self, index: int, genomes: Sequence[Genome], targets: Array, old: Sequence[Surrogate]) -> Surrogate:
+        box = self._settings.box
+        if self._options.prescreen == "quadratic":
+            return Quadratic(box, genomes, targets)
+        earlier = old[index] if index < len(old) else None
+        start = earlier.parameters if isinstance(earlier, GaussianProcess) else None
+        return GaussianProcess(box, genomes, targets, start)
+
+    def _best(self, genomes: Sequence[Genome]) -> int:
+        """Index of the best canonical genome; the first of equals."""
+        objectives = self._settings.objectives
+        expected = np.stack([model.predict(genomes) for model in self._models], axis=1)
+        points, broken = expected[:, :objectives], np.zeros(len(genomes))
+        if expected.shape[1] > objectives:
+            broken = np.where(expected[:, objectives] > 0.05, expected[:, objectives], 0.0)
+        if not len(self._front):
+            closeness = points.min(axis=1)
+            gains = np.zeros(len(genomes))
+        else:
+            closeness = (points[:, None, :] - self._front[None, :, :]).max(axis=2).min(axis=1)
+            gains = self._gains(points)
+        keys = list(zip(broken.tolist(), (-gains).tolist(), (-closeness).tolist(), strict=True))
+        return min(range(len(keys)), key=lambda index: keys[index])
+
+    def _gains(self, points: Array) -> Array:
+        """[n] hypervolume that each point would add to the front as the models see it."""
+        if points.shape[1] == 1:
+            return np.asarray(np.maximum(0.0, points[:, 0] - self._front.max()))
+        low, high = self._front.min(axis=0), self._front.max(axis=0)
+        corner = np.minimum(np.asarray(self._settings.reference), low - 0.1 * np.maximum(high - low, 1e-9))
+        volume = pareto.hypervolume(self._front, corner)
+        return np.asarray([pareto.hypervolume(np.vstack([self._front, point]), corner) - volume for point in points])

@@ -1,0 +1,138 @@
+"""The keys of a config's ``space:``: what may vary. :mod:`search.space` gives them their meaning."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+    field_validator,
+)
+
+Kind = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
+
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+
+PLAIN_GRANULARITIES = ("model", "layer", "tensor", "lines")
+KNOTS_OR_BLOCKS = ("knots", "blocks")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Knots(_Strict):
+    """Coefficients at k depths, linear in between."""
+
+    knots: int = Field(ge=1, le=128)
+
+
+class Blocks(_Strict):
+    """Coefficients constant over n runs of depths."""
+
+    blocks: int = Field(ge=1, le=1024)
+
+
+class MethodConfig(_Strict):
+    """A merge method with some of its parameters set or searched; the others keep the method's defaults."""
+
+    name: str = Field(min_length=1, description="a method of `paretomerge ls methods`, or path/to/file.py:ClassName")
+    parameters: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict,
+        description="a value fixes a parameter; [low, high] makes a number a gene, [a, b, …] a word or a yes/no",
+    )
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _scalars_or_lists(cls, parameters: Any) -> Any:
+        if not isinstance(parameters, dict):
+            raise ValueError(f"expected parameters by name, found {parameters!r}")
+        for name, value in parameters.items():
+            scalars = value if isinstance(value, list) and value else [value]
+            if not all(isinstance(each, bool | int | float | str) for each in scalars):
+                raise ValueError(f"expected a value for {name}, or a list of values, found {value!r}")
+        return parameters
+
+
+def _kind_of_method(value: Any) -> str:
+    return "str" if isinstance(value, str) else "MethodConfig"
+
+
+_Method = Annotated[str, Tag("str")] | Annotated[MethodConfig, Tag("MethodConfig")]
+
+
+class SpaceConfig(_Strict):
+    """What may vary."""
+
+    coefficient: tuple[float, float] = Field((0.0, 1.5), description="bounds of every coefficient, may be negative")
+    granularity: Literal["model", "layer", "tensor", "lines"] | Knots | Blocks = Field(
+        default=Knots(knots=4),
+        description="model: one coefficient per expert; lines: α + β·depth, two numbers per expert (LiNeS)",
+    )
+    kinds: list[list[Kind]] | None = Field(
+        None, description="module kinds that share their coefficients; by default every kind has its own"
+    )
+    shared: bool = Field(False, description="one set of coefficients for all experts")
+    methods: list[Annotated[_Method, Discriminator(_kind_of_method)]] = Field(
+        default=["task_arithmetic"], min_length=1, description="several: the choice is a gene per method block"
+    )
+    method_blocks: int = Field(1, ge=1, description="runs of depths that choose their method and densities together")
+    density: tuple[float, float] = Field(
+        (0.1, 1.0), description="bounds of the kept fraction, for methods that have one; in steps of 1/64"
+    )
+    shared_density: bool = Field(False, description="one density for all experts")
+    normalize: bool = Field(
+        False,
+        description="divide task arithmetic and its like by the sum of the coefficients; hides optima that amplify",
+    )
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _one_of_six(cls, value: Any) -> Any:
+        known = isinstance(value, Knots | Blocks) or value in PLAIN_GRANULARITIES
+        if not known and not (isinstance(value, dict) and len(value) == 1 and set(value) <= set(KNOTS_OR_BLOCKS)):
+            plain = ", ".join(PLAIN_GRANULARITIES)
+            raise ValueError(f"expected {plain}, {{knots: k}} or {{blocks: n}}, found {value!r}")
+        return value
+
+    @field_validator("coefficient")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not (bounds[0] < bounds[1] and math.isfinite(bounds[1] - bounds[0])):
+            raise ValueError(f"expected [low, high] with low < high, found [{bounds[0]}, {bounds[1]}]")
+        return bounds
+
+    @field_validator("density")
+    @classmethod
+    def _fractions(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 <= bounds[0] < bounds[1] <= 1.0:
+            raise ValueError(f"expected [low, high] with 0 <= low < high <= 1, found [{bounds[0]}, {bounds[1]}]")
+        return bounds
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_or_mappings(cls, methods: Any) -> Any:
+        if not isinstance(methods, list):
+            raise ValueError(f"expected a list of methods, such as [task_arithmetic, ties], found {methods!r}")
+        for each in methods:
+            if not isinstance(each, str | dict | MethodConfig):
+                raise ValueError(f"expected the name of a method, or {{name: …, parameters: …}}, found {each!r}")
+        return methods
+
+    @field_validator("methods")
+    @classmethod
+    def _once(cls, methods: list[str | MethodConfig]) -> list[str | MethodConfig]:
+        names = [each if isinstance(each, str) else each.name for each in methods]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the method {name} is named twice")
+        return methods
