@@ -147,8 +147,8 @@ def _keeping(results: Results, pool: Sequence[int], wish: Wish) -> list[int]:
     percent = 100 * wish.confidence
     shown = "; ".join(f"{name}: the best {percent:g} % bound is {value:.4g}" for name, value in best.items())
     raise NothingFeasible(
-        f"{results.folder}: none of {len(pool)} finalists is shown to keep {', '.join(map(str, constraints))}. {shown}. "
-        "Ask for less, or for less certainty (--confidence 0.5 takes the score itself)."
+        f"{results.folder}: none of {len(pool)} finalists is shown to keep {', '.join(map(str, constraints))}. "
+        f"{shown}. Ask for less, or for less certainty (--confidence 0.5 takes the score itself)."
     )
 
 

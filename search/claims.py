@@ -82,9 +82,14 @@ class Claims:
 
     @cached_property
     def baselines(self) -> list[Baseline]:
-        """All with holdout scores, the chosen candidate itself left out; the control's choice last."""
+        """All with holdout scores, the chosen candidate itself left out; one that is several of them has all their names.
+        The control's choice comes last."""
         held = self._results.scores["holdout"]
-        found = [each for each in self._results.baselines if each.candidate in held and each.candidate != self.chosen]
+        names: dict[int, list[str]] = {}
+        for each in self._results.baselines:
+            if each.candidate in held and each.candidate != self.chosen:
+                names.setdefault(each.candidate, []).append(each.label)
+        found = [Baseline(" = ".join(labels), id) for id, labels in names.items()]
         return [*found, Baseline("random search, equal budget", -1)] if self._control is not None else found
 
     @cached_property
@@ -180,7 +185,7 @@ class Claims:
         return RetentionKnee(self._results.objectives, anchors, self._results.scores[split], self._results.judge)
 
     def _anchors(self, split: Split) -> dict[str, int]:
-        """"base" and experts -> candidate, where they have scores on the split."""
+        """ "base" and experts -> candidate, where they have scores on the split."""
         labels = ["base", *(f"expert {each.expert}" for each in self._targets if each.expert is not None)]
         found = {label: self._results.judge.labelled(label) for label in labels}
         return {label: id for label, id in found.items() if id is not None and id in self._results.scores[split]}

@@ -159,7 +159,8 @@ def _check_provable(loaded: LoadedConfig, key: str, constraint: Constraint, eval
     for split in splits:
         ids = evaluator.items(split).ids
         metric = constraint.name.partition(".")[2]
-        statuses: tuple[Status, ...] = ("ok",) * len(ids)
+        ok: Status = "ok"
+        statuses = (ok,) * len(ids)
         values, weights = {metric: np.full(len(ids), best)}, {metric: np.ones(len(ids))}
         perfect = {constraint.name.partition(".")[0]: ItemScores(ids, values, weights, statuses)}
         if constraint.violation(perfect) > 0.0:

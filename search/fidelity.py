@@ -217,7 +217,7 @@ class Comparison:
 
     def log_e(self) -> float:
         """Evidence that the opponent is better: McNemar's mixture for 0/1 items, betting for others."""
-        if bool(np.isin(self.differences, (-1.0, 0.0, 1.0)).all()) and self.bound == 1.0:
+        if self.bound == 1.0 and bool((self.differences == np.rint(self.differences)).all()):
             return float(mcnemar_e((self.differences > 0).sum(), (self.differences < 0).sum()))
         return float(betting_e(self.differences, self.bound))
 

@@ -120,16 +120,16 @@ class Finals:
         complete = [each.id for each in self._store.candidates() if each.state == "complete" and each.id in scores]
         if not complete:
             return (
-                f"no candidate could be scored on the {split} split, so there is nothing to choose; `paretomerge status "
-                "RUN --json --candidates` lists the reasons"
+                f"no candidate could be scored on the {split} split, so there is nothing to choose; `paretomerge "
+                "status RUN --json --candidates` lists the reasons"
             )
         nearest = min(complete, key=lambda id: (judge.violation(id, split), id))
         found = self._store.violations(split).get(nearest, ())
         broken = [name for name, by in zip(self._constraints.names, found, strict=True) if by > 0.0]
         return (
             f"none of the {len(complete)} candidates that were scored on the {split} split keeps every constraint. "
-            f"Candidate {nearest} comes nearest and breaks {'; '.join(broken)} by {judge.violation(nearest, split):.3g}. "
-            "A larger split proves more with the same score; so would a larger budget, other bounds of the space, or a "
+            f"Candidate {nearest} comes nearest and breaks {'; '.join(broken)}, by "
+            f"{judge.violation(nearest, split):.3g}. A larger split proves more with the same score; so would a larger budget, other bounds of the space, or a "
             "weaker constraint in a new run."
         )
 

@@ -142,8 +142,8 @@ class Judge:
         return sorted([*front, *(id for distance, id in near if distance <= 2.0)][:most])
 
     def baselines(self, scores: Scores) -> list[Baseline]:
-        """Base, experts, average, presets, the best single λ, and the best with one coefficient per expert; the last two
-        are chosen by the same rule and the same search scores as everything else."""
+        """Base, experts, average, presets, the best single λ, and the best with one coefficient per expert; the last
+        two are chosen by the same rule and the same search scores as everything else."""
         labelled = {each.id: each.label for each in self._candidates.values() if each.id in scores and each.label}
         result = [Baseline(label, id) for id, label in labelled.items() if not label.startswith(GRID)]
         grid = [id for id, label in labelled.items() if label.startswith(GRID) or label == "average"]

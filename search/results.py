@@ -5,6 +5,7 @@ Status, report and export all read this, also while the search is running in ano
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,12 @@ from search.lock import is_held
 from search.objectives import Objectives
 from search.schema import Config
 from search.stages import Stage, build_stages, stage_names
+from search.statistics import Interval, interval_of_score
 from search.store import Candidate, Store
+
+_READ = (
+    Asked, Told, EvaluationStarted, FinalistsNamed, Chosen, Picked, Opened, Finished, Resumed, OptimizerNoted,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from search.claims import Claims
@@ -98,7 +104,16 @@ class Results:
             budget = int(started.config["search"]["budget"]["candidates"])
             finished = items = 0
             for event in store.events(
-                Asked, Told, EvaluationStarted, FinalistsNamed, Chosen, Picked, Opened, Finished, Resumed, OptimizerNoted
+                Asked,
+                Told,
+                EvaluationStarted,
+                FinalistsNamed,
+                Chosen,
+                Picked,
+                Opened,
+                Finished,
+                Resumed,
+                OptimizerNoted,
             ):
                 match event:
                     case Asked():
@@ -178,7 +193,7 @@ class Results:
             sources,
             self.started.stage_ends,
             version=self.started.version,
-            tensors={name: Group.parse(group) for name, group in self.started.tensors.items()},
+            tensors={name: Group.parse(group) for name, group in self.started.tensors.items()} or None,
         )
 
     @cached_property
@@ -270,6 +285,20 @@ class Results:
         if own is None and (of := self.candidate(id).duplicate_of) is not None:
             own = self.scores[split].get(of)
         return {metric: value for metric, (value, _) in (own or {}).items()}
+
+    def interval(self, id: int, split: Split, metric: str) -> Interval:
+        """95 % interval of a candidate's score; the metric's own bounds keep it inside.
+
+        Raises:
+            KeyError: the candidate was not scored on the split.
+        """
+        value, error = self.scores[split][id][metric]
+        own = self.started.metrics.get(metric, {"low": -math.inf, "high": math.inf})
+        evaluator = metric.partition(".")[0]
+        items = self.started.items.get(evaluator, {}).get(split, [])
+        clusters = self.started.clusters.get(evaluator)
+        n = len(items) if clusters is None else len({clusters.get(each, each) for each in items})
+        return interval_of_score(value, error, n, (own["low"], own["high"]))
 
     def status(self, *, candidates: bool = False) -> dict[str, Any]:
         """The facts that ``paretomerge status --json`` prints; documented in the README."""

@@ -44,6 +44,7 @@ PACKAGES = (
 LOG_VERSION = 2
 """What a log's events mean; see :class:`search.events.RunStarted`."""
 
+
 class Run:
     """One search in its directory, from the first start to the finish, over any number of interruptions."""
 
@@ -159,7 +160,14 @@ class Run:
 
     def _stages(self, setup: Setup, version: int, ends: Sequence[int] | None) -> list[Stage]:
         layout, refs = setup.sources.layout, setup.sources.refs
-        return build_stages(self._loaded.config, layout.groups, refs, ends, version=version, tensors=layout.by_tensor)
+        return build_stages(
+            self._loaded.config,
+            layout.groups,
+            refs,
+            ends,
+            version=version,
+            tensors={name: layout.group(name) for name in layout.names},
+        )
 
     def _driver(
         self,
@@ -337,7 +345,8 @@ def _tensors(config: Config, setup: Setup) -> dict[str, str]:
     """Tensor -> group, where the space needs it."""
     if config.space.granularity != "tensor":
         return {}
-    return {name: str(group) for name, group in setup.sources.layout.by_tensor.items()}
+    layout = setup.sources.layout
+    return {name: str(layout.group(name)) for name in layout.names}
 
 
 def _grown(before: Budget, now: Budget) -> bool:

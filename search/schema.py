@@ -117,9 +117,11 @@ class SearchSettings(_Strict):
         FidelityConfig(), description="off: every candidate is scored on every item at once"
     )
     finalists: int | None = Field(
-        None, ge=1, description="at most so many are scored on the selection split; what the reserve pays for if left out"
+        None,
+        ge=1,
+        description="at most so many are scored on the selection split; what the reserve pays for if left out",
     )
-    reserve: float = Field(0.2, gt=0.0, lt=1.0, description="share of all scored items that is kept for the finalists")
+    reserve: float = Field(0.2, gt=0.0, lt=1.0, description="share of all scored items, kept for the finalists")
     control: bool = Field(False, description="a random search with the same budget, as one more baseline")
 
     @field_validator("optimizer", mode="before")

@@ -29,6 +29,6 @@ def check_disjoint(evaluators: Mapping[str, Evaluator]) -> None:
                 if where != split:
                     raise SearchError(
                         f"item {id!r} of evaluator {name!r} is in its {split} split, and the same item ({twin!r}) is "
-                        f"in the {where} split of evaluator {other!r}. What the search, the selection and the holdout see "
-                        "must be different items: remove it from one of the two."
+                        f"in the {where} split of evaluator {other!r}. What the search, the selection and the holdout "
+                        "see must be different items: remove it from one of the two."
                     )

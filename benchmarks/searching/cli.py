@@ -14,6 +14,11 @@ from benchmarks.searching.landscapes import names as landscape_names
 from benchmarks.searching.recording import PLANS, record
 from benchmarks.searching.table import TableError
 from benchmarks.searching.trials import Task, one_thread, read, run_all
+from evaluators.contract import EvaluatorError
+from merging.recipe import MergingError
+from search.errors import SearchError
+from search.optimizers.contract import OptimizerError
+from zoo import ZooError
 
 OUT = Path("runs/benchmarks")
 CHECKPOINTS = (100, 200, 500, 1000)
@@ -25,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one_thread()
     try:
         given.run(given)
-    except TableError as error:
+    except (TableError, EvaluatorError, MergingError, OptimizerError, SearchError, ZooError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -57,7 +62,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--cpu-limit", type=float, default=60.0, help="CPU-seconds of ask and tell that one run may take"
         )
-        command.add_argument("--seconds", type=float, help="tell our optimizers that a candidate costs so much")
         command.add_argument("--redo", action="store_true", help="run again what the file holds: the code has changed")
         command.add_argument("--jobs", type=int, default=1, help="processes")
         command.add_argument("--out", type=Path, default=OUT / "landscapes.jsonl")
@@ -82,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="Markdown of what is there")
     report.add_argument("--out", type=Path, default=OUT / "landscapes.jsonl")
     report.add_argument("--cells", nargs="+", metavar="LANDSCAPE")
+    report.add_argument("--favourite", default=tables.FAVOURITE, metavar="CONTENDER", help="whom differences are to")
     report.set_defaults(run=_report)
     return parser
 
@@ -93,15 +98,14 @@ def _record(given: argparse.Namespace) -> None:
 
 
 def _landscapes(given: argparse.Namespace) -> None:
-    known = {*SYNTHETIC, *TABLES, *given.cells}
     for name in given.only:
         if name not in (*contenders.OURS, *contenders.OUTSIDE):
             raise TableError(f"expected contenders out of {contenders.OURS + contenders.OUTSIDE}, found {name!r}")
-    cells = [name for name in given.cells if name in known and (name not in TABLES or TABLES[name].exists())]
+    cells = [name for name in given.cells if name not in TABLES or TABLES[name].exists()]
     for absent in sorted(set(given.cells) - set(cells)):
-        print(f"{absent} is left out: its table is not recorded")
+        _say(f"{absent} is left out: its table is not recorded")
     tasks = [
-        Task(cell, name, seed, budget, tuple(checkpoints), given.cpu_limit, given.seconds)
+        Task(cell, name, seed, budget, tuple(checkpoints), given.cpu_limit)
         for cell in cells
         for seed in _seeds(given)
         for name in given.only
@@ -137,14 +141,15 @@ def _report(given: argparse.Namespace) -> None:
     results = read(given.out)
     if not results:
         raise TableError(f"expected results in {given.out}, found none; `landscapes` and `table` write them")
-    print(tables.markdown([each for each in results if given.cells is None or each.landscape in given.cells]))
+    wanted = [each for each in results if given.cells is None or each.landscape in given.cells]
+    print(tables.markdown(wanted, given.favourite))
 
 
 def _quick(given: argparse.Namespace) -> None:
     cells = [name for name in landscape_names() if name in ("smooth-10d-2o", "table-two")]
-    only = ["auto", "sms_emoa", "random", "optuna/nsga2", "pymoo/nsga2"]
-    tasks = [Task(cell, name, seed, 100, (100,), 20.0, 0.06) for cell in cells for seed in range(3) for name in only]
+    only = ["auto@0.06", "sms_emoa", "random", "optuna/nsga2", "pymoo/nsga2"]
+    tasks = [Task(cell, name, seed, 100, (100,), 20.0) for cell in cells for seed in range(3) for name in only]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "quick.jsonl"
         run_all(tasks, out, 1, lambda line: None)
-        print(tables.markdown(read(out)))
+        print(tables.markdown(read(out), "auto@0.06"))

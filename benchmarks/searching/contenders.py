@@ -17,12 +17,16 @@ from search.optimizers.contract import Genome, Outcome, Settings, Trial
 
 Array = npt.NDArray[np.float64]
 
+CHEAP = 0.06
+"""Seconds that a candidate of the quickstart costs."""
+
 OURS = (
-    "auto", "gp", "cma", "catcma", "como_catcma", "sms_emoa", "nsga2", "nsga3", "tpe", "random", "sobol",
+    "auto", f"auto@{CHEAP}", "gp", "cma", "catcma", "como_catcma", "sms_emoa", "nsga2", "nsga3", "tpe", "random",
+    "sobol",
 )  # fmt: skip
 OUTSIDE = ("optuna/nsga2", "optuna/tpe", "optuna/gp", "pymoo/nsga2")
 
-BLIND = ("random", "sobol", *OUTSIDE)
+BLIND = ("gp", "cma", "catcma", "tpe", "random", "sobol", *OUTSIDE)
 """Contenders that do not know the budget: the first part of a long run is their short run."""
 
 
@@ -157,15 +161,15 @@ class PymooNsga2:
         return values | dict(zip(self._names[1], genome.categories, strict=True))
 
 
-def build(name: str, landscape: Landscape, budget: int, seed: int, seconds: float | None = None) -> Contender:
+def build(name: str, landscape: Landscape, budget: int, seed: int) -> Contender:
     """A contender, ready for evaluation 0.
 
     Args:
-        name: one of :data:`OURS` or :data:`OUTSIDE`.
+        name: one of :data:`OURS` or :data:`OUTSIDE`. ``auto@0.06`` is told that a candidate costs so many seconds; an
+            optimizer that is told nothing takes candidates for expensive.
         landscape: whose box, objectives and starts it is told.
         budget: evaluations in all.
         seed: its own.
-        seconds: what our optimizers are told that a candidate costs.
 
     Raises:
         OptimizerError: unknown, or it cannot handle this landscape (``como_catcma`` takes two objectives).
@@ -175,7 +179,8 @@ def build(name: str, landscape: Landscape, budget: int, seed: int, seconds: floa
         return OptunaStudy(name, landscape, seed)
     if name == "pymoo/nsga2":
         return PymooNsga2(landscape, budget, seed)
-    return Ours(name, landscape, budget, seed, seconds)
+    name, _, seconds = name.partition("@")
+    return Ours(name, landscape, budget, seed, float(seconds) if seconds else None)
 
 
 def budgets(name: str, checkpoints: Sequence[int]) -> list[tuple[int, list[int]]]:

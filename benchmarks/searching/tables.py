@@ -69,26 +69,26 @@ def cells(results: Iterable[Result]) -> dict[Cell, dict[str, Shares]]:
     return dict(sorted(found.items()))
 
 
-def rows(contenders: Mapping[str, Shares]) -> list[Row]:
+def rows(contenders: Mapping[str, Shares], favourite: str = FAVOURITE) -> list[Row]:
     """The contenders of a cell, best first."""
-    favourite = contenders.get(FAVOURITE, {})
+    own = contenders.get(favourite, {})
     found = []
     for name, seeds in contenders.items():
-        both = sorted(favourite.keys() & seeds.keys())
+        both = sorted(own.keys() & seeds.keys())
         ahead = None
-        if name != FAVOURITE and both:
-            ahead = Interval.of([favourite[seed][0] - seeds[seed][0] for seed in both])
+        if name != favourite and both:
+            ahead = Interval.of([own[seed][0] - seeds[seed][0] for seed in both])
         figures = np.asarray(list(seeds.values()))
         found.append(Row(name, Interval.of(figures[:, 0]), ahead, float(figures[:, 1].mean()), len(seeds)))
     return sorted(found, key=lambda row: -row.share.mean)
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(results: Sequence[Result], favourite: str = FAVOURITE) -> str:
     """All cells, what was left out, and the verdict on the favourite."""
     parts = []
-    of_cells = {cell: rows(contenders) for cell, contenders in cells(results).items()}
+    of_cells = {cell: rows(contenders, favourite) for cell, contenders in cells(results).items()}
     for (landscape, at), ranked in of_cells.items():
-        lines = [f"### {landscape}, {at} evaluations", "", f"| contender | seeds | share | {FAVOURITE} − it | CPU ms |"]
+        lines = [f"### {landscape}, {at} evaluations", "", f"| contender | seeds | share | {favourite} − it | CPU ms |"]
         lines.append("|---|---|---|---|---|")
         for row in ranked:
             ahead = "" if row.ahead is None else row.ahead.text("+")
@@ -99,17 +99,20 @@ def markdown(results: Sequence[Result]) -> str:
         lines = ["### Left out", ""]
         lines += [f"- {where}, {who}, {budget} evaluations: {why}" for where, who, budget, why in missing]
         parts.append("\n".join(lines))
-    parts.append("\n".join(["### Verdict", "", *verdict(of_cells)]))
+    parts.append("\n".join(["### Verdict", "", *verdict(of_cells, favourite)]))
     return "\n\n".join(parts)
 
 
-def verdict(of_cells: Mapping[Cell, Sequence[Row]]) -> list[str]:
+def verdict(of_cells: Mapping[Cell, Sequence[Row]], favourite: str = FAVOURITE) -> list[str]:
     """Where the favourite loses by more than the interval, and how often it has the best mean."""
     compared = {cell: ranked for cell, ranked in of_cells.items() if any(row.ahead is not None for row in ranked)}
     if not compared:
-        return [f"No cell has both {FAVOURITE} and another contender."]
-    first = sum(ranked[0].contender == FAVOURITE for ranked in compared.values())
-    lines = [f"- {FAVOURITE} has the best mean in {first} of {len(compared)} cells."]
+        return [f"No cell has both {favourite} and another contender."]
+    first = sum(
+        any(row.contender == favourite and row.share.mean == ranked[0].share.mean for row in ranked)
+        for ranked in compared.values()
+    )
+    lines = [f"- {favourite} has the best mean in {first} of {len(compared)} cells."]
     lines += [
         f"- It loses to {row.contender} on {landscape} at {at}: {row.ahead.text('+')}."
         for (landscape, at), ranked in compared.items()

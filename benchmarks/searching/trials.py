@@ -38,7 +38,6 @@ class Task(NamedTuple):
     budget: int
     checkpoints: tuple[int, ...]
     cpu_limit: float
-    seconds: float | None = None
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -78,7 +77,7 @@ def run(task: Task) -> Result:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental features of the libraries compared
-            contender = contenders.build(task.contender, problem, task.budget, task.seed, task.seconds)
+            contender = contenders.build(task.contender, problem, task.budget, task.seed)
             _search(contender, problem, task, result)
             result.diagnosis = getattr(contender, "diagnosis", {})
     except (ImportError, OptimizerError) as error:

@@ -29,8 +29,8 @@ def export(
     wished = mix is not None or maximize is not None or bool(at_least)
     if (candidate is not None) + knee + wished != 1:
         raise SearchError(
-            "expected one of --candidate ID, --knee, or a wish (--mix, --at-least, --maximize); `paretomerge status RUN` "
-            "lists the front"
+            "expected one of --candidate ID, --knee, or a wish (--mix, --at-least, --maximize); `paretomerge status "
+            "RUN` lists the front"
         )
     results = Results.load(run)
     if wished:

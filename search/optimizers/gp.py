@@ -75,7 +75,6 @@ class Gp(OptunaOptimizer):
         """What a fit sees: no more than the window, as many constraints for every trial, no outliers."""
         utilities = np.asarray([each.utilities for each in self._observations])
         floor = lower_fence(utilities)
-        chosen = self._chosen(utilities)
         return [self._shown(int(number), floor) for number in self._chosen(utilities)]
 
     def _shown(self, number: int, floor: Array) -> FrozenTrial:

@@ -10,9 +10,8 @@ from rich.table import Table
 
 from evaluators.contract import Split
 from merging.recipe import Group
+from search.report.console import items_shown, score_text
 from search.results import Results
-
-HALF = 1.96
 
 
 def choice_data(results: Results, id: int, rule: str) -> dict[str, Any]:
@@ -42,10 +41,15 @@ def print_choice(results: Results, id: int, rule: str, console: Console, split: 
     if split == "selection":
         console.print(f"candidate {id}: {rule}", markup=False, highlight=False)
         console.print(_scores(results, id, "selection"))
-        console.print("coefficients by depth", markup=False)
-        console.print(_depths(results, id))
+        for expert, row in _coefficients(results, id).items():
+            console.print(f"coefficients of {expert} by depth", markup=False, highlight=False)
+            console.print(_depths(row))
     else:
-        console.print("holdout, items that neither search nor choice has seen (± 95 %)", markup=False)
+        shown = items_shown(results, "holdout")
+        console.print(
+            f"holdout, items that neither search nor choice has seen ({shown}; 95 % intervals)",
+            markup=False, highlight=False,
+        )  # fmt: skip
         console.print(_scores(results, id, "holdout"))
 
 
@@ -70,7 +74,7 @@ def _scores(results: Results, id: int, split: Split) -> Table:
         cells = []
         for name in metrics:
             kept = f" ({retention[name]:.0%})" if name in retention else ""
-            cells.append(f"{found[name][0]:.3f} ± {HALF * found[name][1]:.3f}{kept}")
+            cells.append(f"{score_text(results, row, split, name)}{kept}")
         table.add_row(label, *cells, style="bold" if row == id else None)
     return table
 
@@ -79,22 +83,19 @@ def _coefficients(results: Results, id: int) -> dict[str, dict[Group, float]]:
     return results.stages[results.candidate(id).stage].space.table(results.recipe(id))
 
 
-def _depths(results: Results, id: int) -> Table:
-    """A row per depth, a column per expert and module kind."""
-    coefficients = _coefficients(results, id)
-    groups = sorted({group for row in coefficients.values() for group in row}, key=lambda group: group.order)
+def _depths(row: dict[Group, float]) -> Table:
+    """A row per depth, a column per module kind."""
+    groups = sorted(row, key=lambda group: group.order)
     kinds = list(dict.fromkeys((group.stack, group.kind) for group in groups))
     depths = list(dict.fromkeys((group.stack, group.depth) for group in groups))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("depth", justify="right")
-    for expert in coefficients:
-        for stack, kind in kinds:
-            table.add_column(f"{expert}\n{stack + '/' if stack else ''}{kind}", justify="right", no_wrap=True)
+    table.add_column("depth", justify="right", no_wrap=True)
+    for stack, kind in kinds:
+        table.add_column(f"{stack}/{kind}" if stack else kind, justify="right", no_wrap=True)
     for stack, depth in depths:
-        cells = []
-        for row in coefficients.values():
-            for of_stack, kind in kinds:
-                value = row.get(Group(kind, depth, stack)) if of_stack == stack else None
-                cells.append("" if value is None else f"{value:.2f}")
-        table.add_row("" if depth is None else str(depth), *cells)
+        cells = [
+            f"{row[group]:.2f}" if of == stack and (group := Group(kind, depth, stack)) in row else ""
+            for of, kind in kinds
+        ]
+        table.add_row("-" if depth is None else str(depth), *cells)
     return table

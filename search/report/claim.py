@@ -78,7 +78,7 @@ def _verdict(claims: Claims) -> str:
     scalar = best.scalar
     size = (
         f"{abs(scalar.difference):.3f} in the number that the choice was made by (about the smallest retention; 95 % "
-        f"interval {scalar.low:+.3f} to {scalar.high:+.3f}, adjusted p = {p_value(best.p_scalar)})"
+        f"interval {scalar.low:+.3f} to {scalar.high:+.3f}, adjusted p {p_value(best.p_scalar)})"
     )
     each = listed([_difference(name, pair, best.p[name]) for name, pair in best.objectives.items()])
     if best.beaten:
@@ -91,7 +91,7 @@ def _verdict(claims: Claims) -> str:
 
 
 def _difference(name: str, pair: Paired, p: float) -> str:
-    return f"{name} {pair.difference:+.3f} ({pair.low:+.3f} to {pair.high:+.3f}, adjusted p = {p_value(p)})"
+    return f"{name} {pair.difference:+.3f} ({pair.low:+.3f} to {pair.high:+.3f}, adjusted p {p_value(p)})"
 
 
 def _optimism(claims: Claims) -> str:
@@ -103,4 +103,4 @@ def _optimism(claims: Claims) -> str:
 
 def p_value(value: float) -> str:
     """Two digits; what is smaller than 0.001 is only said to be."""
-    return f"{value:.2g}" if value >= 0.001 else "< 0.001"
+    return f"= {value:.2g}" if value >= 0.001 else "< 0.001"

@@ -26,6 +26,7 @@ from search.events import (
     Told,
 )
 from search.objectives import Objectives
+from search.report.claim import claim_sentences
 from search.results import Results
 
 Display = Literal["auto", "rich", "plain", "json", "none"]
@@ -130,6 +131,8 @@ class PlainDisplay:
         head = f"[{event.candidate + 1}/{self._budget}] candidate {event.candidate}{label}:"
         if event.outcome.state == "failed":
             return f"{head} failed: {event.outcome.reason}"
+        if event.outcome.state == "censored":
+            return f"{head} stopped early: {event.outcome.reason}"
         if event.outcome.state == "duplicate":
             return f"{head} same recipe as candidate {event.outcome.of}"
         took = sum(self._seconds.values())
@@ -224,8 +227,12 @@ def print_results(results: Results, console: Console) -> None:
     say(f"\nFront, {what} (in brackets: kept of the expert's gain over the base)")
     console.print(_front_table(results))
     if results.chosen is not None and results.scores["holdout"]:
-        say("Holdout, items that neither search nor choice has seen (± 95 %)")
+        say(
+            f"Holdout, items that neither search nor choice has seen ({items_shown(results, 'holdout')}; 95 % intervals)"
+        )
         console.print(_holdout_table(results))
+        for sentence in claim_sentences(results):
+            say(sentence)
 
 
 def _front_table(results: Results) -> Table:
@@ -239,20 +246,22 @@ def _front_table(results: Results) -> Table:
 
 
 def _holdout_table(results: Results) -> Table:
-    table = _empty_table(results)
-    rows = [("chosen", results.chosen), *((each.label, each.candidate) for each in results.baselines)]
-    for label, id in rows:
+    names: dict[int, list[str]] = {}
+    for label, id in [("chosen", results.chosen), *((each.label, each.candidate) for each in results.baselines)]:
         if id is not None and id in results.scores["holdout"]:
-            _row(table, results, "holdout", id, label, bold=label == "chosen", interval=True)
+            names.setdefault(id, []).append(label)
+    table = _empty_table(results)
+    for id, labels in names.items():
+        _row(table, results, "holdout", id, " = ".join(labels), bold=id == results.chosen, interval=True)
     return table
 
 
 def _empty_table(results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
     table.add_column("candidate", justify="right", no_wrap=True)
     for name in results.objectives.names:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
     return table
 
 
@@ -260,13 +269,23 @@ def _row(
     table: Table, results: Results, split: Split, id: int, note: str, *, bold: bool, interval: bool = False
 ) -> None:
     scores = results.scores[split]
-    retention = results.judge.retention(scores, id)
-    cells = [str(id)]
-    for name, kept in zip(results.objectives.names, retention, strict=True):
-        value, error = scores[id][name]
-        spread = f" ± {1.96 * error:.3f}" if interval else ""
-        cells.append(f"{value:.3f}{spread} ({kept:.0%})")
-    table.add_row(*cells, note, style="bold" if bold else None)
+    cells = [note, str(id)]
+    for name, kept in zip(results.objectives.names, results.judge.retention(scores, id), strict=True):
+        shown = score_text(results, id, split, name) if interval else f"{scores[id][name][0]:.3f}"
+        cells.append(f"{shown} ({kept:.0%})")
+    table.add_row(*cells, style="bold" if bold else None)
+
+
+def items_shown(results: Results, split: Split) -> str:
+    """``string 256, language 256 items``."""
+    counts = {name: len(splits[split]) for name, splits in results.started.items.items()}
+    return ", ".join(f"{name} {n}" for name, n in counts.items()) + " items"
+
+
+def score_text(results: Results, id: int, split: Split, name: str) -> str:
+    """``0.712 [0.681, 0.741]``."""
+    found = results.interval(id, split, name)
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def print_json(data: Any) -> None:
@@ -280,7 +299,9 @@ __all__ = [
     "PlainDisplay",
     "RichDisplay",
     "catch_up",
+    "items_shown",
     "make_display",
     "print_json",
     "print_results",
+    "score_text",
 ]

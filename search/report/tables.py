@@ -131,7 +131,10 @@ def comparisons_table(facts: Facts) -> Html:
     rows = []
     for each in claims.comparisons:
         scalar = each.scalar
-        row = [each.baseline.label, f"{_signed(scalar.difference, scalar.low, scalar.high)}, p {p_value(each.p_scalar)}"]
+        row = [
+            each.baseline.label,
+            f"{_signed(scalar.difference, scalar.low, scalar.high)}, p {p_value(each.p_scalar)}",
+        ]
         for target in facts.targets:
             pair = each.objectives[target.name]
             row.append(f"{_signed(pair.difference, pair.low, pair.high)}, p {p_value(each.p[target.name])}")

@@ -20,6 +20,7 @@ from search.statistics.optimism import Optimism, optimism
 from search.statistics.paired import Paired, paired, paired_scores
 from search.statistics.power import detectable_difference, half_width, items_needed
 from search.statistics.samples import StatisticsError, Table, tabulate
+from search.statistics.summaries import interval_of_score
 
 __all__ = [
     "Indistinguishable",
@@ -37,6 +38,7 @@ __all__ = [
     "indistinguishable",
     "indistinguishable_by",
     "interval",
+    "interval_of_score",
     "items_needed",
     "optimism",
     "paired",

@@ -43,7 +43,7 @@ def test_two_contenders_meet_the_same_luck(monkeypatch: pytest.MonkeyPatch) -> N
             super().tell(number, genome, utilities, repeats)  # type: ignore[arg-type]
 
     def build(name: str, *more: object) -> Spy:
-        spy = Spy(name, *more)  # type: ignore[arg-type]
+        spy = Spy(name, *more, None)  # type: ignore[arg-type]
         spy.name = name  # type: ignore[attr-defined]
         return spy
 
@@ -72,6 +72,14 @@ def test_a_slow_contender_is_left_out_and_that_is_said() -> None:
 def test_budget_aware_contenders_get_a_run_for_each_checkpoint() -> None:
     assert contenders.budgets("random", (100, 50)) == [(100, [50, 100])]
     assert contenders.budgets("auto", (100, 50)) == [(50, [50]), (100, [100])]
+
+
+@pytest.mark.parametrize("name", ["cma", "catcma", "tpe", "random"])
+def test_who_is_said_not_to_know_the_budget_does_not(name: str) -> None:
+    """So that the first part of its long run may stand for its short one."""
+    assert name in contenders.BLIND
+    short, long = (run(Task(LANDSCAPE, name, 0, budget, (20,), 60.0)) for budget in (20, 25))
+    assert short.shares == long.shares and short.shares
 
 
 def test_results_are_kept_and_not_computed_again(tmp_path: Path) -> None:

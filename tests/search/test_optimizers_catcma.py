@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from search import pareto
@@ -18,6 +18,7 @@ class TestCatCma(OptimizerConformance):
 class TestComoCatCma(OptimizerConformance):
     name = "como_catcma"
     objectives = (2,)
+    learning_budget = 300  # each kernel learns from its own generations alone
 
 
 class TestComoCatCmaOfManyKernels(OptimizerConformance):
@@ -37,7 +38,8 @@ def planted(genome):
     """Optimum at 0.8 and choice 2, whose neighbours 1 and 3 are the worst: an order of choices would mislead."""
     penalty = {0: 0.3, 1: 0.6, 2: 0.0, 3: 0.6}
     values = np.asarray(genome.values)
-    return (-float(np.mean((values - 0.8) ** 2)) - float(np.mean([penalty[each] for each in genome.categories])),)
+    wrong = sum(penalty[each] for each in genome.categories) / max(1, len(genome.categories))
+    return (-float(np.mean((values - 0.8) ** 2)) - wrong,)
 
 
 def search(name, box, budget, seed=0, evaluate=planted, **more):
@@ -82,11 +84,11 @@ def test_catcma_learns_from_a_better_point_found_elsewhere():
         best = -np.inf
         for id in range(150):
             genome = optimizer.ask(id, ())
-            best = max(best, planted(Genome(genome.values, (2,)))[0])
-            optimizer.tell(Trial(id, genome), Outcome("complete", planted(Genome(genome.values, (2,)))))
+            best = max(best, planted(genome)[0])
+            optimizer.tell(Trial(id, genome), Outcome("complete", planted(genome)))
             if tell and id % 20 == 5:
                 other = Genome((0.7 + id / 1500,) * 30)
-                optimizer.tell(Trial(999 + id, other), Outcome("complete", planted(Genome(other.values, (2,)))))
+                optimizer.tell(Trial(999 + id, other), Outcome("complete", planted(other)))
         return best
 
     assert reached(True) > reached(False) + 0.005
@@ -157,6 +159,8 @@ def test_improvements_are_those_of_cmaes(candidates, others):
 
     reference = np.asarray([-0.5, -0.25])
     others = [each for each in others if each[0] > reference[0] and each[1] > reference[1]]
+    # on the border between gain and distance theirs is off: a weakly dominated point gets a negative volume
+    assume(all(one[0] != two[0] and one[1] != two[1] for one in candidates for two in [*others, reference]))
     ours = improvements(np.asarray(candidates), np.asarray(others).reshape(-1, 2), reference)
     archive = UHVIArchive2D(-np.asarray(others).reshape(-1, 2))
     theirs = [archive.uhvi(-np.asarray(each), -reference) for each in candidates]

@@ -86,7 +86,7 @@ def spaces(draw):
     low = draw(st.sampled_from([0.0, -0.5, 0.2]))
     arguments = {
         "experts": experts,
-        "of": groups(draw(st.integers(2, 6)), draw(st.sampled_from([("",), ("encoder", "decoder")]))),
+        "of": groups(draw(st.integers(2, 5)), draw(st.sampled_from([("",), ("",), ("encoder", "decoder")]))),
         "low": low,
         "high": low + draw(st.sampled_from([1.0, 1.3])),
         "shared": draw(st.booleans()),
@@ -116,7 +116,7 @@ def cases(draw):
 
 
 MANY = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow]
 )
 
 
@@ -142,23 +142,20 @@ def test_the_canonical_genome_is_one_for_the_recipe(case):
     assert found.decode(canonical_genome).hash == recipe.hash
 
 
-@given(cases(), st.randoms(use_true_random=False))
+@given(cases())
 @MANY
-def test_a_gene_that_is_canonicalised_away_has_no_effect_and_the_others_have(case, random):
+def test_a_gene_changes_the_recipe_unless_it_is_canonicalised_away(case):
     found, genome = case
     recipe, still = found.decode(genome), found.canonical(genome)
-    for index in range(found.box.continuous):
+    for index in range(0, found.box.continuous, 1 + found.box.continuous // 12):
         values = list(genome.values)
-        values[index] = random.random()
+        values[index] += -0.4 if values[index] > 0.5 else 0.4
         other = Genome(tuple(values), genome.categories)
-        assert (found.canonical(other) == still) <= (found.decode(other).hash == recipe.hash)
-        if still.values[index] == 0.5 and genome.values[index] not in (0.5, still.values[index]):
-            steps = found.named(genome)[found.genes[index].name] == found.named(still)[found.genes[index].name]
-            assert steps or found.decode(other).hash == recipe.hash
+        assert (found.canonical(other) == still) == (found.decode(other).hash == recipe.hash), found.genes[index]
 
 
 @given(cases())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_assignment_is_one_that_merging_takes_and_spells_in_the_same_way(case):
     found, genome = case
     recipe = found.decode(genome)
@@ -242,7 +239,7 @@ def test_densities_and_methods_can_be_read_by_group():
     assert [methods[Group("mlp", depth)] for depth in range(3)] == ["ties", "task_arithmetic", "sce"]
     densities = found.densities(recipe)["mid"]
     assert Group("mlp", 1) not in densities
-    assert densities[Group("mlp", 0)] == densities[Group("mlp", 2)] == 49 / 64
+    assert densities[Group("mlp", 0)] == densities[Group("mlp", 2)] == 48 / 64
     assert Group("mlp", 2) not in found.table(recipe)["mid"]
 
 
@@ -355,7 +352,7 @@ def test_tensors_have_genes_of_their_own_and_a_group_says_what_most_of_them_do()
 
 
 @given(cases(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_coefficient_per_expert_is_a_point_of_every_finer_space(case, data):
     """With its methods, densities and parameters: what the first stage learnt can be told to the second."""
     found, _ = case
@@ -398,10 +395,10 @@ def test_the_center_is_the_average_merge_of_the_first_method():
     for methods, expected in ((["task_arithmetic"], 1 / 3), (["ties"], 1.0), (["linear", "ties"], 1 / 3)):
         found = space(methods=methods)
         recipe = found.decode(found.center())
-        assert set(found.chosen_methods(recipe).values()) == {methods[0] if isinstance(methods[0], str) else ""}
-        assert set(found.table(recipe)["mid"].values()) == {pytest.approx(expected)}
+        assert set(found.chosen_methods(recipe).values()) == {methods[0]}
+        assert list(found.table(recipe)["mid"].values()) == pytest.approx([expected] * len(found.groups))
     line = space("lines")
-    assert set(line.table(line.decode(line.center()))["mid"].values()) == {pytest.approx(1 / 3)}
+    assert list(line.table(line.decode(line.center()))["mid"].values()) == pytest.approx([1 / 3] * len(line.groups))
     narrow = space(low=0.5, high=0.9)
     assert narrow.named(narrow.center())["mid"] == 0.5
 
