@@ -82,8 +82,8 @@ class Claims:
 
     @cached_property
     def baselines(self) -> list[Baseline]:
-        """All with holdout scores, the chosen candidate itself left out; one that is several of them has all their names.
-        The control's choice comes last."""
+        """All with holdout scores, the chosen candidate itself left out; one that is several of them has all their
+        names. The control's choice comes last."""
         held = self._results.scores["holdout"]
         names: dict[int, list[str]] = {}
         for each in self._results.baselines:

@@ -129,8 +129,8 @@ class Finals:
         return (
             f"none of the {len(complete)} candidates that were scored on the {split} split keeps every constraint. "
             f"Candidate {nearest} comes nearest and breaks {'; '.join(broken)}, by "
-            f"{judge.violation(nearest, split):.3g}. A larger split proves more with the same score; so would a larger budget, other bounds of the space, or a "
-            "weaker constraint in a new run."
+            f"{judge.violation(nearest, split):.3g}. A larger split proves more with the same score; a larger budget, "
+            "other bounds of the space, or a weaker constraint in a new run."
         )
 
     def _emit_once(self, event: Event) -> None:

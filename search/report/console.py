@@ -227,21 +227,20 @@ def print_results(results: Results, console: Console) -> None:
     say(f"\nFront, {what} (in brackets: kept of the expert's gain over the base)")
     console.print(_front_table(results))
     if results.chosen is not None and results.scores["holdout"]:
-        say(
-            f"Holdout, items that neither search nor choice has seen ({items_shown(results, 'holdout')}; 95 % intervals)"
-        )
+        seen = items_shown(results, "holdout")
+        say(f"Holdout, items that neither search nor choice has seen ({seen}; 95 % intervals)")
         console.print(_holdout_table(results))
         for sentence in claim_sentences(results):
             say(sentence)
 
 
 def _front_table(results: Results) -> Table:
-    split = results.split
-    table = _empty_table(results)
+    table = _empty_table("candidate", results, "")
     for id in results.front:
         note = [results.candidate(id).label] if results.candidate(id).label else []
         note += ["chosen"] if id == results.chosen else []
-        _row(table, results, split, id, ", ".join(note), bold=id == results.chosen)
+        cells = _cells(results, results.split, id, interval=False)
+        table.add_row(str(id), *cells, ", ".join(note), style="bold" if id == results.chosen else None)
     return table
 
 
@@ -250,30 +249,29 @@ def _holdout_table(results: Results) -> Table:
     for label, id in [("chosen", results.chosen), *((each.label, each.candidate) for each in results.baselines)]:
         if id is not None and id in results.scores["holdout"]:
             names.setdefault(id, []).append(label)
-    table = _empty_table(results)
+    table = _empty_table("merge", results, "candidate")
     for id, labels in names.items():
-        _row(table, results, "holdout", id, " = ".join(labels), bold=id == results.chosen, interval=True)
+        cells = _cells(results, "holdout", id, interval=True)
+        table.add_row(" = ".join(labels), *cells, str(id), style="bold" if id == results.chosen else None)
     return table
 
 
-def _empty_table(results: Results) -> Table:
+def _empty_table(first: str, results: Results, last: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("candidate", justify="right", no_wrap=True)
+    table.add_column(first, justify="left" if last else "right")
     for name in results.objectives.names:
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(last, justify="right" if last else "left")
     return table
 
 
-def _row(
-    table: Table, results: Results, split: Split, id: int, note: str, *, bold: bool, interval: bool = False
-) -> None:
+def _cells(results: Results, split: Split, id: int, *, interval: bool) -> list[str]:
     scores = results.scores[split]
-    cells = [note, str(id)]
+    cells = []
     for name, kept in zip(results.objectives.names, results.judge.retention(scores, id), strict=True):
         shown = score_text(results, id, split, name) if interval else f"{scores[id][name][0]:.3f}"
         cells.append(f"{shown} ({kept:.0%})")
-    table.add_row(*cells, style="bold" if bold else None)
+    return cells
 
 
 def items_shown(results: Results, split: Split) -> str:

@@ -127,7 +127,8 @@ class Table:
         if self.clusters is None or not self.values.shape[1]:
             return products, weights
         labels = cluster_index(self.clusters)
-        return tuple(np.stack([cluster_sums(row, labels) for row in each]) for each in (products, weights))  # type: ignore[return-value]
+        summed = [np.stack([cluster_sums(row, labels) for row in each]) for each in (products, weights)]
+        return summed[0], summed[1]
 
 
 def tabulate(

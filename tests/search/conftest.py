@@ -127,9 +127,10 @@ def _config(name: str, metrics: Sequence[str], candidates: int, search: Mapping[
 def synthetic_run() -> SyntheticRun:
     """A factory of run directories, written by the real search, finals and store over planted skills.
 
-    ``factory(folder, objectives=2, candidates=40, finished=True, failures=None, metrics=None, search=None, limits=())``:
-    ``search`` overrides keys of the config's section, ``limits`` are constraints, ``failures`` maps a candidate's number to the reason of its failure, or None; ``metrics`` gives the metric of each
-    objective, as names or whole :class:`Metric` records. An unfinished run has half of its candidates.
+    ``factory(folder, objectives=2, candidates=40, finished=True, failures=None, metrics=None, search=None, limits=())``
+    ``failures`` maps a candidate's number to the reason of its failure, or None; ``metrics`` gives the metric of each
+    objective, as names or whole :class:`Metric` records; ``search`` overrides keys of the config's section; ``limits``
+    are constraints. An unfinished run has half of its candidates.
     """
 
     def build(

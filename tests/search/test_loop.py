@@ -17,6 +17,7 @@ from search.errors import Interrupted, SearchError
 from search.events import Asked, EvaluationStarted, Event, RungReached, Scored, Told
 from search.loop import FAILURES_IN_A_ROW, Search
 from search.objectives import Objectives, Target, standard_errors
+from search.optimizers.contract import Genome
 from search.racing import Racer
 from search.schema import Config
 from search.stages import build_optimizer, build_stages
@@ -239,8 +240,11 @@ def test_what_earlier_stages_found_is_told_to_the_next(tmp_path: Path) -> None:
     last = max(each.stage for each in told)
     best_before = max(min(each.outcome.utilities) for each in told if each.stage < last)
     first_of_last = [min(each.outcome.utilities) for each in told if each.stage == last][:15]
-    random_level = np.median([min(each.outcome.utilities) for each in told if each.stage < last])
-    assert np.median(first_of_last) > random_level
+    space = build_stages(settings, GROUPS, SOURCES)[last].space
+    chance = np.random.default_rng(0)
+    points = [Genome(tuple(chance.random(space.box.continuous).tolist())) for _ in range(40)]
+    by_chance = [FakeWorker().evaluate(space.decode(each), "search").values for each in points]
+    assert np.median(first_of_last) > np.median([min(each.values()) for each in by_chance])
     assert max(first_of_last) > 0.7 * best_before
 
 
