@@ -31,7 +31,7 @@ from search.objectives import clusters_of
 from search.positions import YamlSource
 from search.racing import Racer
 from search.results import Results
-from search.schema import Budget, Config, OptimizerConfig
+from search.schema import Budget, Config, FidelityConfig, OptimizerConfig
 from search.setup import Setup, model_paths, set_up
 from search.stages import Stage, build_optimizer, build_stages
 from search.store import CONTROL, DATABASE, Store
@@ -97,6 +97,7 @@ class Run:
         started = self._open()
         try:
             if started is not None:
+                self._keep_defaults(started)
                 self._refuse_changed_config(started)
                 if self._is_finished():
                     return None
@@ -291,10 +292,20 @@ class Run:
                     self._listeners.remove(listener)
                     print(f"{type(listener).__name__} failed and is switched off: {error}", file=sys.stderr)
 
+    def _keep_defaults(self, started: RunStarted) -> None:
+        """A run that began when other values were the defaults goes on with those, where the config leaves them out."""
+        if started.version > 1:
+            return
+        config = self._loaded.config
+        were = {"optimizer": OptimizerConfig(name="sms_emoa"), "finalists": 16, "fidelity": FidelityConfig(rungs=())}
+        given = config.search.model_fields_set
+        settings = config.search.model_copy(update={key: each for key, each in were.items() if key not in given})
+        self._loaded = replace(self._loaded, config=config.model_copy(update={"search": settings}))
+
     def _refuse_changed_config(self, started: RunStarted) -> None:
         """Raises SearchError with a diff unless the config is the stored one, or differs in a grown budget only."""
         now = self._loaded.config
-        before = Config.model_validate(started.config)
+        before = _stored_config(started)
         grown = _grown(before.search.budget, now.search.budget)
         settings = before.search.model_copy(update={"budget": now.search.budget})
         if grown and before.model_copy(update={"search": settings}) == now:
@@ -313,6 +324,15 @@ class Run:
             f"{self.folder}: this run was started with another config; only search.budget.candidates may grow. Restore "
             "the config, or give the changed search another --name. What differs:\n" + "\n".join(lines)
         )
+
+
+def _stored_config(started: RunStarted) -> Config:
+    """The config as it was, in today's keys: what there was no key for was off."""
+    config = Config.model_validate(started.config)
+    if started.version > 1:
+        return config
+    settings = config.search.model_copy(update={"fidelity": FidelityConfig(rungs=())})
+    return config.model_copy(update={"search": settings})
 
 
 def _control(loaded: LoadedConfig) -> LoadedConfig:

@@ -95,7 +95,7 @@ class OptimizerConformance:
             values = genome.values if genome.categories[0] == 0 else (*genome.values[:3], 0.5)
             return Genome(values, genome.categories)
 
-        self._survives(replace(self.settings(box, objectives), canonical=canonical, seconds=60.0), box, objectives)
+        self._survives(replace(self.settings(box, objectives), canonical=canonical), box, objectives)
 
     def _survives(self, settings: Settings, box: Box, objectives: int) -> None:
         undisturbed = list(_life(self.make(settings), box, objectives, self.asks))

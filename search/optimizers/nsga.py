@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from search.optimizers.contract import Settings
 from search.optimizers.optuna_study import Observation, OptunaOptimizer
 from search.optimizers.outcomes import generator
+from search.optimizers.prescreen import PrescreenOptions
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseGASampler
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 CLOSING = 1  # the stream of generators that close generations; ids have one of their own
 
 
-class NsgaOptions(BaseModel):
-    """Options of ``nsga2`` and ``nsga3``.
+class NsgaOptions(PrescreenOptions):
+    """Options of ``nsga2`` and ``nsga3``, and those of pre-screening.
 
     Attributes:
         population: size of a generation; from the budget, between 10 and 40, if None.
@@ -62,6 +63,9 @@ class _Nsga(OptunaOptimizer):
         self._members = 0  # of the open generation, so far
 
         self._key = self._generation_key()
+
+    def forget(self, id: int) -> None:
+        """See :class:`search.optimizers.prescreen.Screenable`: asks leave no trace."""
 
     @abstractmethod
     def _sampler(self, seed: int) -> BaseGASampler:

@@ -1,13 +1,13 @@
 """Surrogate pre-screening: of several proposals of an optimizer, evaluate the one that a model thinks best of.
 
-Per objective, and for the total violation where constraints were broken, a model (:mod:`search.optimizers.surrogates`)
-is fitted on the canonical genomes that were evaluated. The best proposal is the one expected to violate least, then to
-add most hypervolume to the front as the models see it (their predictions at the evaluated points, which have less noise
+Per objective, and per constraint that was broken, a model (:mod:`search.optimizers.surrogates`) is fitted on the
+canonical genomes that were evaluated. The best proposal is the one expected to violate least, then to add most hypervolume to the front as the models see it (their predictions at the evaluated points, which have less noise
 in them than the scores), then to come closest to it. Jin, "Surrogate-assisted evolutionary computation", Swarm and
 Evolutionary Computation 1(2), 2011 (individual-based evolution control, pre-selection).
 
-A model earns its say: while the leave-one-out R2 of any objective is below the threshold, or there are too few points,
-the first proposal passes through, and the search is the one without a model, to the bit.
+A model earns its say: while the leave-one-out R2 of any objective is below the threshold, or that of a constraint which
+more than a tenth of the candidates break, or there are too few points, the first proposal passes through, and the
+search is the one without a model, to the bit. A poor model of a rarely broken constraint is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field
 
 from search import pareto
 from search.optimizers.contract import Genome, Optimizer, OptimizerError, Outcome, Settings, Trial
-from search.optimizers.outcomes import Array, utilities, violation
+from search.optimizers.outcomes import Array, utilities
 from search.optimizers.surrogates import GaussianProcess, Quadratic, Surrogate
 
 LEAST_POINTS = 24
@@ -53,11 +53,12 @@ class Screenable(Optimizer, Protocol):
 
 
 class Evaluated(NamedTuple):
-    """What the models are fitted on: a canonical genome, utilities [objectives], total violation >= 0."""
+    """What the models are fitted on: a canonical genome, utilities [objectives], and a number per constraint, > 0 where
+    it is broken."""
 
     genome: Genome
     utilities: Array
-    violation: float
+    violations: tuple[float, ...]
 
 
 class Prescreened:
@@ -85,7 +86,8 @@ class Prescreened:
         self._evaluated: deque[Evaluated] = deque(maxlen=WINDOW.get(self._options.prescreen, 0))
         self._count = 0
         self._next = LEAST_POINTS
-        self._models: list[Surrogate] = []
+        self._models: list[Surrogate] = []  # of the objectives, then of the constraints that are broken often
+        self._constraints: list[Surrogate] = []  # the good ones
         self._front: Array = np.zeros((0, settings.objectives))
         self._taken: dict[int, int] = {}
         self._screened = 0
@@ -116,7 +118,7 @@ class Prescreened:
         found = utilities(outcome, self._settings.objectives)
         if outcome.state != "complete" or found is None:
             return
-        self._evaluated.append(Evaluated(self._canonical(trial.genome), found, violation(outcome)))
+        self._evaluated.append(Evaluated(self._canonical(trial.genome), found, _finite(outcome.violations)))
         self._count += 1
 
     @property
@@ -139,35 +141,39 @@ class Prescreened:
 
     def _fit(self) -> None:
         """Models of what was evaluated so far; next time when there is a twentieth more of it."""
-        self._next = self._count + max(1, min(self._count, len(self._evaluated)) // 20)
+        self._next = self._count + max(1, len(self._evaluated) // 20)
         genomes = [each.genome for each in self._evaluated]
         points = np.asarray([each.utilities for each in self._evaluated])
-        broken = np.asarray([min(each.violation, 1e6) for each in self._evaluated])
-        low, high = np.quantile(points, [0.25, 0.75], axis=0)
-        columns = list(np.maximum(points, low - CAP * (high - low)).T)
-        if broken.any():
-            columns.append(np.log1p(broken))
-        old = self._models
-        self._models = [self._model(index, genomes, column, old) for index, column in enumerate(columns)]
-        seen = np.stack([model.predict(genomes) for model in self._models[: points.shape[1]]], axis=1)
-        feasible = seen[broken <= 0.0]
+        old, count = self._models, points.shape[1]
+        self._models = [self._model(index, genomes, _fenced(points[:, index]), old) for index in range(count)]
+        seen = np.stack([model.predict(genomes) for model in self._models], axis=1)
+        violations = _padded([each.violations for each in self._evaluated])
+        feasible = seen[(violations <= 0.0).all(axis=1)]
         self._front = feasible[pareto.nondominated(feasible)] if len(feasible) else feasible
+        self._constraints = []
+        for column in violations.T:
+            if (column > 0.0).any():
+                model = self._model(-1, genomes, -_fenced(-column), ())
+                if model.quality >= self._options.prescreen_quality:
+                    self._constraints.append(model)
+                elif np.mean(column > 0.0) > 0.1:
+                    self._models.append(model)
 
     def _model(self, index: int, genomes: Sequence[Genome], targets: Array, old: Sequence[Surrogate]) -> Surrogate:
         box = self._settings.box
         if self._options.prescreen == "quadratic":
             return Quadratic(box, genomes, targets)
-        earlier = old[index] if index < len(old) else None
+        earlier = old[index] if 0 <= index < len(old) else None
         start = earlier.parameters if isinstance(earlier, GaussianProcess) else None
         return GaussianProcess(box, genomes, targets, start)
 
     def _best(self, genomes: Sequence[Genome]) -> int:
         """Index of the best canonical genome; the first of equals."""
         objectives = self._settings.objectives
-        expected = np.stack([model.predict(genomes) for model in self._models], axis=1)
-        points, broken = expected[:, :objectives], np.zeros(len(genomes))
-        if expected.shape[1] > objectives:
-            broken = np.where(expected[:, objectives] > 0.05, expected[:, objectives], 0.0)
+        points = np.stack([model.predict(genomes) for model in self._models[:objectives]], axis=1)
+        broken = np.zeros(len(genomes))
+        for model in self._constraints:
+            broken += np.maximum(0.0, model.predict(genomes))
         if not len(self._front):
             closeness = points.min(axis=1)
             gains = np.zeros(len(genomes))
@@ -185,3 +191,22 @@ class Prescreened:
         corner = np.minimum(np.asarray(self._settings.reference), low - 0.1 * np.maximum(high - low, 1e-9))
         volume = pareto.hypervolume(self._front, corner)
         return np.asarray([pareto.hypervolume(np.vstack([self._front, point]), corner) - volume for point in points])
+
+
+def _fenced(column: Array) -> Array:
+    """[n] with what is far below the others raised to the fence: how bad a broken merge is tells nothing about the good
+    ones, and a model would bend for it."""
+    low, high = np.quantile(column, [0.25, 0.75])
+    return np.asarray(np.maximum(column, low - CAP * max(high - low, 1e-6)))
+
+
+def _finite(violations: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(np.clip(np.nan_to_num(each, nan=1e6), -1e6, 1e6)) for each in violations)
+
+
+def _padded(rows: Sequence[tuple[float, ...]]) -> Array:
+    """[n, constraints]; one that a candidate has no number for is kept."""
+    found = np.zeros((len(rows), max(len(row) for row in rows)))
+    for index, row in enumerate(rows):
+        found[index, : len(row)] = row
+    return found

@@ -28,7 +28,7 @@ search: {optimizer: random, budget: {candidates: 20}, finalists: 5, per_expert_s
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    for split, n in (("search", 250), ("selection", 20), ("holdout", 1000)):
+    for split, n in (("search", 250), ("selection", 30), ("holdout", 1000)):
         lines = [json.dumps({"prompt": f"{split} {k} =", "answer": str(k)}) for k in range(n)]
         (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines))
     (tmp_path / "small.yaml").write_text(CONFIG)
@@ -40,7 +40,7 @@ def test_the_numbers_come_from_the_items_and_no_model_is_needed(project, capsys)
     assert run_command(["power", "small.yaml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {row["split"]: row for row in found["rows"]}
-    assert {split: row["items"] for split, row in rows.items()} == {"search": 250, "selection": 20, "holdout": 1000}
+    assert {split: row["items"] for split, row in rows.items()} == {"search": 250, "selection": 30, "holdout": 1000}
     assert rows["search"]["half_width"] == pytest.approx(0.0615, abs=1e-3)
     for split, n in (("search", 250), ("holdout", 1000)):
         for discordance in (0.1, 0.2, 0.3):
@@ -56,8 +56,10 @@ def test_the_numbers_come_from_the_items_and_no_model_is_needed(project, capsys)
 def test_a_sentence_for_people(project, capsys):
     assert run_command(["power", "small.yaml", "--finalists", "2"]) == 0
     out = capsys.readouterr().out
-    assert "a.accuracy, search: with 250 items, differences below 5.5 to 9.7 points cannot be told apart." in out
-    assert "a.accuracy, selection: with 20 items, differences below 27.9 points cannot be told apart, and none" in out
+    assert "a.accuracy, search: with 250 items, differences below 5.6 to 9.7 points cannot be told apart." in out
+    assert (
+        "selection: with 30 items, differences below 26.9 points cannot be told apart, and none at all where two" in out
+    )
 
 
 def test_more_finalists_cost_power(project, capsys):

@@ -301,3 +301,27 @@ def test_spaces_that_contradict_themselves_are_refused(arguments, message):
 def test_genomes_outside_the_box_are_refused(genome):
     with pytest.raises(SpaceError, match="expected a genome"):
         space("model").decode(genome)
+
+
+THREE = ("task_arithmetic", "linear", "slerp")
+
+
+@pytest.mark.parametrize(
+    ("granularity", "arguments", "values", "expected"),
+    [
+        ("model", {}, 2, "47c22beed058c966"),
+        (Knots(3), {"low": -0.5}, 22, "16e7adb53388051b"),
+        ("layer", {"methods": ("linear",)}, 34, "d95495c92777f093"),
+        (Blocks(2), {"methods": THREE, "method_blocks": 2}, 16, "b2774b6fc95f909d"),
+        (Knots(4), {"methods": ("slerp",), "dtype": "bfloat16"}, 28, "3a5b94257c044072"),
+        (Knots(2), {"normalize": True, "experts": ("string", "math", "code")}, 24, "6ab6452cf8e1f0ef"),
+    ],
+)
+def test_genomes_of_the_first_release_are_the_recipes_that_they_were(granularity, arguments, values, expected):
+    """Hashes that version 0.1.0 computed: stored runs are decoded by them."""
+    found = space(granularity, **arguments)
+    assert found.box.continuous == values
+    genome = Genome(
+        tuple((index + 1) / (values + 1) for index in range(values)), tuple(range(len(found.box.categories)))
+    )
+    assert found.decode(genome).hash[:16] == expected

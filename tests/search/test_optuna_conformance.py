@@ -1,0 +1,76 @@
+"""Optimizers from Optuna, Sobol and grid against the contract."""
+
+import pytest
+
+from search.optimizers.conformance import OptimizerConformance
+from search.optimizers.contract import Box
+
+
+class TestTpe(OptimizerConformance):
+    name = "tpe"
+    asks = 30
+    kills = 2
+    learning_budget = 100
+
+
+class TestNsga2(OptimizerConformance):
+    name = "nsga2"
+    options = {"population": 10}  # noqa: RUF012
+
+
+class TestNsga2ScreenedByAModel(OptimizerConformance):
+    name = "nsga2"
+    options = {"population": 10, "prescreen": "quadratic", "prescreen_quality": -1.0}  # noqa: RUF012
+    objectives = (2,)
+    killed_boxes = (Box(3, (3, 2)),)
+
+
+class TestNsga3(OptimizerConformance):
+    name = "nsga3"
+    options = {"population": 10}  # noqa: RUF012
+
+
+class TestNsga3ByUniformCrossover(OptimizerConformance):
+    name = "nsga3"
+    options = {"population": 6, "crossover": "uniform", "mutation": "uniform"}  # noqa: RUF012
+    objectives = (3,)
+
+
+class TestSobol(OptimizerConformance):
+    name = "sobol"
+    learns = False
+
+
+class TestGrid(OptimizerConformance):
+    name = "grid"
+    learns = False
+
+
+class TestGrid3(OptimizerConformance):
+    name = "grid"
+    options = {"levels": 3}  # noqa: RUF012
+    boxes = (Box(3, (3, 2)), Box(0, (3,)), Box(1))
+    killed_boxes = boxes
+    learns = False
+
+
+class TestGpInShort(OptimizerConformance):
+    name = "gp"
+    options = {"startup": 6}  # noqa: RUF012
+    objectives = (2,)
+    boxes = (Box(2, (3,)), Box(0, (3,)), Box(0))
+    killed_boxes = (Box(2, (3,)),)
+    asks = 12
+    kills = 1
+    learns = False  # at length only
+
+
+@pytest.mark.slow
+class TestGp(OptimizerConformance):
+    name = "gp"
+    options = {"startup": 8}  # noqa: RUF012
+    asks = 18
+    kills = 2
+    learning_box = Box(5, (3,))
+    learning_budget = 30
+    learning_seeds = 2
