@@ -138,6 +138,27 @@ class Claims:
         return [ids[row] for row in found.members]
 
     @cached_property
+    def finalists(self) -> dict[int, dict[str, dict[str, float]]]:
+        """finalist -> objective -> baseline's label -> one-sided p-value of "no better than it", on the selection split.
+
+        Adjusted (Holm) over finalists × objectives × baselines: whichever of them is small stands beside all others
+        that were looked at.
+        """
+        selection = self._results.scores["selection"]
+        baselines = [each for each in self.baselines if each.candidate == -1 or each.candidate in selection]
+        p = {
+            id: {
+                target.name: {
+                    each.label: self._p_better(target, id, each.candidate) for each in baselines if each.candidate != id
+                }
+                for target in self._targets
+            }
+            for id in self._results.finalists
+            if id in selection
+        }
+        return adjust(p)
+
+    @cached_property
     def optimism(self) -> dict[str, Optimism]:
         """metric -> search − holdout of the chosen candidate, positive where the search flattered it."""
         if self.chosen not in self._results.scores["holdout"]:
@@ -169,6 +190,12 @@ class Claims:
         one, two = self._items(self.chosen, "holdout")[evaluator], self._items(other, "holdout")[evaluator]
         bounds = (target.metric.low, target.metric.high)
         return paired_scores(one, two, metric, clusters=self._clusters(evaluator), bounds=bounds)
+
+    def _p_better(self, target: Target, id: int, other: int) -> float:
+        evaluator, _, metric = target.name.partition(".")
+        one, two = self._items(id, "selection")[evaluator], self._items(other, "selection")[evaluator]
+        found = paired_scores(one, two, metric, clusters=self._clusters(evaluator))
+        return found.p_greater if target.metric.direction == "maximize" else found.p_less
 
     def _table(self, target: Target, ids: Sequence[int], split: Split) -> Table:
         """Rows: the candidates, then those that retention takes its scale from."""

@@ -145,9 +145,7 @@ class Constraints:
     ) -> Constraints:
         """The inverse of :meth:`as_data`; clusters are logged apart, by evaluator."""
         known = clusters or {}
-        return Constraints(
-            [Constraint(**each, clusters=known.get(each["name"].partition(".")[0])) for each in data]
-        )
+        return Constraints([Constraint(**each, clusters=known.get(each["name"].partition(".")[0])) for each in data])
 
 
 def _check_provable(loaded: LoadedConfig, key: str, constraint: Constraint, evaluator: Evaluator) -> None:

@@ -177,9 +177,7 @@ class _View:
 
     def compare(self, theirs: Scores, mine: Scores) -> fidelity.Comparison:
         """The testing items that both have."""
-        return fidelity.compare(
-            theirs[self._evaluator], mine[self._evaluator], self._metric, self._testing, self._cap
-        )
+        return fidelity.compare(theirs[self._evaluator], mine[self._evaluator], self._metric, self._testing, self._cap)
 
     def _mean(self, scores: ItemScores, among: frozenset[str]) -> float:
         keep = np.asarray([id in among for id in scores.ids], dtype=bool)

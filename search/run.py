@@ -32,8 +32,8 @@ from search.positions import YamlSource
 from search.racing import Racer
 from search.results import Results
 from search.schema import Budget, Config, FidelityConfig, OptimizerConfig
-from search.setup import Setup, model_paths, set_up
-from search.stages import Stage, build_optimizer, build_stages
+from search.setup import Setup, model_paths, set_up, stages_of
+from search.stages import Stage, build_optimizer
 from search.store import CONTROL, DATABASE, Store
 from search.workers.inline import InlineWorker
 
@@ -140,7 +140,7 @@ class Run:
     def _search(self, setup: Setup, started: RunStarted | None, should_stop: Callable[[], bool]) -> int:
         config = self._loaded.config
         version = started.version if started else LOG_VERSION
-        stages = self._stages(setup, version, started.stage_ends if started else None)
+        stages = stages_of(config, setup, started.stage_ends if started else None, version)
         now = self._beginning(setup, stages)
         if started is None:
             _write_run_files(self.folder, self._loaded)
@@ -158,17 +158,6 @@ class Run:
         reserved = config.search.reserve
         search.run(budget.candidates, None if budget.items is None else round(budget.items * (1.0 - reserved)))
         return self._finals(setup, stages, worker, should_stop).run(config.search, search.items)
-
-    def _stages(self, setup: Setup, version: int, ends: Sequence[int] | None) -> list[Stage]:
-        layout, refs = setup.sources.layout, setup.sources.refs
-        return build_stages(
-            self._loaded.config,
-            layout.groups,
-            refs,
-            ends,
-            version=version,
-            tensors={name: layout.group(name) for name in layout.names},
-        )
 
     def _driver(
         self,
@@ -232,7 +221,7 @@ class Run:
                     return
                 self._refuse_changed_config(started)
                 setup = set_up(self._loaded, started.threads)
-                stages = self._stages(setup, started.version, started.stage_ends)
+                stages = stages_of(self._loaded.config, setup, started.stage_ends, started.version)
                 _refuse_changes(started, self._beginning(setup, stages), self.folder)
                 worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
                 self._finals(setup, stages, worker, should_stop).open([candidate])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,9 @@ from evaluators.contract import Evaluator, EvaluatorError
 from search.config import LoadedConfig
 from search.constraints import Constraints
 from search.objectives import Objectives
+from search.schema import Config
 from search.splits import check_disjoint
+from search.stages import VERSION, Stage, build_stages
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
@@ -41,6 +43,19 @@ class Setup:
     evaluators: dict[str, Evaluator]
     objectives: Objectives
     constraints: Constraints
+
+
+def stages_of(config: Config, setup: Setup, ends: Sequence[int] | None = None, version: int = VERSION) -> list[Stage]:
+    """The stages of a config over the models that were loaded.
+
+    Args:
+        config: the run's.
+        setup: with its sources.
+        ends, version: see :func:`search.stages.build_stages`.
+    """
+    layout, refs = setup.sources.layout, setup.sources.refs
+    tensors = {name: layout.group(name) for name in layout.names}
+    return build_stages(config, layout.groups, refs, ends, version=version, tensors=tensors)
 
 
 def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:

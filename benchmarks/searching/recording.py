@@ -6,7 +6,6 @@ command goes on where it stopped, if the models and items are still the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -215,8 +214,3 @@ def _environment() -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")},
         "platform": platform.machine(),
     }
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of a table's file, for reports."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

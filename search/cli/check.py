@@ -11,18 +11,24 @@ def check(config: ConfigArgument, set: SetOption = None) -> None:
     All errors of the file come at once, each with its line and column.
     """
     from search.config import load_config
-    from search.setup import set_up
-    from search.stages import build_stages
+    from search.racing import Racer
+    from search.setup import set_up, stages_of
 
     loaded = load_config(config, set or [])
     setup = set_up(loaded)
-    stages = build_stages(loaded.config, setup.sources.layout.groups, setup.sources.refs)
+    stages = stages_of(loaded.config, setup)
     print(f"{config}: good")
     print(f"  models      base and {', '.join(loaded.config.models.experts)}")
     for name, evaluator in setup.evaluators.items():
         counts = ", ".join(f"{len(evaluator.items(split))} {split}" for split in ("search", "selection", "holdout"))
         print(f"  evaluator   {name}: {', '.join(each.name for each in evaluator.metrics)}; items: {counts}")
     print(f"  objectives  {', '.join(setup.objectives.names)}")
+    for each in setup.constraints.names:
+        print(f"  constraint  {each}")
+    rungs = Racer(setup.evaluators, setup.objectives, loaded.config.search.fidelity).rungs
+    sizes = [sum(len(ids) for ids in rung.values()) for rung in rungs]
+    print(f"  rungs       {', '.join(str(sum(sizes[: place + 1])) for place in range(len(sizes)))} items")
+    print(f"  optimizer   {loaded.config.search.optimizer.name}")
     budget = loaded.config.search.budget.candidates
     start = 0
     for stage in stages:

@@ -19,6 +19,9 @@ def run(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories lie.")] = Path("runs"),
     name: Annotated[str | None, typer.Option("--name", help="The run's name; the config's if left out.")] = None,
     set: SetOption = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also a random search with the same budget, as one more baseline.")
+    ] = False,
     display: Annotated[
         str, typer.Option("--display", metavar="KIND", help="auto, rich, plain, json or none.")
     ] = "auto",
@@ -40,7 +43,8 @@ def run(
     kinds = ("auto", "rich", "plain", "json", "none")
     if display not in kinds:
         raise SearchError(f"--display {display}: expected one of {', '.join(kinds)}")
-    loaded = load_config(config, set or [])
+    set = [*(set or []), *(["search.control=true"] if control else [])]
+    loaded = load_config(config, set)
     folder = runs / _checked_name(name or loaded.config.name)
     shown = make_display(display, loaded.config.search.budget.candidates)  # type: ignore[arg-type]
     if (folder / DATABASE).exists() and shown is not None:

@@ -17,12 +17,13 @@ def status(
     """Where a run stands: its front, the chosen candidate, the baselines. Works while the search is running."""
     from rich.console import Console
 
+    from search.report.claim import claim_data
     from search.report.console import print_json, print_results
     from search.results import Results
 
     results = Results.load(run)
     if json:
-        print_json(results.status(candidates=candidates))
+        print_json({**results.status(candidates=candidates), "claim": claim_data(results)})
     else:
         print_results(results, Console())
         if (run / "report.html").exists():

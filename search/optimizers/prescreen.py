@@ -1,9 +1,10 @@
 """Surrogate pre-screening: of several proposals of an optimizer, evaluate the one that a model thinks best of.
 
 Per objective, and per constraint that was broken, a model (:mod:`search.optimizers.surrogates`) is fitted on the
-canonical genomes that were evaluated. The best proposal is the one expected to violate least, then to add most hypervolume to the front as the models see it (their predictions at the evaluated points, which have less noise
-in them than the scores), then to come closest to it. Jin, "Surrogate-assisted evolutionary computation", Swarm and
-Evolutionary Computation 1(2), 2011 (individual-based evolution control, pre-selection).
+canonical genomes that were evaluated. The best proposal is the one expected to violate least, then to add most
+hypervolume to the front as the models see it (their predictions at the evaluated points, which have less noise in them
+than the scores), then to come closest to it. Jin, "Surrogate-assisted evolutionary computation", Swarm and Evolutionary
+Computation 1(2), 2011 (individual-based evolution control, pre-selection).
 
 A model earns its say: while the leave-one-out R2 of any objective is below the threshold, or that of a constraint which
 more than a tenth of the candidates break, or there are too few points, the first proposal passes through, and the

@@ -49,6 +49,7 @@ def claim_data(results: Results) -> dict[str, Any] | None:
             name: {"value": each.value, "low": each.low, "high": each.high} for name, each in claims.optimism.items()
         },
         "indistinguishable": claims.indistinguishable,
+        "finalists": [{"id": id, "p_better": objectives} for id, objectives in claims.finalists.items()],
     }
 
 
