@@ -3,8 +3,8 @@
     python experiments/first_light.py [--config configs/quickstart.yaml] [--zoo-seeds 0 1] [--search-seeds 0 1 2]
 
 Arms, at equal evaluations on the same items: the average of the experts; task arithmetic with the best single λ (a grid
-of 15, no other search); one coefficient per expert (same optimizer, whole budget); random points of the full space; the
-full search. Every arm follows the run's own protocol: the front on search items, re-scored on selection items, chosen
+of 15, no other search); one coefficient per expert (same optimizer, whole budget); random points of the full space;
+mergekit-evolve's algorithm (CMA-ES on a scalar); the full search. Every arm follows the run's own protocol: the front on search items, re-scored on selection items, chosen
 there by the same rule. Only then are the front's holdout scores taken, and reported: the hypervolume of the front's
 holdout utilities, and the chosen merge's smallest retention and accuracy on the holdout.
 """
@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ from search.workers.inline import InlineWorker
 ARMS = {
     "per-expert": ["space.granularity=model", "space.methods=[task_arithmetic]"],
     "random": ["search.optimizer=random", "search.per_expert_share=0.0"],
+    # mergekit-evolve's algorithm: CMA-ES on one scalar, one method, no stages, every item of every candidate
+    "cma": ["search.optimizer={name: cma, sigma0: 0.1666666}", "search.per_expert_share=0.0", "search.fidelity=off"],
     "full": [],
 }
 GRID = [round(0.1 * k, 1) for k in range(1, 16)]
@@ -47,6 +49,7 @@ class Row:
     min_accuracy: float
     values: dict[str, float]
     front: int
+    items: int = 0
 
 
 class Bench:
@@ -95,6 +98,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--zoo-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--runs", type=Path, default=Path("runs/first_light"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, help="write every row there, too")
@@ -116,7 +120,7 @@ def _zoo_seed(arguments: argparse.Namespace, zoo_seed: int) -> list[Row]:
     bench: Bench | None = None
     rows = []
     for search_seed in arguments.search_seeds:
-        for arm, changes in ARMS.items():
+        for arm, changes in ((arm, ARMS[arm]) for arm in arguments.arms):
             loaded = load_config(arguments.config, [*arguments.set, *sets, f"search.seed={search_seed}", *changes])
             folder = arguments.runs / f"zoo{zoo_seed}-seed{search_seed}-{arm}"
             Run(loaded, folder).execute()
@@ -124,7 +128,8 @@ def _zoo_seed(arguments: argparse.Namespace, zoo_seed: int) -> list[Row]:
             if bench is None:
                 bench = _bench(loaded, results)
                 rows += _without_search(bench, results, zoo_seed)
-            rows.append(bench.row(arm, zoo_seed, search_seed, [results.recipe(id) for id in results.finalists]))
+            row = bench.row(arm, zoo_seed, search_seed, [results.recipe(id) for id in results.finalists])
+            rows.append(replace(row, items=results.items))
             print(_line(rows[-1]), flush=True)
     return rows
 
@@ -164,7 +169,7 @@ def _line(row: Row) -> str:
     held = "  ".join(f"{name} {value:.3f}" for name, value in row.values.items())
     return (
         f"zoo {row.zoo_seed} seed {row.search_seed} {row.arm:10}  hypervolume {row.hypervolume:.4f}  min retention "
-        f"{row.min_retention:.3f}  min accuracy {row.min_accuracy:.3f}  [{held}]  front {row.front}"
+        f"{row.min_retention:.3f}  min accuracy {row.min_accuracy:.3f}  [{held}]  front {row.front}  items {row.items}"
     )
 
 
@@ -176,15 +181,17 @@ def _table(rows: list[Row]) -> None:
             _mean([getattr(row, what) for row in mine]) for what in ("hypervolume", "min_retention", "min_accuracy")
         ]
         print(f"{arm:10} {len(mine):2}   {cells[0]:24} {cells[1]:24} {cells[2]}")
-    for what in ("hypervolume", "min_retention"):
-        pairs = [
-            getattr(full, what) - getattr(other, what)
-            for full in rows
-            for other in rows
-            if (full.arm, other.arm) == ("full", "per-expert")
-            and (full.zoo_seed, full.search_seed) == (other.zoo_seed, other.search_seed)
-        ]
-        print(f"full − per-expert, {what}, paired: {_mean(pairs)}; each: {[round(each, 3) for each in pairs]}")
+    for rival in ("single λ", *(arm for arm in ARMS if arm != "full")):
+        for what in ("hypervolume", "min_retention"):
+            pairs = [
+                getattr(full, what) - getattr(other, what)
+                for full in rows
+                for other in rows
+                if (full.arm, other.arm) == ("full", rival) and full.zoo_seed == other.zoo_seed
+                and (full.search_seed == other.search_seed or rival == "single λ")
+            ]  # fmt: skip
+            if pairs:
+                print(f"full − {rival}, {what}, paired: {_mean(pairs)}; each: {[round(each, 3) for each in pairs]}")
 
 
 def _mean(values: list[float]) -> str:

@@ -92,7 +92,10 @@ def choose(results: Results, wish: Wish) -> int:
     if wish.maximize is not None:
         name = metric_name(results, wish.maximize)
         sign = -1.0 if results.started.metrics.get(name, {}).get("direction") == "minimize" else 1.0
-        return max(pool, key=lambda id: (sign * scores[id][name][0], -id))
+        best = max(sign * scores[id][name][0] for id in pool)
+        # few items make many ties: among those, what is best in everything else
+        tied = [id for id in pool if sign * scores[id][name][0] == best]
+        return results.judge.knee(scores, results.judge.front(scores, tied, "selection"))
     names = results.objectives.names
     given = {metric_name(results, name): weight for name, weight in wish.mix.items()}
     for name in given:
@@ -156,6 +159,10 @@ def _constraint(results: Results, name: str, value: float, confidence: float) ->
     """A bound of the wish as a constraint; a metric to minimise has an upper one."""
     metric = results.started.metrics.get(name, {"direction": "maximize", "low": -math.inf, "high": math.inf})
     side: Literal["at_least", "at_most"] = "at_most" if metric["direction"] == "minimize" else "at_least"
+    if not metric["low"] <= value <= metric["high"]:
+        raise SearchError(
+            f"--at-least {name}={value:g}: {name} lies in [{metric['low']:g}, {metric['high']:g}]; take a value there"
+        )
     clusters = results.started.clusters.get(name.partition(".")[0])
     return Constraint(name, side, value, confidence, metric["low"], metric["high"], clusters)
 

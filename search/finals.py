@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from evaluators.contract import Evaluator, Split
 from search.constraints import Constraints
 from search.errors import Interrupted, NothingFeasible
-from search.events import Chosen, EvaluationStarted, Event, Failed, FinalistsNamed, Finished, Opened
+from search.events import Chosen, EvaluationStarted, Event, Failed, FinalistsNamed, Finished, Opened, Told
 from search.events import Interrupted as InterruptedEvent
 from search.judge import CHOICE_RULE, Judge
 from search.ledger import Ledger
@@ -136,8 +136,10 @@ class Finals:
     def _emit_once(self, event: Event) -> None:
         """Log a decision unless the log's latest of its kind is the same: a resumed run has taken it before."""
         latest = None
-        for each in self._store.events(type(event)):
-            latest = each
+        # what was named or chosen before more candidates came no longer stands; what was opened stays open
+        reopens = () if isinstance(event, Opened) else (Told,)
+        for each in self._store.events(type(event), *reopens):
+            latest = None if isinstance(each, Told) else each
         if latest != event:
             self._emit(event)
 

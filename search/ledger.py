@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search.errors import SearchError
+from search.store import CONTROL, DATABASE
 
 LEDGER = "holdouts.jsonl"
 
@@ -37,12 +38,15 @@ class Ledger:
     """The ledger of a folder of runs: JSON lines, appended under a lock.
 
     Args:
-        run: a run directory; the ledger lies beside it.
+        run: a run directory; the ledger lies beside it. A control's is its run's.
     """
 
     def __init__(self, run: Path) -> None:
-        self._run = run.absolute().name
-        self.path = run.absolute().parent / LEDGER
+        run = run.absolute()
+        if run.name == CONTROL and (run.parent / DATABASE).is_file():
+            run = run.parent  # a run and its control are one look at the data, by one person
+        self._run = run.name
+        self.path = run.parent / LEDGER
 
     def enter(self, data: Mapping[str, str], recipes: Sequence[str]) -> None:
         """Write an opening down, before it happens; one that this run has entered before is not entered twice.
@@ -96,7 +100,7 @@ class Ledger:
         for line in text.splitlines():
             try:
                 record = json.loads(line)
-                if {"run", "data", "recipes"} <= set(record):
-                    yield record
-            except (ValueError, TypeError):
+            except ValueError:
                 continue  # a torn line was never acknowledged
+            if isinstance(record, dict) and {"run", "data", "recipes"} <= set(record):
+                yield record

@@ -35,7 +35,7 @@ from search.optimizers.contract import Genome, Optimizer, Outcome, Trial, replay
 from search.optimizers.contract import Told as HistoryTold
 from search.racing import Racer
 from search.stages import Stage, translate
-from search.workers.evaluation import CandidateFailed, Evaluation, Worker, joined
+from search.workers.evaluation import CandidateFailed, Evaluation, Worker, check_usable, joined
 
 FAILURES_IN_A_ROW = 20
 """So many failed candidates one after the other mean that the setup is wrong, not the candidates."""
@@ -225,6 +225,7 @@ class Search:
         for rung in range(climb.rung, len(racer.rungs)):
             part = self._worker.evaluate(recipe, "search", racer.rungs[rung])
             so_far = joined([*climb.parts, part], self._evaluators, "search")
+            check_usable(so_far)
             climb.parts = [so_far]
             if rung == len(racer.rungs) - 1:
                 self._complete(id, stage, so_far)
@@ -340,4 +341,9 @@ def _repeat(first: int, outcome: Outcome | None) -> Outcome:
     """The outcome of a candidate whose recipe is already known."""
     if outcome is None or outcome.state == "failed":
         return Outcome("failed", reason=f"same recipe as candidate {first}, which failed", of=first)
+    if (
+        outcome.state == "censored"
+    ):  # partial scores stay partial: an optimizer of a later stage never heard of the first
+        reason = f"same recipe as candidate {first}, {outcome.reason}"
+        return Outcome("censored", outcome.utilities, outcome.errors, reason=reason, of=first)
     return Outcome("duplicate", outcome.utilities, outcome.errors, outcome.items, outcome.violations, of=first)

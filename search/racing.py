@@ -99,7 +99,7 @@ class Racer:
             reached.append(tuple(utilities))
             stays = fidelity.halve(reached, len(reached) - 1, self._settings.keep)
             return Verdict(dropped=not stays, reason="" if stays else "not among the best of its rung")
-        if rung == 0:
+        if rung == 0 and all(view.ready for view in self._views):
             self._freeze(id, scores)
         if id not in self._frozen:
             return Verdict()
@@ -151,19 +151,25 @@ class _View:
         self._testing = tuple(id for id, promoting in zip(mine.ids, promotes, strict=True) if not promoting)
         self._first: ItemScores | None = None
         self._cap: float | None = None
+        self.ready = False
+        """Whether it is known what one item may count for."""
 
     def learn_cap(self, scores: Scores) -> None:
         """Where items weigh differently, or have no bounds, one item counts for so much at most: fixed by the first two
         complete candidates, the base and an expert, before anybody is raced."""
         found, metric = scores[self._evaluator], self._metric
         weights = found.weights[metric.name]
-        if self._cap is not None or ((weights == weights[:1]).all() and np.isfinite(metric.high - metric.low)):
+        if self.ready:
+            return
+        if (weights == weights[:1]).all() and np.isfinite(metric.high - metric.low):
+            self.ready = True
             return
         if self._first is None:
             self._first = found
             return
         wild = fidelity.compare(self._first, found, metric, found.ids, cap=np.finfo(np.float64).max)
         self._cap = fidelity.suggest_cap(wild.differences)
+        self.ready = True
 
     def promoted(self, scores: Scores) -> float:
         """Weighted mean over the promoting items, more is better; nan without a verdict."""

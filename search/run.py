@@ -7,6 +7,7 @@ the budget may grow.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -21,8 +22,8 @@ from typing import Any
 from evaluators import registry
 from evaluators.contract import SPLITS, Evaluator
 from search.config import LoadedConfig, resolved_yaml
-from search.errors import SearchError
-from search.events import Event, Finished, Listener, Picked, Resumed, RunStarted
+from search.errors import NothingFeasible, SearchError
+from search.events import Event, Finished, Listener, Picked, Resumed, RunStarted, Told
 from search.finals import Finals, holdout_hashes
 from search.ledger import Ledger
 from search.lock import RunLock
@@ -90,7 +91,9 @@ class Run:
         with RunLock(self.folder):
             chosen = self._execute(should_stop)
         if self._loaded.config.search.control:
-            Run(_control(self._loaded), self.folder / CONTROL, self._listeners).execute(should_stop)
+            # where chance finds nothing that keeps the constraints, there is no control's choice to compare with
+            with contextlib.suppress(NothingFeasible):
+                Run(_control(self._loaded), self.folder / CONTROL, self._listeners).execute(should_stop)
         return chosen
 
     def _execute(self, should_stop: Callable[[], bool]) -> int | None:
@@ -128,8 +131,15 @@ class Run:
         return started
 
     def _is_finished(self) -> bool:
-        budget = self._loaded.config.search.budget.candidates
-        return any(isinstance(each, Finished) and each.budget >= budget for each in self._opened.events(Finished))
+        """Whether there is nothing left to do: of a budget with two limits, either may have grown."""
+        budget, reserve = self._loaded.config.search.budget, self._loaded.config.search.reserve
+        finished = [each for each in self._opened.events(Finished) if isinstance(each, Finished)]
+        if not any(each.budget >= budget.candidates for each in finished):
+            return False
+        told = [each.outcome for each in self._opened.events(Told) if isinstance(each, Told)]
+        items = sum(each.items for each in told if each.state != "duplicate")
+        spent = budget.items is not None and items >= round(budget.items * (1.0 - reserve))
+        return spent or len(told) >= budget.candidates
 
     @property
     def _opened(self) -> Store:
@@ -216,6 +226,7 @@ class Run:
             if started is None:
                 raise SearchError(f"{self.folder}: this run has not begun yet")
             try:
+                self._keep_defaults(started)
                 self._emit(Picked(candidate, rule))
                 if candidate in self._opened.scores("holdout"):
                     return
@@ -296,7 +307,8 @@ class Run:
         now = self._loaded.config
         before = _stored_config(started)
         grown = _grown(before.search.budget, now.search.budget)
-        settings = before.search.model_copy(update={"budget": now.search.budget})
+        # a control is a run of its own beside this one: it may be asked for later
+        settings = before.search.model_copy(update={"budget": now.search.budget, "control": now.search.control})
         if grown and before.model_copy(update={"search": settings}) == now:
             return
         lines = list(

@@ -17,7 +17,6 @@ from search.optimizers.contract import Genome, Optimizer, Outcome, Settings, Tri
 FEW_GENES = 24
 GP_TRIALS = 200
 DEAR = 1.0
-NOT_CHEAP = 0.25
 MANY_OBJECTIVES = 4
 UNKNOWN_SECONDS = 10.0
 
@@ -73,7 +72,7 @@ def _evolution(settings: Settings, seconds: float) -> Choice:
         return Choice("cma", "one objective, no categories")
     if objectives > MANY_OBJECTIVES:
         return Choice("nsga3", f"{objectives} objectives, too many for hypervolumes")
-    if seconds < NOT_CHEAP:
+    if seconds < DEAR:
         return Choice("sms_emoa", f"{objectives} objectives")
     return Choice("sms_emoa", f"{objectives} objectives", {"prescreen": "gp"})
 

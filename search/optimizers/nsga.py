@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseGASampler
     from optuna.samplers.nsgaii import BaseCrossover, BaseMutation
 
+SPREAD_OF_CHILDREN = 5.0  # SBX's distribution index; 20, as usual, moves too little in a few hundred evaluations
 CLOSING = 1  # the stream of generators that close generations; ids have one of their own
 
 
@@ -110,7 +111,7 @@ class _Nsga(OptunaOptimizer):
 
         if self._options.crossover == "uniform":
             return UniformCrossover()
-        return Clipped(SBXCrossover() if self._options.crossover == "sbx" else BLXAlphaCrossover())
+        return Clipped(SBXCrossover(eta=SPREAD_OF_CHILDREN) if self._options.crossover == "sbx" else BLXAlphaCrossover())
 
     def _mutation(self) -> BaseMutation | None:
         from optuna.samplers.nsgaii import PolynomialMutation

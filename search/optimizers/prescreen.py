@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -23,7 +23,9 @@ from pydantic import BaseModel, Field
 from search import pareto
 from search.optimizers.contract import Genome, Optimizer, OptimizerError, Outcome, Settings, Trial
 from search.optimizers.outcomes import Array, utilities
-from search.optimizers.surrogates import GaussianProcess, Quadratic, Surrogate
+
+if TYPE_CHECKING:
+    from search.optimizers.surrogates import Surrogate
 
 LEAST_POINTS = 24
 WINDOW = {"quadratic": 400, "gp": 250}
@@ -161,6 +163,8 @@ class Prescreened:
                     self._models.append(model)
 
     def _model(self, index: int, genomes: Sequence[Genome], targets: Array, old: Sequence[Surrogate]) -> Surrogate:
+        from search.optimizers.surrogates import GaussianProcess, Quadratic  # scipy, which most runs do without
+
         box = self._settings.box
         if self._options.prescreen == "quadratic":
             return Quadratic(box, genomes, targets)

@@ -58,7 +58,7 @@ def canonical(plan: Plan, speller: Speller, genome: Genome) -> Genome:
     _settle_methods(plan, point.rows, seen, categories)
     for gene, witness in enumerate(point.projection.witnesses):
         for owner in range(len(plan.owners)):
-            if False:
+            if witness is None:
                 values[owner * plan.width + gene] = NO_EFFECT
     for run in range(len(plan.runs)):
         used = _dense(

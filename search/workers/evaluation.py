@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -52,6 +53,21 @@ class Evaluation:
     def items(self) -> int:
         """How many items were scored, over all evaluators."""
         return sum(len(each) for each in self.scores.values())
+
+
+def check_usable(evaluation: Evaluation) -> None:
+    """Refuse scores that say nothing of a model.
+
+    Raises:
+        CandidateFailed: a metric without a finite value, or an evaluator of which every item failed.
+    """
+    bad = sorted(name for name, value in evaluation.values.items() if not math.isfinite(value))
+    lost = sorted(
+        name for name, each in evaluation.scores.items() if all(status == "failed" for status in each.statuses)
+    )
+    if bad or lost:
+        what = f"no finite value for {', '.join(bad)}" if bad else f"every item of {', '.join(lost)} failed"
+        raise CandidateFailed(f"{what}: the merged model gives no usable output", evaluation.seconds)
 
 
 class Worker(Protocol):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from evaluators.contract import Evaluator, ItemScores, Split
 from merging.recipe import MergingError, Recipe
 from search.objectives import aggregate, clusters_of, standard_errors
-from search.workers.evaluation import CandidateFailed, Evaluation, Items
+from search.workers.evaluation import CandidateFailed, Evaluation, Items, check_usable
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
@@ -54,7 +54,8 @@ class InlineWorker:
         """See :class:`search.workers.evaluation.Worker`. A recipe that stands in the live model is not written again.
 
         Raises:
-            CandidateFailed: not mergeable, no finite score, or the model could not be run.
+            CandidateFailed: not mergeable, no finite score, or the model could not be run. Of some items nothing is
+                said: a few that failed may be one rung's bad luck, see :func:`search.workers.evaluation.check_usable`.
         """
         seconds: dict[str, float] = {}
         start = time.perf_counter()
@@ -70,14 +71,10 @@ class InlineWorker:
         except (RuntimeError, ArithmeticError, ValueError, IndexError, MemoryError) as error:
             # a broken merge can break anything downstream of it; none of that may end the search
             raise CandidateFailed(f"{type(error).__name__}: {error}", _spent(seconds, start, "evaluate")) from error
-        bad = sorted(name for name, value in evaluation.values.items() if value != value)
-        lost = sorted(
-            name for name, each in evaluation.scores.items() if all(status == "failed" for status in each.statuses)
-        )
-        if bad or lost:
-            what = f"no finite value for {', '.join(bad)}" if bad else f"every item of {', '.join(lost)} failed"
-            raise CandidateFailed(f"{what}: the merged model gives no usable output", seconds)
-        return replace(evaluation, seconds=seconds)
+        evaluation = replace(evaluation, seconds=seconds)
+        if items is None:
+            check_usable(evaluation)
+        return evaluation
 
 
 def _spent(seconds: dict[str, float], start: float, what: str) -> dict[str, float]:

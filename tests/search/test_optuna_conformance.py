@@ -8,9 +8,10 @@ from search.optimizers.contract import Box
 
 class TestTpe(OptimizerConformance):
     name = "tpe"
-    asks = 30
+    asks = 24
     kills = 2
-    learning_budget = 100
+    learning_budget = 60
+    learning_seeds = 2
 
 
 class TestNsga2(OptimizerConformance):
