@@ -125,7 +125,8 @@ def metric_name(results: Results, word: str) -> str:
         return (aims or of)[0]
     if of:
         raise SearchError(f"{word!r} has several metrics: {', '.join(of)}; name one of them")
-    raise SearchError(f"there is no metric {word!r}; there are: {', '.join(known)}.{did_you_mean(word, known)}")
+    words = [*known, *dict.fromkeys(name.partition(".")[0] for name in known)]
+    raise SearchError(f"there is no metric {word!r}; there are: {', '.join(known)}.{did_you_mean(word, words)}")
 
 
 def _keeping(results: Results, pool: Sequence[int], wish: Wish) -> list[int]:

@@ -151,8 +151,8 @@ class Constraints:
 def _check_provable(loaded: LoadedConfig, key: str, constraint: Constraint, evaluator: Evaluator) -> None:
     """Refuse a limit that not even a perfect score could be shown to keep on so few items."""
     best = constraint.high if constraint.side == "at_least" else constraint.low
-    if not math.isfinite(best):
-        return
+    if not math.isfinite(constraint.high - constraint.low):
+        return  # without a range, items that are all alike show nothing of the others
     splits: tuple[Split, ...] = ("search", "selection")
     for split in splits:
         ids = evaluator.items(split).ids

@@ -29,7 +29,7 @@ Kind = Literal["normal", "plateau", "shuffled", "constant"]
 SLOPE = 1.7
 """Discrimination of every item, in logits per standard deviation of difficulty."""
 FEATURES = 24
-CAP = 0.55
+CAP = 0.45
 """On a plateau nothing is better than this."""
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from benchmarks.searching.studies import FIDELITIES, Outcome
 from benchmarks.searching.tables import Interval
-from search.statistics import wilson
+from search.statistics import interval
 
 Array = npt.NDArray[np.float64]
 Arm = tuple[str, bool]
@@ -129,11 +129,10 @@ def _coverages(groups: Groups) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, group in groups.items():
-        cells = []
-        for split in ("search", "selection", "holdout", "baselines"):
-            tallies = [each.covered[split] for each in group if split in each.covered]
-            held, of = (sum(each[place] for each in tallies) for place in (0, 1))
-            cells.append(rate(held, of))
+        cells = [
+            rate([each.covered[split] for each in group if split in each.covered])
+            for split in ("search", "selection", "holdout", "baselines")
+        ]
         wins = sum(bool(each.win) for each in group)
         lines.append(f"| {' | '.join(name)} | {' | '.join(cells)} | {wins} of {len(group)} |")
     return "\n".join(lines)
@@ -148,15 +147,22 @@ def _drops(groups: Groups) -> str:
     for name, group in groups.items():
         if not any(each.nulls for each in group):
             continue
-        nulls = rate(sum(each.false_drops for each in group), sum(each.nulls for each in group))
-        equals = rate(sum(each.equals_dropped for each in group), sum(each.equals for each in group))
+        nulls = rate([(each.false_drops, each.nulls) for each in group])
+        equals = rate([(each.equals_dropped, each.equals) for each in group])
         lines.append(f"| {' | '.join(name)} | {nulls} | {equals} |")
     return "\n".join(lines)
 
 
-def rate(count: int, of: int) -> str:
-    """``95.0 % [91.2, 97.3] of 200``, with Wilson's 95 % interval."""
-    if not of:
+def rate(tallies: Sequence[Sequence[int]]) -> str:
+    """``95.0 % [91.2, 97.3] of 200``, with the clustered 95 % interval: what happens within one search is not
+    independent, its candidates answer the same items.
+
+    Args:
+        tallies: per search, how many of how many.
+    """
+    values = [float(place < count) for count, of in tallies for place in range(of)]
+    clusters = [search for search, (_, of) in enumerate(tallies) for _ in range(of)]
+    if not values:
         return "none"
-    low, high = wilson(count, of)
-    return f"{100 * count / of:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {of}"
+    found = interval(values, clusters=clusters, bounds=(0.0, 1.0))
+    return f"{100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}] of {len(values)}"

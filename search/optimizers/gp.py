@@ -40,7 +40,7 @@ class GpOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    startup: int = Field(default=12, ge=2)
+    startup: int = Field(default=10, ge=2)
     spread: float = Field(default=0.15, gt=0.0, le=1.0)
     deterministic: bool = False
     window: int = Field(default=400, ge=20)

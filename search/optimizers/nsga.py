@@ -35,7 +35,7 @@ class NsgaOptions(PrescreenOptions):
     """Options of ``nsga2`` and ``nsga3``, and those of pre-screening.
 
     Attributes:
-        population: size of a generation; from the budget, between 10 and 40, if None.
+        population: size of a generation; from the budget, between 12 and 40, if None.
         spread: standard deviation of the first generation around the start, in units of a gene's range.
         crossover: of coefficients: "uniform" gene by gene, "sbx" simulated binary, "blx" blended (BLX-alpha, 0.5).
         mutation: of coefficients: "polynomial" near the parent, "uniform" anywhere.
@@ -59,7 +59,7 @@ class _Nsga(OptunaOptimizer):
         options = NsgaOptions.model_validate(settings.options)
         super().__init__(settings, 1, options.spread)
         self._options = options
-        self._population = options.population or min(40, max(10, settings.budget // 25))
+        self._population = options.population or min(40, max(12, settings.budget // 25))
         self._generation = 0
         self._members = 0  # of the open generation, so far
 

@@ -13,7 +13,10 @@ OUTSIDE = "outside"
 
 
 def coefficients_figure(
-    recipe: Recipe, coefficients: Mapping[str, Mapping[Group, float]], bounds: tuple[float, float]
+    recipe: Recipe,
+    coefficients: Mapping[str, Mapping[Group, float]],
+    bounds: tuple[float, float],
+    densities: Mapping[str, Mapping[Group, float]] | None = None,
 ) -> Figure:
     """Heatmaps of a recipe, one per expert: module kinds down, depths across.
 
@@ -21,37 +24,59 @@ def coefficients_figure(
         recipe: for its groups and methods.
         coefficients: expert -> group -> coefficient, as :meth:`search.space.Space.table` gives them.
         bounds: of the coefficients that were searched; the colours cover at least these, and 0.
+        densities: expert -> group -> kept fraction, as :meth:`search.space.Space.densities` gives them. They stand in
+            the table, and in what a cell says of itself.
     """
     groups = sorted(recipe.groups, key=lambda each: each.order)
     known = [value for each in coefficients.values() for value in each.values()]
     ends = min([0.0, bounds[0], *known]), max([0.0, bounds[1], *known])
+    kept = {expert: each for expert, each in (densities or {}).items() if each}
     numbers = [
-        [str(group), recipe.groups[group].method, *(_text(each.get(group)) for each in coefficients.values())]
+        [
+            str(group),
+            recipe.groups[group].method,
+            *(_text(each.get(group)) for each in (*coefficients.values(), *kept.values())),
+        ]
         for group in groups
     ]
     caption = (
         "One drawing per expert: its coefficient in every group of tensors, module kinds down, depths across (0 is "
         f"next to the input; “{OUTSIDE}” are tensors outside the blocks). 0 leaves the expert out, 1 takes all of its "
-        f"task vector. {_methods(recipe, groups)}"
+        f"task vector. {_methods(recipe, groups)}{_apart(recipe)}"
     )
     return Figure(
         "coefficients",
-        [_heatmap(expert, recipe, groups, values, ends) for expert, values in coefficients.items()],
+        [
+            _heatmap(expert, recipe, groups, values, ends, kept.get(expert, {}))
+            for expert, values in coefficients.items()
+        ],
         caption,
-        table("Coefficient of each expert in each group", ["group", "method", *coefficients], numbers, tall=True),
+        table(
+            f"Coefficient{' and density' if kept else ''} of each expert in each group",
+            ["group", "method", *coefficients, *(f"density of {expert}" for expert in kept)],
+            numbers,
+            tall=True,
+        ),
         columns=len(coefficients),
         scale=_scale(*ends),
     )
 
 
 def _heatmap(
-    expert: str, recipe: Recipe, groups: Sequence[Group], values: Mapping[Group, float], ends: tuple[float, float]
+    expert: str,
+    recipe: Recipe,
+    groups: Sequence[Group],
+    values: Mapping[Group, float],
+    ends: tuple[float, float],
+    densities: Mapping[Group, float],
 ) -> Plot:
     rows, columns = list(dict.fromkeys(_row(each) for each in groups)), _columns(groups)
     at = {(_row(each), _column(each)): each for each in groups}
     grid = [[at.get((row, column)) for column in columns] for row in rows]
     z = [[None if each is None else values.get(each) for each in line] for line in grid]
-    hover = [["" if each is None else _hover(expert, each, recipe, values) for each in line] for line in grid]
+    hover = [
+        ["" if each is None else _hover(expert, each, recipe, values, densities) for each in line] for line in grid
+    ]
     trace: Data = {
         "type": "heatmap", "z": z, "x": list(columns), "y": list(rows), "hovertext": hover, "hoverinfo": "text",
         "hoverongaps": False, "zmin": ends[0], "zmax": ends[1], "showscale": False, "xgap": 2, "ygap": 2,
@@ -72,8 +97,11 @@ def _heatmap(
                 height=100 + 40 * len(rows))  # fmt: skip
 
 
-def _hover(expert: str, group: Group, recipe: Recipe, values: Mapping[Group, float]) -> str:
-    return for_plot(f"{expert} in {group}: {_text(values.get(group))} ({recipe.groups[group].method})")
+def _hover(
+    expert: str, group: Group, recipe: Recipe, values: Mapping[Group, float], densities: Mapping[Group, float]
+) -> str:
+    kept = f", density {_text(densities[group])}" if group in densities else ""
+    return for_plot(f"{expert} in {group}: {_text(values.get(group))} ({recipe.groups[group].method}{kept})")
 
 
 def _colours(bottom: float, top: float) -> list[list[object]]:
@@ -92,6 +120,11 @@ def _scale(bottom: float, top: float) -> Html:
     stops += [f"var(--heat-zero) {zero:.1f}%", "var(--heat-high)"]
     bar = element("span", class_="bar", style=f"background:linear-gradient(90deg,{','.join(stops)})")
     return element("p", "coefficient ", _text(bottom), " ", bar, " ", _text(top), class_="scale")
+
+
+def _apart(recipe: Recipe) -> str:
+    count = len(recipe.tensors)
+    return f" A group's number is the mean of its tensors; set apart from their group: {count}." if count else ""
 
 
 def _methods(recipe: Recipe, groups: Sequence[Group]) -> str:

@@ -189,6 +189,15 @@ def test_summaries_say_what_the_outcomes_say() -> None:
     assert "+6.00" in honest and "90.0 % [" in honest and "2 of 2" in honest
 
 
-def test_rates_have_wilsons_interval() -> None:
-    assert rate(95, 100) == "95.0 % [88.8, 97.8] of 100"
-    assert rate(0, 0) == "none"
+def test_rates_have_the_interval_of_searches_not_of_candidates() -> None:
+    """Ten searches that are all right or all wrong say as much as ten candidates, not as a hundred."""
+
+    def width(text: str) -> float:
+        low, high = text[text.index("[") + 1 : text.index("]")].split(", ")
+        return float(high) - float(low)
+
+    alike = rate([(10, 10)] * 8 + [(0, 10)] * 2)
+    mixed = rate([(8, 10)] * 6 + [(7, 10), (9, 10)] * 2)
+    assert alike.startswith("80.0 % [") and mixed.startswith("80.0 % [")
+    assert width(alike) > 3 * width(mixed)
+    assert rate([(0, 0)]) == "none" and rate([]) == "none"

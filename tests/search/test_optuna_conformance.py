@@ -16,25 +16,42 @@ class TestTpe(OptimizerConformance):
 
 class TestNsga2(OptimizerConformance):
     name = "nsga2"
-    options = {"population": 10}  # noqa: RUF012
+    options = {"population": 12}  # noqa: RUF012
+    asks = 30
+    kills = 2
+    learning_budget = 120
+    learning_seeds = 2
 
 
 class TestNsga2ScreenedByAModel(OptimizerConformance):
     name = "nsga2"
     options = {"population": 10, "prescreen": "quadratic", "prescreen_quality": -1.0}  # noqa: RUF012
     objectives = (2,)
+    boxes = (Box(3, (3, 2)), Box(0))
     killed_boxes = (Box(3, (3, 2)),)
+    asks = 45  # a model is asked from 24 points on
+    kills = 2
+    learns = False  # tests/search/test_optimizers.py has screening itself
 
 
 class TestNsga3(OptimizerConformance):
     name = "nsga3"
-    options = {"population": 10}  # noqa: RUF012
+    options = {"population": 12}  # noqa: RUF012
+    asks = 30
+    kills = 2
+    learning_budget = 120
+    learning_seeds = 2
 
 
 class TestNsga3ByUniformCrossover(OptimizerConformance):
     name = "nsga3"
     options = {"population": 6, "crossover": "uniform", "mutation": "uniform"}  # noqa: RUF012
     objectives = (3,)
+    boxes = (Box(3, (3, 2)), Box(40))
+    asks = 30
+    kills = 2
+    learning_budget = 120
+    learning_seeds = 2
 
 
 class TestSobol(OptimizerConformance):
@@ -57,8 +74,8 @@ class TestGrid3(OptimizerConformance):
 
 class TestGpInShort(OptimizerConformance):
     name = "gp"
-    options = {"startup": 6}  # noqa: RUF012
-    objectives = (2,)
+    options = {"startup": 8}  # noqa: RUF012
+    objectives = (1,)
     boxes = (Box(2, (3,)), Box(0, (3,)), Box(0))
     killed_boxes = (Box(2, (3,)),)
     asks = 12
