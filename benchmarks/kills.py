@@ -20,9 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from evaluators.contract import SPLITS
-from search.results import Results
-from search.store import Store
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: its search.py would hide the package
+
+from evaluators.contract import SPLITS  # noqa: E402
+from search.results import Results  # noqa: E402
+from search.store import Store  # noqa: E402
 
 Snapshot = dict[int, tuple[str, str, dict[str, bytes]]]
 

@@ -28,15 +28,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: its search.py would hide the package
 sys.path.insert(0, str(Path(__file__).parent / "materializing"))
 
-import torch
-from cases import CASES, FEW
-from disk import MERGEKIT, compare, environment
-from family import SHAPES, Family, build
-from machine import description
-from measure import Job
-from tables import show
+import torch  # noqa: E402
+from cases import CASES, FEW  # noqa: E402
+from disk import MERGEKIT, compare, environment  # noqa: E402
+from family import SHAPES, Family, build  # noqa: E402
+from machine import description  # noqa: E402
+from measure import Job  # noqa: E402
+from tables import show  # noqa: E402
 
 _MEASURE = Path(__file__).parent / "materializing" / "measure.py"
 _IN_MEMORY = ("task_arithmetic", "ties")  # what peak memory is measured with

@@ -10,28 +10,36 @@ milliseconds (process time, all threads) per candidate, in tenths of the run, so
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: its search.py would hide the package
 
-from evaluators.contract import ItemScores
-from merging import Sources
-from search.config import load_config
-from search.events import Event, RunStarted
-from search.loop import Search
-from search.objectives import Objectives, aggregate, standard_errors
-from search.setup import build_evaluators, model_paths
-from search.stages import build_optimizer, build_stages
-from search.store import Store
-from search.workers.evaluation import Evaluation
+import numpy as np  # noqa: E402
+
+from evaluators.contract import ItemScores  # noqa: E402
+from merging import Sources  # noqa: E402
+from merging.recipe import Group  # noqa: E402
+from search.config import load_config  # noqa: E402
+from search.events import Event, RunStarted  # noqa: E402
+from search.loop import Search  # noqa: E402
+from search.objectives import Objectives, aggregate, standard_errors  # noqa: E402
+from search.racing import Racer  # noqa: E402
+from search.setup import build_evaluators, model_paths  # noqa: E402
+from search.stages import build_optimizer, build_stages  # noqa: E402
+from search.store import Store  # noqa: E402
+from search.workers.evaluation import Evaluation, Items  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--candidates", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=0.05, help="what `auto` is told that a candidate costs")
+    parser.add_argument("--depths", type=int, help="of a made-up model with three kinds per depth; the config's if not")
+    parser.add_argument("--race", action="store_true", help="with rungs and racing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     loaded = load_config(arguments.config, [f"search.budget.candidates={arguments.candidates}", *arguments.set])
@@ -39,18 +47,21 @@ def main() -> None:
     objectives = Objectives.of(loaded, evaluators)
     base, experts = model_paths(loaded)
     sources = Sources.load(base, experts)
-    stages = build_stages(loaded.config, sources.layout.groups, sources.refs)
+    groups = list(sources.layout.groups)
+    if arguments.depths:
+        groups = [Group(kind, depth) for depth in range(arguments.depths) for kind in ("attention", "mlp", "norm")]
+    stages = build_stages(loaded.config, groups, sources.refs)
     chance = np.random.default_rng(0)
     made = {"seconds": 0.0}
 
     class Made:
         """Scores that depend on the recipe a little and on chance a lot; its own time is taken out."""
 
-        def evaluate(self, recipe: object, split: str) -> Evaluation:
+        def evaluate(self, recipe: object, split: str, items: Items | None = None) -> Evaluation:
             start = time.process_time()
             scores, values, errors = {}, {}, {}
             for name, evaluator in evaluators.items():
-                ids = evaluator.items("search").ids
+                ids = evaluator.items("search").ids if items is None else tuple(items[name])
                 metric = evaluator.metrics[0].name
                 hits = (chance.random(len(ids)) < chance.random()).astype(np.float64)
                 scores[name] = ItemScores(ids, {metric: hits}, {metric: np.ones(len(ids))}, ("ok",) * len(ids))
@@ -69,10 +80,14 @@ def main() -> None:
 
         search = Search(
             stages,
-            lambda stage: build_optimizer(loaded.config, stage, arguments.candidates, len(objectives.targets)),
+            lambda stage, seconds: build_optimizer(
+                loaded.config, stage, arguments.candidates, len(objectives.targets), seconds=arguments.seconds
+            ),
             Made(),
             objectives,
             emit,
+            evaluators=evaluators,
+            racer=Racer(evaluators, objectives, loaded.config.search.fidelity) if arguments.race else None,
         )
         genes = max(stage.space.box.continuous for stage in stages)
         optimizer = loaded.config.search.optimizer.name

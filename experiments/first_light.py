@@ -4,9 +4,10 @@
 
 Arms, at equal evaluations on the same items: the average of the experts; task arithmetic with the best single λ (a grid
 of 15, no other search); one coefficient per expert (same optimizer, whole budget); random points of the full space;
-mergekit-evolve's algorithm (CMA-ES on a scalar); the full search. Every arm follows the run's own protocol: the front on search items, re-scored on selection items, chosen
-there by the same rule. Only then are the front's holdout scores taken, and reported: the hypervolume of the front's
-holdout utilities, and the chosen merge's smallest retention and accuracy on the holdout.
+mergekit-evolve's algorithm (CMA-ES on a scalar, every item of every candidate); the full search. Every arm follows the
+run's own protocol: the front on search items, re-scored on selection items, chosen there by the same rule. Only then
+are the front's holdout scores taken, and reported: the hypervolume of the front's holdout utilities, and the chosen
+merge's smallest retention and accuracy on the holdout.
 """
 
 from __future__ import annotations

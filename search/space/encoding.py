@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from merging.methods.contract import DELTA_SCALE
+from merging.methods import DELTA_SCALE
 from merging.recipe import Assignment, Value
 from search.optimizers.contract import Genome
 from search.space.methods import NORMALIZE, SearchedMethod

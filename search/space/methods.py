@@ -5,13 +5,13 @@ Everything is read from what the method declares, so a plug-in's method is searc
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from merging.methods import registry
-from merging.methods.contract import DELTA_SCALE, Method, Parameter, suggest
+from merging.methods import DELTA_SCALE, Method, Parameter, canonical, get, source_hash
 from merging.recipe import Assignment, MergingError, Value
 from search.space.scales import Interval, Scale, SpaceError, Steps, density_steps
 
@@ -114,7 +114,7 @@ def searched(choice: MethodChoice, experts: int, normalize: bool) -> SearchedMet
     """
     for name, message in problems(choice, experts):
         raise SpaceError(f"method {choice.name}, parameter {name}: {message}" if name else message)
-    method = registry.get(choice.name)
+    method = get(choice.name)
     fixed: dict[bool, dict[str, Value]] = {False: {}, True: {}}
     genes = []
     density: Literal["none", "per_source", "shared"] = "none"
@@ -146,7 +146,7 @@ def searched(choice: MethodChoice, experts: int, normalize: bool) -> SearchedMet
         drops_zeros=choice.name in DROP_ZEROS,
         # Complete is canonical where the method leaves nothing out, and no file's hash has to be added.
         plain_spelling=choice.name in DROP_ZEROS
-        or (choice.name in registry.BUILT_IN and type(method).reduce is Method.reduce),
+        or (source_hash(choice.name) is None and type(method).reduce is Method.reduce),
         symmetric=method.symmetric,
     )
     _try_options(found, experts)
@@ -156,7 +156,7 @@ def searched(choice: MethodChoice, experts: int, normalize: bool) -> SearchedMet
 def problems(choice: MethodChoice, experts: int) -> Iterator[tuple[str, str]]:
     """What is wrong with a choice: (parameter, or "" for the method itself; message)."""
     try:
-        method = registry.get(choice.name)
+        method = get(choice.name)
     except MergingError as error:
         yield "", str(error)
         return
@@ -180,7 +180,7 @@ def problems(choice: MethodChoice, experts: int) -> Iterator[tuple[str, str]]:
         if name == COEFFICIENT:
             yield name, "coefficients are genes already; their bounds are the space's `coefficient`"
         elif name not in known:
-            yield name, f"{choice.name} has no parameter {name!r}{suggest(name, known)}"
+            yield name, f"{choice.name} has no parameter {name!r}{_suggestion(name, known)}"
         else:
             try:
                 _read(known[name], given, choice.name)
@@ -189,6 +189,11 @@ def problems(choice: MethodChoice, experts: int) -> Iterator[tuple[str, str]]:
     for name, parameter in known.items():
         if parameter.default is None and name != DENSITY and name not in choice.parameters:
             yield "", f"{choice.name} needs {name} ({parameter.doc}); give a value or bounds under its parameters"
+
+
+def _suggestion(name: str, known: Mapping[str, Parameter]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
 
 
 def _searchable(method: Method) -> dict[str, Parameter]:
@@ -238,6 +243,6 @@ def _try_options(method: SearchedMethod, experts: int) -> None:
         if method.density != "none":
             (own if method.density == "per_source" else shared)[DENSITY] = 0.5
         try:
-            registry.canonical(Assignment.of(method.name, {f"{each}": own for each in range(experts)}, **shared))
+            canonical(Assignment.of(method.name, {f"{each}": own for each in range(experts)}, **shared))
         except MergingError as error:
             raise SpaceError(str(error)) from error

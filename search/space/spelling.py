@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from merging.methods import registry
-from merging.methods.contract import DELTA_SCALE
+from merging.methods import DELTA_SCALE, canonical
 from merging.recipe import Assignment, MergingError, Value
 from search.space.methods import COEFFICIENT, DENSITY, SearchedMethod
 from search.space.scales import SpaceError
@@ -123,7 +122,7 @@ class Speller:
 def _canonical(written: Assignment, coefficients: bool) -> Assignment:
     """As the method spells it, with the coefficients as they were given."""
     try:
-        spelled = registry.canonical(written)
+        spelled = canonical(written)
     except MergingError as error:
         raise SpaceError(f"the space holds a merge that its method refuses: {error}") from error
     if not coefficients:

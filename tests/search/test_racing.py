@@ -478,9 +478,8 @@ def test_baselines_are_never_raced_and_the_censored_go_nowhere(raced: Results) -
     store = Store.open(raced.folder, read_only=True)
     rungs = [each for each in store.events(RungReached) if isinstance(each, RungReached)]
     outcomes = {each.candidate: each.outcome for each in store.events(Told) if isinstance(each, Told)}
-    items = {
-        each.id: {name: len(x) for name, x in store.item_scores(each.id, "search").items()} for each in raced.candidates
-    }
+    scores = {each.id: store.item_scores(each.id, "search") for each in raced.candidates}
+    items = {id: {name: len(each) for name, each in row.items()} for id, row in scores.items()}
     store.close()
     censored = {each.id for each in raced.candidates if each.state == "censored"}
     assert len(censored) > 5
