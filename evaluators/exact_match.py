@@ -133,6 +133,7 @@ class ExactMatch:
         self._options = options
         required = {options.prompt_field: False, options.answer_field: True}
         self._splits = read_splits(split_files(options.data), required=required, limit=options.limit)
+        self._public = {split: as_items(self._splits[split]) for split in SPLITS}
         self._items = {item.id: item for split in SPLITS for item in self._splits[split]}
         if options.mode == "teacher_forced":
             self._check_single_answers()
@@ -153,7 +154,7 @@ class ExactMatch:
 
     def items(self, split: Split) -> Items:
         """The items of a split, in an order whose every prefix is a stratified sample."""
-        return as_items(self._splits[split])
+        return self._public[split]
 
     def prepare(self, engine: Engine) -> None:
         """Tokenise everything for this engine.

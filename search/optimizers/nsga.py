@@ -111,7 +111,9 @@ class _Nsga(OptunaOptimizer):
 
         if self._options.crossover == "uniform":
             return UniformCrossover()
-        return Clipped(SBXCrossover(eta=SPREAD_OF_CHILDREN) if self._options.crossover == "sbx" else BLXAlphaCrossover())
+        if self._options.crossover == "blx":
+            return Clipped(BLXAlphaCrossover())
+        return Clipped(SBXCrossover(eta=SPREAD_OF_CHILDREN))
 
     def _mutation(self) -> BaseMutation | None:
         from optuna.samplers.nsgaii import PolynomialMutation
