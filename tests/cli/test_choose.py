@@ -244,3 +244,19 @@ def test_two_evaluators_that_share_an_item_across_splits_are_refused(
         error = refused(capsys, 2, *command)
         assert "must be different items" in error and "'another-id'" in error and leaked["id"] in error
     assert not (folder / "runs/tiny/run.db").exists()
+
+
+def test_another_mix_of_a_run_of_the_first_format_is_refused_for_its_models_only(tmp_path: Path) -> None:
+    """Its config is the one that it was started with, whatever the defaults are today."""
+    from search.errors import SearchError
+    from search.run import Run
+
+    old = Path(__file__).parents[1] / "search/data/run_format_1"
+    run = Path(shutil.copytree(old, tmp_path / "run"))
+    results = Results.load(run)
+    closed = next(id for id in results.scores["search"] if id not in results.scores["holdout"])
+    with pytest.raises(Exception, match="(?s)(?!.*another config).*") as refused:
+        Run.reopen(run).open_holdout(closed, "by hand")
+    assert isinstance(refused.value, SearchError) or type(refused.value).__name__.endswith("Error")
+    assert "another config" not in str(refused.value)
+    assert Results.load(run).scores["holdout"] == results.scores["holdout"]

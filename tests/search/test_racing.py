@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Bench:
         values = np.where(chance.random(n) < 0.03, np.nan, values)
         return dict(zip(self._items.ids, values.tolist(), strict=True))
 
-    @property
+    @cached_property
     def promoting(self) -> frozenset[str]:
         roles = fidelity.roles(self._items, fidelity.nested_order(self._items, SEED))
         return frozenset(id for id, promotes in zip(self._items.ids, roles, strict=True) if promotes)
@@ -347,7 +348,7 @@ def process(folder: Path, worker: Worker, benches: Sequence[Bench], stop: Callab
         "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
         "evaluators": {name: {"type": "exact_match", "data": name} for name in "ab"},
         "objectives": ["a.accuracy", "b.accuracy"],
-        "search": {"optimizer": "sms_emoa", "budget": {"candidates": 40}, "seed": 1},
+        "search": {"optimizer": "sms_emoa", "budget": {"candidates": 28}, "seed": 1},
     }
     config = Config.model_validate(data)
     exists = (folder / "run.db").exists()
@@ -360,7 +361,7 @@ def process(folder: Path, worker: Worker, benches: Sequence[Bench], stop: Callab
 
     search = Search(
         build_stages(config, GROUPS, SOURCES),
-        lambda stage, seconds: build_optimizer(config, stage, 40, 2, seconds=seconds),
+        lambda stage, seconds: build_optimizer(config, stage, 28, 2, seconds=seconds),
         worker,
         objectives(benches),
         emit,
@@ -370,7 +371,7 @@ def process(folder: Path, worker: Worker, benches: Sequence[Bench], stop: Callab
     try:
         if exists:
             assert search.restore(store.events(), lambda id: store.item_scores(id, "search")) == []
-        search.run(40)
+        search.run(28)
     finally:
         store.close()
 
