@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -153,35 +152,30 @@ class Recipe:
     def hash(self) -> str:
         """``sha256`` hex of what determines the result (see the module docstring)."""
         contents = self._identities()
-        known: dict[int, str] = {}
 
-        def identity(assignment: Assignment) -> str:
-            # Many groups share one object: coarse recipes have hundreds of groups and a handful of assignments.
-            found = known.get(id(assignment))
-            if found is None:
-                sources = (f"[{_text(contents[alias])},{_mapping(own)}]" for alias, own in assignment.sources)
-                shared = _mapping(assignment.parameters)
-                found = known[id(assignment)] = f"[{_text(assignment.method)},[{','.join(sources)}],{shared}]"
-            return found
+        def identity(assignment: Assignment) -> list[Any]:
+            return [
+                assignment.method,
+                [[contents[alias], _canonical(values)] for alias, values in assignment.sources],
+                _canonical(assignment.parameters),
+            ]
 
-        # JSON with sorted keys. What there is much of is written by hand: a search hashes every candidate.
-        data = {
-            "format": _json(FORMAT),
-            "base": _json(contents[self.base]),
-            "dtype": _json(self.dtype),
-            "groups": _object({str(group): identity(assignment) for group, assignment in self.groups.items()}),
-            "tensors": _object({name: identity(assignment) for name, assignment in self.tensors.items()}),
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "base": contents[self.base],
+            "dtype": self.dtype,
+            "groups": {str(group): identity(assignment) for group, assignment in self.groups.items()},
+            "tensors": {name: identity(assignment) for name, assignment in self.tensors.items()},
         }
         # What a recipe of old could not say enters where it is said, so that old recipes keep their hash.
         if self.source_dtype is not None:
-            data["source_dtype"] = _json(self.source_dtype)
+            data["source_dtype"] = self.source_dtype
         if self.layers is not None:
-            data["layers"] = _json(
-                [sorted([contents[alias], at] for alias, at in each.items()) for each in self.layers]
-            )
+            data["layers"] = [sorted([contents[alias], at] for alias, at in block.items()) for block in self.layers]
         if self.tokenizer is not None:
-            data["tokenizer"] = _json(self.tokenizer)
-        return hashlib.sha256(_object(data).encode()).hexdigest()
+            data["tokenizer"] = self.tokenizer
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _identities(self) -> dict[str, str]:
         """Alias -> what stands for that source in the hash."""
@@ -342,41 +336,9 @@ def _assignment(entry: Mapping[str, Any]) -> Assignment:
     return Assignment.of(str(entry["method"]), sources, **dict(entry.get("parameters") or {}))
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-@lru_cache(maxsize=4096)
-def _text(value: str) -> str:
-    """A string in JSON."""
-    return json.dumps(value)
-
-
-def _object(members: Mapping[str, str]) -> str:
-    """A JSON object from the JSON of its members, sorted by name."""
-    return "{" + ",".join([f"{_text(name)}:{members[name]}" for name in sorted(members)]) + "}"
-
-
-def _mapping(values: tuple[tuple[str, Value], ...]) -> str:
-    """Parameters in JSON, equal values in one spelling: 1 and 1.0 and -0.0 and 0.0 are not told apart."""
-    if len(values) > 1:
-        values = tuple(sorted(dict(values).items()))
-    members = [
-        f"{_text(name)}:{repr(value) if type(value) is float and value % 1.0 else _value(value)}"
+def _canonical(values: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Parameters whose equal values hash equally: 1 and 1.0 and -0.0 and 0.0 are not told apart."""
+    return {
+        name: value if isinstance(value, bool | str) else (int(value) if float(value).is_integer() else float(value))
         for name, value in values
-    ]
-    return f"{{{','.join(members)}}}"
-
-
-def _value(value: Value) -> str:
-    if isinstance(value, bool | str):
-        return _json(value)
-    return _number(float(value)) if isinstance(value, float) else str(int(value))
-
-
-def _number(value: float) -> str:
-    if value.is_integer():
-        return str(int(value))
-    if value - value != 0.0:
-        raise ValueError(f"expected finite parameters in a recipe, found {value}")
-    return repr(value)
+    }

@@ -99,11 +99,14 @@ class Claims:
 
     @cached_property
     def best(self) -> Comparison | None:
-        """Against the baseline that the rule would take, by selection scores; None where there is none to compare."""
+        """Against the baseline that the rule would take, by selection scores, among those that keep the constraints if
+        any does; None where there is none to compare."""
         if not self.comparisons:
             return None
         scalars = self._scalars("selection")
-        return max(self.comparisons, key=lambda each: scalars.get(each.baseline.candidate, -np.inf))
+        judge = self._results.judge
+        kept = [each for each in self.comparisons if judge.violation(each.baseline.candidate, "selection") <= 0.0]
+        return max(kept or self.comparisons, key=lambda each: scalars.get(each.baseline.candidate, -np.inf))
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

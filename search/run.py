@@ -227,14 +227,19 @@ class Run:
                 raise SearchError(f"{self.folder}: this run has not begun yet")
             try:
                 self._keep_defaults(started)
-                self._emit(Picked(candidate, rule))
+                picked = Picked(candidate, rule)
+                known = picked in list(self._opened.events(Picked))
                 if candidate in self._opened.scores("holdout"):
+                    if not known:
+                        self._emit(picked)
                     return
                 self._refuse_changed_config(started)
                 setup = set_up(self._loaded, started.threads)
                 stages = stages_of(self._loaded.config, setup, started.stage_ends, started.version)
                 _refuse_changes(started, self._beginning(setup, stages), self.folder)
                 worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
+                if not known:
+                    self._emit(picked)
                 self._finals(setup, stages, worker, should_stop).open([candidate])
             finally:
                 self._opened.close()

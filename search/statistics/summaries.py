@@ -32,5 +32,10 @@ def interval_of_score(value: float, error: float, n: int, bounds: tuple[float, f
         if math.isclose(error, binomial, rel_tol=1e-6, abs_tol=1e-12):
             below, above = wilson(share * n, n, level)
             return Interval(value, low + width * below, low + width * above, level, n, "wilson")
+        if error == 0.0:  # all alike: a share of others so large would have shown (the rule of three, exactly)
+            unseen = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / n)
+            return Interval(
+                value, value - unseen * (value - low), value + unseen * (high - value), level, n, "constant"
+            )
     half = float(special.stdtrit(n - 1, 0.5 + level / 2.0)) * error
     return Interval(value, max(low, value - half), min(high, value + half), level, n, "t")

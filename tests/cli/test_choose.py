@@ -246,7 +246,7 @@ def test_two_evaluators_that_share_an_item_across_splits_are_refused(
     assert not (folder / "runs/tiny/run.db").exists()
 
 
-def test_another_mix_of_a_run_of_the_first_format_is_refused_for_its_models_only(tmp_path: Path) -> None:
+def test_another_mix_of_a_run_of_the_first_format_gets_as_far_as_its_data(tmp_path: Path) -> None:
     """Its config is the one that it was started with, whatever the defaults are today."""
     from search.errors import SearchError
     from search.run import Run
@@ -255,8 +255,7 @@ def test_another_mix_of_a_run_of_the_first_format_is_refused_for_its_models_only
     run = Path(shutil.copytree(old, tmp_path / "run"))
     results = Results.load(run)
     closed = next(id for id in results.scores["search"] if id not in results.scores["holdout"])
-    with pytest.raises(Exception, match="(?s)(?!.*another config).*") as refused:
+    (run / "config.yaml").write_text("models: {base: base}\n")
+    with pytest.raises(SearchError, match="there is no such folder"):
         Run.reopen(run).open_holdout(closed, "by hand")
-    assert isinstance(refused.value, SearchError) or type(refused.value).__name__.endswith("Error")
-    assert "another config" not in str(refused.value)
     assert Results.load(run).scores["holdout"] == results.scores["holdout"]

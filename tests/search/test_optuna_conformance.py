@@ -87,8 +87,10 @@ class TestGpInShort(OptimizerConformance):
 class TestGp(OptimizerConformance):
     name = "gp"
     options = {"startup": 8}  # noqa: RUF012
-    asks = 18
+    objectives = (2, 3)
+    killed_boxes = (Box(3, (3, 2)), Box(12))
+    asks = 12
     kills = 2
-    learning_box = Box(5, (3,))
-    learning_budget = 30
+    learning_box = Box(4, (3,))
+    learning_budget = 20
     learning_seeds = 2
