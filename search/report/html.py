@@ -107,7 +107,8 @@ def _coefficients(facts: Facts, pick: int, figures: list[Figure]) -> Html:
         coefficients = facts.results.stages[facts.candidates[pick].stage].space.table(recipe)
     except SearchError as error:
         return element("p", str(error))
-    figure = coefficients_figure(recipe, coefficients, facts.results.config.space.coefficient)
+    densities = facts.results.stages[facts.candidates[pick].stage].space.densities(recipe)
+    figure = coefficients_figure(recipe, coefficients, facts.results.config.space.coefficient, densities)
     figures.append(figure)
     return figure.html()
 
