@@ -56,13 +56,10 @@ class Plan:
 
 
 _REST = ("attention", "norm", "embedding", "head", "other")
+_LEVELS = (0.0, 0.4, 0.8, 1.2, 1.6)
 PLANS = {
-    "two": Plan(
-        "skills", 0, ("string", "language"), {"attention+rest": _REST, "mlp": ("mlp",)}, (0.0, 0.4, 0.8, 1.2, 1.6)
-    ),
-    "three": Plan(
-        "skills", 0, ("string", "language", "math"), {"": ("mlp", *_REST)}, (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-    ),
+    "two": Plan("skills", 0, ("string", "language"), {"attention+rest": _REST, "mlp": ("mlp",)}, _LEVELS),
+    "three": Plan("skills", 0, ("string", "language", "math"), {"": ("mlp", *_REST)}, _LEVELS, holdout=256),
 }
 
 

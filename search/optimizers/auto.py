@@ -10,26 +10,28 @@
 An optimizer that takes over has heard every trial. The budget is no part of the rule: it may grow, and a choice cannot
 be taken back.
 
-Why, on the landscapes of ``benchmarks/search.py`` (share of the best hypervolume or, with one objective, true utility of
-the best observed; 8 categories beside n coefficients; 3 or 4 paired seeds, so the order counts, not the digits):
+Why, on the landscapes of ``benchmarks/search.py``: share of the best hypervolume or, with one objective, true utility
+of the best observed; n coefficients beside 8 categories, k objectives; 3 or 4 seeds, the same for all, so the order
+counts and not the digits:
 
-=============== ====== ======== ====================== ================== ========= ==========
-landscape       trials sms_emoa sms_emoa, prescreen gp sms_emoa, quadratic catcma   cma
-=============== ====== ======== ====================== ================== ========= ==========
-smooth 10d, 2     200   .80      .85                    .81                -         -
-smooth 10d, 2     500   .87      .87                    .88                -         -
-rough 10d, 3      300   .35      .50                    -                  -         -
-smooth 64d, 2     200   .56      .62                    .49 (of .47)       -         -
-rough 64d, 3      300   .24      .24                    -                  -         -
-smooth 200d, 2    300   .47      .49                    -                  -         -
-smooth 10d, 1     300   -        .92                    -                  .90       -
-smooth 64d, 1     300   .64      .73                    -                  .71       .62
-smooth 200d, 1    300   -        .69                    -                  .64       -
-=============== ====== ======== ====================== ================== ========= ==========
+=============== ====== ======== ============ ====== ====
+n, k            trials sms_emoa  prescreened catcma cma
+=============== ====== ======== ============ ====== ====
+smooth 10, 2       100      .71          .85      -    -
+smooth 10, 2       300      .80          .89      -    -
+rough 10, 3        300      .35          .50      -    -
+smooth 64, 2       200      .56          .62    .52    -
+rough 64, 3        300      .24          .24      -    -
+smooth 200, 2      300      .47          .49      -    -
+smooth 10, 1       300        -          .92    .90    -
+smooth 64, 1       300      .64          .73    .71  .62
+smooth 200, 1      300        -          .69    .64    -
+=============== ====== ======== ============ ====== ====
 
-CPU per trial: sms_emoa 1 to 2 ms, prescreened 20 to 70, catcma and cma 0.5 to 2.5, gp 500 to 1200. ``gp`` leads after
-150 trials (.91 against .74 for the best without a surrogate at 10d, 2 objectives), and by less against the prescreened
-one (.92 against .89 after 100, one seed), so it has to be cheap beside an evaluation: a fifth of it at most.
+CPU per trial: sms_emoa 1 to 2 ms, prescreened 20 to 70, catcma and cma 0.5 to 2.5, gp 500 to 1200. ``gp`` leads beyond
+a hundred trials in few genes (.92 against .89 prescreened after 100, smooth 10, 2, one seed; in an earlier comparison
+.91 after 150 trials against .74 for the best without a model), so it has to be cheap beside an evaluation: a fifth of
+it at most. The quadratic pre-screening gained nothing at 64 coefficients.
 """
 
 from __future__ import annotations

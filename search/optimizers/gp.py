@@ -12,6 +12,7 @@ bounded while a run grows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from search import pareto
-from search.optimizers.contract import Settings
+from search.optimizers.contract import Genome, Settings
 from search.optimizers.optuna_study import Observation, OptunaOptimizer
 from search.optimizers.outcomes import Array
 
@@ -60,15 +61,24 @@ class Gp(OptunaOptimizer):
         genes = max(1, settings.box.continuous + len(settings.box.categories))
         self._window = max(20, min(options.window, MOST_CELLS // genes))
         self._observations: list[Observation] = []
+        self._singular = 0
 
     def diagnosis(self) -> dict[str, float | str]:
-        """How many observations there are, and how many of them a fit sees."""
-        return {"observations": float(self._count), "fitted": float(min(self._count, self._window))}
+        """How many observations there are, how many of them a fit sees, and how many fits were singular."""
+        fitted = float(min(self._count, self._window))
+        return {"observations": float(self._count), "fitted": fitted, "singular": float(self._singular)}
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import GPSampler
 
         return GPSampler(seed=seed, n_startup_trials=2, deterministic_objective=self._deterministic)
+
+    def _sampled(self, random: np.random.Generator, waiting: Sequence[Genome], founder: Genome) -> Genome:
+        try:
+            return super()._sampled(random, waiting, founder)
+        except RuntimeError:  # torch's: a covariance that is not positive definite, where trials all but coincide
+            self._singular += 1
+            return founder
 
     def _learn(self, number: int, observation: Observation) -> None:
         super()._learn(number, observation)

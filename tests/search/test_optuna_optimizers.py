@@ -274,7 +274,7 @@ def test_gp_sees_no_more_than_its_window_and_keeps_the_front():
     assert set(front[-10:].tolist()) <= set(seen)
     others = [number for number in range(60) if number not in front]
     assert set(others[-(20 - min(10, len(front))) :]) <= set(seen)
-    assert optimizer.diagnosis() == {"observations": 60.0, "fitted": 20.0}
+    assert optimizer.diagnosis() == {"observations": 60.0, "fitted": 20.0, "singular": 0.0}
     assert optimizer.ask(60, ()) in box
 
 
@@ -289,6 +289,26 @@ def test_gp_is_not_flattened_by_a_broken_merge():
     assert shown[-1].values[0] == worst < 10
     assert [len(trial.constraints) for trial in shown] == [2] * 16
     assert shown[-1].constraints == {"0": 0.5, "1": -0.5}
+
+
+def test_gp_proposes_although_a_fit_is_singular(monkeypatch):
+    import torch
+    from optuna.samplers import GPSampler
+
+    def singular(*arguments):
+        torch.linalg.cholesky(torch.zeros(2, 2))
+
+    box = Box(3)
+    optimizer = build("gp", box)
+    tell_some(optimizer, box, 12, lambda point: (bowl(point),))
+    monkeypatch.setattr(GPSampler, "sample_relative", singular)
+    assert optimizer.ask(12, ()) in box
+    assert optimizer.diagnosis()["singular"] == 1
+
+
+def test_gp_fits_fewer_trials_of_many_genes():
+    assert Gp(settings(Box(200)))._window == 125
+    assert Gp(settings(Box(18)))._window == 300
 
 
 def test_the_lower_fence_is_tukeys():
