@@ -142,7 +142,7 @@ class Claims:
 
     @cached_property
     def finalists(self) -> dict[int, dict[str, dict[str, float]]]:
-        """finalist -> objective -> baseline's label -> one-sided p-value of "no better than it", on the selection split.
+        """finalist -> objective -> baseline's label -> one-sided p-value of "no better than it", on selection scores.
 
         Adjusted (Holm) over finalists × objectives × baselines: whichever of them is small stands beside all others
         that were looked at.

@@ -18,6 +18,7 @@ from evaluators import registry as evaluators
 from evaluators.contract import EvaluatorError
 from search.errors import SearchError
 from search.optimizers import registry as optimizers
+from search.optimizers.contract import OptimizerError
 from search.positions import Location, Problem, YamlSource, did_you_mean
 from search.schema import (
     Budget,
@@ -108,7 +109,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         problems.extend(_problems(error, ()))
     if isinstance(data.get("evaluators"), dict):
         problems.extend(_evaluator_problems(data["evaluators"], path.parent))
-    problems.extend(_optimizer_problems(data))
+    problems.extend(_optimizer_problems(data, path.parent))
     problems.extend(_space_problems(data))
     if config is not None and not problems:
         problems.extend(_cross_problems(config))
@@ -237,7 +238,7 @@ def _evaluator_problems(section: dict[str, Any], folder: Path) -> Iterator[Probl
                     yield problem
 
 
-def _optimizer_problems(data: dict[str, Any]) -> Iterator[Problem]:
+def _optimizer_problems(data: dict[str, Any], folder: Path) -> Iterator[Problem]:
     section = data.get("search")
     given = section.get("optimizer") if isinstance(section, dict) else None
     if given is None:
@@ -246,13 +247,19 @@ def _optimizer_problems(data: dict[str, Any]) -> Iterator[Problem]:
     if not isinstance(options, dict) or not isinstance(options.get("name"), str):
         return
     location: Location = ("search", "optimizer")
-    if options["name"] not in optimizers.optimizers():
-        place = location if isinstance(given, str) else (*location, "name")
-        known = list(optimizers.optimizers())
+    place = location if isinstance(given, str) else (*location, "name")
+    known = list(optimizers.optimizers())
+    if options["name"] not in known and ":" not in options["name"]:
         hint = did_you_mean(options["name"], known)
-        yield Problem(place, f"expected one of {', '.join(known)}; found {options['name']!r}.{hint}")
+        yield Problem(
+            place, f"expected one of {', '.join(known)}, or path/to/file.py:Name; found {options['name']!r}.{hint}"
+        )
         return
-    model = optimizers.options_model(options["name"])
+    try:
+        model = optimizers.options_model(options["name"], folder=folder)
+    except OptimizerError as error:
+        yield Problem(place, str(error))
+        return
     try:
         model.model_validate({key: value for key, value in options.items() if key != "name"})
     except ValidationError as error:

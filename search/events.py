@@ -49,6 +49,7 @@ class RunStarted(Event):
         clusters: evaluator -> item id -> cluster, for evaluators whose items are not independent; all splits.
         constraints: each as plain data.
         metrics: ``evaluator.metric`` -> direction, low and high of every metric that is reported.
+        plugins: optimizer that is a plug-in -> hash of its source.
         holdouts: evaluator -> sha256 over the contents of its holdout items: under which openings are counted.
         folder: of the config file, absolute: what its relative paths are relative to.
         version: of the meaning of this log: 1 had task-arithmetic baselines only and scored every item at once.
@@ -70,6 +71,7 @@ class RunStarted(Event):
     clusters: dict[str, dict[str, str]] = field(default_factory=dict)
     constraints: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
     holdouts: dict[str, str] = field(default_factory=dict)
     folder: str = ""
     version: int = 1

@@ -29,6 +29,7 @@ from search.ledger import Ledger
 from search.lock import RunLock
 from search.loop import Search
 from search.objectives import clusters_of
+from search.optimizers import registry as optimizers
 from search.positions import YamlSource
 from search.racing import Racer
 from search.results import Results
@@ -184,7 +185,7 @@ class Run:
         return Search(
             stages,
             lambda stage, seconds: build_optimizer(
-                config, stage, planned[stage.index], len(objectives.targets), seconds=seconds
+                config, stage, planned[stage.index], len(objectives.targets), seconds, self._loaded.path.parent
             ),
             worker,
             objectives,
@@ -275,6 +276,7 @@ class Run:
                 for name, evaluator in setup.evaluators.items()
                 for each in evaluator.metrics
             },
+            plugins=_plugins(self._loaded),
             holdouts=holdout_hashes(setup.evaluators),
             folder=str(self._loaded.path.parent.absolute()),
             version=LOG_VERSION,
@@ -358,6 +360,7 @@ def _refuse_changes(started: RunStarted, now: RunStarted, folder: Path) -> None:
         changed.append("the layout of the models")
     if started.engine != now.engine:
         changed.append(f"the engine (was {started.engine}, is {now.engine})")
+    changed += [f"plug-in {name!r} (its code)" for name in _differing(started.plugins, now.plugins)]
     if started.objectives != now.objectives:
         changed.append("the objectives' metrics or bounds")
     if changed:
@@ -373,6 +376,14 @@ def _tensors(config: Config, setup: Setup) -> dict[str, str]:
         return {}
     layout = setup.sources.layout
     return {name: str(layout.group(name)) for name in layout.names}
+
+
+def _plugins(loaded: LoadedConfig) -> dict[str, str]:
+    """An optimizer of the user's own -> hash of its source: a changed one proposes otherwise."""
+    name = loaded.config.search.optimizer.name
+    if name in optimizers.BUILT_IN:
+        return {}
+    return {name: optimizers.source_hash(name, folder=loaded.path.parent)}
 
 
 def _grown(before: Budget, now: Budget) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from merging.recipe import Group, SourceRef
@@ -132,7 +133,12 @@ def stage_names(config: Config) -> list[str]:
 
 
 def build_optimizer(
-    config: Config, stage: Stage, budget: int, objectives: int, seconds: float | None = None
+    config: Config,
+    stage: Stage,
+    budget: int,
+    objectives: int,
+    seconds: float | None = None,
+    folder: Path | None = None,
 ) -> Optimizer:
     """The stage's optimizer, fresh.
 
@@ -142,6 +148,7 @@ def build_optimizer(
         budget: candidates that the stage was planned to have when the run started.
         objectives: how many.
         seconds: what evaluating one candidate costs, as logged when the stage began; None where nothing is known.
+        folder: of the config file: where a plug-in's relative file is looked for.
     """
     settings = Settings(
         box=stage.space.box,
@@ -155,7 +162,7 @@ def build_optimizer(
         seconds=seconds,
         canonical=stage.space.canonical,
     )
-    return registry.build(config.search.optimizer.name, settings)
+    return registry.build(config.search.optimizer.name, settings, folder=folder)
 
 
 def translate(genome: Genome, source: Space, target: Space) -> Genome | None:

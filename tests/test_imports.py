@@ -166,8 +166,8 @@ def test_optimizers_do_no_io_and_know_no_models() -> None:
 
 def test_optimizers_load_no_torch_through_anything_they_import() -> None:
     folder = ROOT / "search" / "optimizers"
-    # The conformance class is for tests: it may use pytest and hypothesis. Optuna brings SQLAlchemy, and with it sqlite3;
-    # its glue is imported where a sampler is built.
+    # The conformance class is for tests: it may use pytest and hypothesis. Optuna brings SQLAlchemy, which
+    # brings sqlite3: its glue is imported where a sampler is built.
     left_out = {"__init__", "conformance", "optuna_table"}
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in left_out)
     modules = modules_after("\n".join(f"import search.optimizers.{name}" for name in names))

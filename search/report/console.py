@@ -235,7 +235,11 @@ def print_results(results: Results, console: Console) -> None:
 
 
 def _front_table(results: Results) -> Table:
-    table = _empty_table("candidate", results, "")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("candidate", justify="right", no_wrap=True)
+    for name in results.objectives.names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
     for id in results.front:
         note = [results.candidate(id).label] if results.candidate(id).label else []
         note += ["chosen"] if id == results.chosen else []
@@ -249,19 +253,13 @@ def _holdout_table(results: Results) -> Table:
     for label, id in [("chosen", results.chosen), *((each.label, each.candidate) for each in results.baselines)]:
         if id is not None and id in results.scores["holdout"]:
             names.setdefault(id, []).append(label)
-    table = _empty_table("merge", results, "candidate")
-    for id, labels in names.items():
-        cells = _cells(results, "holdout", id, interval=True)
-        table.add_row(" = ".join(labels), *cells, str(id), style="bold" if id == results.chosen else None)
-    return table
-
-
-def _empty_table(first: str, results: Results, last: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, justify="left" if last else "right")
+    table.add_column("merge (candidate)", min_width=12)
     for name in results.objectives.names:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(last, justify="right" if last else "left")
+    for id, labels in names.items():
+        cells = _cells(results, "holdout", id, interval=True)
+        table.add_row(f"{' = '.join(labels)} ({id})", *cells, style="bold" if id == results.chosen else None)
     return table
 
 

@@ -31,7 +31,7 @@ def interval_of_score(value: float, error: float, n: int, bounds: tuple[float, f
         binomial = width * math.sqrt(share * (1.0 - share) / (n - 1))
         if math.isclose(error, binomial, rel_tol=1e-6, abs_tol=1e-12):
             below, above = wilson(share * n, n, level)
-            return Interval(value, low + width * below, low + width * above, level, n, "wilson")
+            return Interval(value, min(value, low + width * below), max(value, low + width * above), level, n, "wilson")
         if error == 0.0:  # all alike: a share of others so large would have shown (the rule of three, exactly)
             unseen = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / n)
             return Interval(

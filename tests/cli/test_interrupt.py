@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from search.cli import run_command
 from search.results import Results
 from search.store import Store
@@ -46,6 +48,7 @@ def test_ctrl_c_is_tidy_and_the_same_command_goes_on(tiny_project: Callable[...,
     assert len(Results.load(Path("runs/tiny")).candidates) >= done + 3
 
 
+@pytest.mark.slow
 def test_interrupted_by_kill_it_ends_as_if_nothing_had_been(tiny_project: Callable[..., Path]) -> None:
     tiny_project(candidates=30)
     assert run_command(["run", "config.yaml", "--name", "calm", "--display", "none"]) == 0

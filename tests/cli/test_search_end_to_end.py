@@ -23,7 +23,9 @@ def facts(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "mistral"])
+@pytest.mark.parametrize("architecture", [
+    "qwen2", "gpt2", pytest.param("llama", marks=pytest.mark.slow), pytest.param("mistral", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_any_causal_model_goes_the_whole_way(
     architecture: str, tiny_project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

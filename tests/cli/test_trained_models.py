@@ -14,6 +14,7 @@ from search.results import Results
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_trained_family_merges_better_with_search_than_by_averaging(
     nano_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

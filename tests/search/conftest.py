@@ -178,7 +178,9 @@ def synthetic_run() -> SyntheticRun:
                 constraints=constraints.as_data(),
                 metrics={
                     f"{name}.{each.metric.name}": {
-                        "direction": each.metric.direction, "low": each.metric.low, "high": each.metric.high,
+                        "direction": each.metric.direction,
+                        "low": each.metric.low,
+                        "high": each.metric.high,
                     }
                     for name, each in skills.items()
                 },

@@ -23,6 +23,7 @@ class TestNsga2(OptimizerConformance):
     learning_seeds = 2
 
 
+@pytest.mark.slow
 class TestNsga2ScreenedByAModel(OptimizerConformance):
     name = "nsga2"
     options = {  # noqa: RUF012
@@ -39,6 +40,7 @@ class TestNsga2ScreenedByAModel(OptimizerConformance):
     learns = False  # tests/search/test_optimizers.py has screening itself
 
 
+@pytest.mark.slow
 class TestNsga3(OptimizerConformance):
     name = "nsga3"
     options = {"population": 12}  # noqa: RUF012
@@ -48,6 +50,7 @@ class TestNsga3(OptimizerConformance):
     learning_seeds = 2
 
 
+@pytest.mark.slow
 class TestNsga3ByUniformCrossover(OptimizerConformance):
     name = "nsga3"
     options = {"population": 6, "crossover": "uniform", "mutation": "uniform"}  # noqa: RUF012
@@ -55,8 +58,7 @@ class TestNsga3ByUniformCrossover(OptimizerConformance):
     boxes = (Box(3, (3, 2)), Box(40))
     asks = 30
     kills = 2
-    learning_budget = 120
-    learning_seeds = 2
+    learns = False  # as TestNsga3 shows, with the default operators
 
 
 class TestSobol(OptimizerConformance):
@@ -77,6 +79,7 @@ class TestGrid3(OptimizerConformance):
     learns = False
 
 
+@pytest.mark.slow
 class TestGpInShort(OptimizerConformance):
     name = "gp"
     options = {"startup": 9}  # noqa: RUF012

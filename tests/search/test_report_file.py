@@ -30,7 +30,7 @@ def test_a_report_that_cannot_be_written_is_one_paragraph_and_leaves_nothing(
     (tmp_path / "taken").mkdir()
     with pytest.raises(SearchError, match="the report cannot be written"):
         write_report(results, tmp_path / "taken")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["run", "taken"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["holdouts.jsonl", "run", "taken"]
 
 
 def test_the_same_run_gives_the_same_report(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
