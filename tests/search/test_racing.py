@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,9 +103,6 @@ def whole(benches: Sequence[Bench], of: Mapping[str, Mapping[str, float]]) -> di
     return {bench.name: bench.scores(of[bench.name]) for bench in benches}
 
 
-# -- rungs ------------------------------------------------------------------------------------------------------------
-
-
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=3), st.lists(st.integers(1, 80), max_size=4, unique=True))
 @settings(deadline=None, max_examples=60)
 def test_rungs_share_no_item_and_together_are_all_of_them(sizes: list[int], rungs: list[int]) -> None:
@@ -118,9 +116,6 @@ def test_rungs_share_no_item_and_together_are_all_of_them(sizes: list[int], rung
         for rung, end in enumerate(ends):
             assert sum(len(each[bench.name]) for each in made[: rung + 1]) == min(end, len(bench.items("search")))
     assert any(made[-1].values())
-
-
-# -- the opponent and the evidence ------------------------------------------------------------------------------------
 
 
 def test_evidence_is_mcnemars_mixture_on_testing_items_alone() -> None:
@@ -222,9 +217,6 @@ def test_who_has_no_verdict_on_any_promoting_item_promotes_nobody() -> None:
     assert race.judge(1, 0, cut(benches, system(benches, 2, 0.1), race, 0), (0.1,)).opponent is None
 
 
-# -- restoring --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rule", ["race", "halving"])
 @given(st.integers(0, 10**6), st.integers(0, 60))
 @settings(deadline=None, max_examples=15)
@@ -280,9 +272,6 @@ def test_a_racer_restored_from_a_log_decides_as_the_undisturbed_one(rule: str, s
     assert log == calm
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("clusters", [0, 17])
 @given(st.integers(0, 10**6))
 @settings(deadline=None, max_examples=20)
@@ -304,8 +293,6 @@ def test_joined_parts_are_the_whole_evaluation_bit_for_bit(clusters: int, seed: 
         assert all(two.values[each].tobytes() == one.values[each].tobytes() for each in one.values)
         assert all(two.weights[each].tobytes() == one.weights[each].tobytes() for each in one.weights)
 
-
-# -- inside a search --------------------------------------------------------------------------------------------------
 
 GROUPS = [Group("embedding"), *(Group(kind, depth) for depth in range(3) for kind in ("attention", "mlp"))]
 SOURCES = {name: SourceRef(name, f"sha256:{name}") for name in ("base", "a", "b")}
@@ -420,13 +407,7 @@ def test_a_few_failed_items_of_one_rung_do_not_fail_a_candidate() -> None:
     last = racer(benches, rungs=RUNGS).rungs[-1]["a"]
     assert len(last) == 1
 
-    class Materializer:
-        def apply(self, recipe: Recipe) -> None:
-            pass
-
-    class Engine:
-        def weights_changed(self) -> None:
-            pass
+    model = SimpleNamespace(apply=lambda recipe: None, weights_changed=lambda: None)
 
     def scorer(bench: Bench, failing: frozenset[str]) -> Any:
         def score(engine: object, ids: Sequence[str]) -> ItemScores:
@@ -438,13 +419,13 @@ def test_a_few_failed_items_of_one_rung_do_not_fail_a_candidate() -> None:
         return bench
 
     evaluators = {"a": scorer(benches[0], frozenset(last)), "b": scorer(benches[1], frozenset())}
-    worker = InlineWorker(Materializer(), Engine(), evaluators)  # type: ignore[arg-type]
+    worker = InlineWorker(model, model, evaluators)  # type: ignore[arg-type]
     part = worker.evaluate(None, "search", {"a": last, "b": ()})  # type: ignore[arg-type]
     assert part.scores["a"].statuses == ("failed",)
     assert worker.evaluate(None, "search").items == 182  # type: ignore[arg-type]
     evaluators["a"] = scorer(benches[0], frozenset(benches[0].items("search").ids))
     with pytest.raises(CandidateFailed, match="every item of a failed"):
-        InlineWorker(Materializer(), Engine(), evaluators).evaluate(None, "search")  # type: ignore[arg-type]
+        InlineWorker(model, model, evaluators).evaluate(None, "search")  # type: ignore[arg-type]
 
 
 def test_a_candidate_whose_items_so_far_all_failed_ends_as_failed(tmp_path: Path) -> None:
