@@ -108,10 +108,8 @@ def verdict(of_cells: Mapping[Cell, Sequence[Row]], favourite: str = FAVOURITE) 
     compared = {cell: ranked for cell, ranked in of_cells.items() if any(row.ahead is not None for row in ranked)}
     if not compared:
         return [f"No cell has both {favourite} and another contender."]
-    first = sum(
-        any(row.contender == favourite and row.share.mean == ranked[0].share.mean for row in ranked)
-        for ranked in compared.values()
-    )
+    # over the seeds that both have: a contender that was stopped on some seeds is not compared on the others
+    first = sum(all(row.ahead is None or row.ahead.mean >= 0.0 for row in ranked) for ranked in compared.values())
     lines = [f"- {favourite} has the best mean in {first} of {len(compared)} cells."]
     lines += [
         f"- It loses to {row.contender} on {landscape} at {at}: {row.ahead.text('+')}."
