@@ -115,7 +115,7 @@ def test_keys_of_the_config_reach_the_space() -> None:
 
 def test_the_optimizer_is_handed_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[Settings] = []
-    monkeypatch.setattr(module.registry, "build", lambda name, settings: handed.append(settings))
+    monkeypatch.setattr(module.registry, "build", lambda name, settings, folder=None: handed.append(settings))
     of = config({"methods": ["ties"]})
     last = stages({"methods": ["ties"]})[-1]
     build_optimizer(of, last, 75, 2, seconds=3.5)
