@@ -256,7 +256,8 @@ def _holdout_table(results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("merge (candidate)", min_width=12)
     for name in results.objectives.names:
-        table.add_column(name, justify="right", no_wrap=True)
+        # two objectives fit side by side on 80 columns; the scores of more are broken into lines
+        table.add_column(name, justify="right", no_wrap=len(results.objectives.names) <= 2)
     for id, labels in names.items():
         cells = _cells(results, "holdout", id, interval=True)
         table.add_row(f"{' = '.join(labels)} ({id})", *cells, style="bold" if id == results.chosen else None)
