@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Protocol
 from evaluators.contract import ItemScores, Split
 from search.optimizers.contract import Genome, Outcome
 
+LOG_VERSION = 2
+"""What the events of a log mean: 1 had task-arithmetic baselines only and scored every item at once."""
+
 
 @dataclass(frozen=True)
 class Event:

@@ -205,10 +205,9 @@ def _rungs(
 ) -> tuple[dict[str, tuple[str, ...]], ...]:
     """Per rung the ids that are new in it; the last one completes every evaluator."""
     longest = max(len(each) for each in items.values())
-    ends = [size for size in sizes if size < longest] + [longest]
     rungs = []
     start = 0
-    for end in ends:
+    for end in fidelity.rung_sizes(longest, sizes):
         rungs.append(
             {
                 name: tuple(items[name].ids[index] for index in order[start:end].tolist())

@@ -8,22 +8,20 @@ the budget may grow.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from evaluators import registry
 from evaluators.contract import SPLITS, Evaluator
 from search.config import LoadedConfig, resolved_yaml
 from search.errors import NothingFeasible, SearchError
-from search.events import Event, Finished, Listener, Picked, Resumed, RunStarted, Told
+from search.events import LOG_VERSION, Event, Finished, Listener, Picked, Resumed, RunStarted, Told
 from search.finals import Finals, holdout_hashes
 from search.ledger import Ledger
 from search.lock import RunLock
@@ -33,18 +31,17 @@ from search.optimizers import registry as optimizers
 from search.positions import YamlSource
 from search.racing import Racer
 from search.results import Results
-from search.schema import Budget, Config, FidelityConfig, OptimizerConfig
+from search.schema import Config, OptimizerConfig
 from search.setup import Setup, model_paths, set_up, stages_of
 from search.stages import Stage, build_optimizer
 from search.store import CONTROL, DATABASE, Store
+from search.unchanged import refuse_changed_config, refuse_changed_inputs, with_its_defaults
 from search.workers.inline import InlineWorker
 
 PACKAGES = (
     "paretomerge", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "cma", "cmaes", "optuna",
     "moocore",
 )  # fmt: skip
-LOG_VERSION = 2
-"""What a log's events mean; see :class:`search.events.RunStarted`."""
 
 
 class Run:
@@ -101,8 +98,8 @@ class Run:
         started = self._open()
         try:
             if started is not None:
-                self._keep_defaults(started)
-                self._refuse_changed_config(started)
+                self._loaded = with_its_defaults(self._loaded, started)
+                refuse_changed_config(self._loaded.config, started, self.folder)
                 if self._is_finished():
                     return None
             setup = set_up(self._loaded, started.threads if started else None)
@@ -158,7 +155,7 @@ class Run:
             self._store = Store.create(self.folder)
             self._emit(now)
         else:
-            _refuse_changes(started, now, self.folder)
+            refuse_changed_inputs(started, now, self.folder)
         worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
         search = self._driver(setup, stages, worker, started or now, should_stop)
         if started is not None:
@@ -227,17 +224,17 @@ class Run:
             if started is None:
                 raise SearchError(f"{self.folder}: this run has not begun yet")
             try:
-                self._keep_defaults(started)
+                self._loaded = with_its_defaults(self._loaded, started)
                 picked = Picked(candidate, rule)
                 known = picked in list(self._opened.events(Picked))
                 if candidate in self._opened.scores("holdout"):
                     if not known:
                         self._emit(picked)
                     return
-                self._refuse_changed_config(started)
+                refuse_changed_config(self._loaded.config, started, self.folder)
                 setup = set_up(self._loaded, started.threads)
                 stages = stages_of(self._loaded.config, setup, started.stage_ends, started.version)
-                _refuse_changes(started, self._beginning(setup, stages), self.folder)
+                refuse_changed_inputs(started, self._beginning(setup, stages), self.folder)
                 worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
                 if not known:
                     self._emit(picked)
@@ -299,75 +296,12 @@ class Run:
                     self._listeners.remove(listener)
                     print(f"{type(listener).__name__} failed and is switched off: {error}", file=sys.stderr)
 
-    def _keep_defaults(self, started: RunStarted) -> None:
-        """A run that began when other values were the defaults goes on with those, where the config leaves them out."""
-        if started.version > 1:
-            return
-        config = self._loaded.config
-        were = {"optimizer": OptimizerConfig(name="sms_emoa"), "finalists": 16, "fidelity": FidelityConfig(rungs=())}
-        given = config.search.model_fields_set
-        settings = config.search.model_copy(update={key: each for key, each in were.items() if key not in given})
-        self._loaded = replace(self._loaded, config=config.model_copy(update={"search": settings}))
-
-    def _refuse_changed_config(self, started: RunStarted) -> None:
-        """Raises SearchError with a diff unless the config is the stored one, or differs in a grown budget only."""
-        now = self._loaded.config
-        before = _stored_config(started)
-        grown = _grown(before.search.budget, now.search.budget)
-        # a control is a run of its own beside this one: it may be asked for later
-        settings = before.search.model_copy(update={"budget": now.search.budget, "control": now.search.control})
-        if grown and before.model_copy(update={"search": settings}) == now:
-            return
-        lines = list(
-            difflib.unified_diff(
-                resolved_yaml(before).splitlines(),
-                resolved_yaml(now).splitlines(),
-                "as started",
-                "now",
-                lineterm="",
-                n=0,
-            )
-        )
-        raise SearchError(
-            f"{self.folder}: this run was started with another config; only search.budget.candidates may grow. Restore "
-            "the config, or give the changed search another --name. What differs:\n" + "\n".join(lines)
-        )
-
-
-def _stored_config(started: RunStarted) -> Config:
-    """The config as it was, in today's keys: what there was no key for was off."""
-    config = Config.model_validate(started.config)
-    if started.version > 1:
-        return config
-    settings = config.search.model_copy(update={"fidelity": FidelityConfig(rungs=())})
-    return config.model_copy(update={"search": settings})
-
 
 def _control(loaded: LoadedConfig) -> LoadedConfig:
     """The same search by chance alone."""
     by_chance = {"optimizer": OptimizerConfig(name="random"), "control": False}
     settings = loaded.config.search.model_copy(update=by_chance)
     return replace(loaded, config=loaded.config.model_copy(update={"search": settings}))
-
-
-def _refuse_changes(started: RunStarted, now: RunStarted, folder: Path) -> None:
-    """Raises SearchError unless models, layout, data and engine are what the run was started with."""
-    changed = [f"model {name!r}" for name in _differing(started.sources, now.sources)]
-    changed += [f"evaluator {name!r} (its data, options or code)" for name in _differing(
-        started.evaluators, now.evaluators
-    )]  # fmt: skip
-    if started.groups != now.groups:
-        changed.append("the layout of the models")
-    if started.engine != now.engine:
-        changed.append(f"the engine (was {started.engine}, is {now.engine})")
-    changed += [f"plug-in {name!r} (its code)" for name in _differing(started.plugins, now.plugins)]
-    if started.objectives != now.objectives:
-        changed.append("the objectives' metrics or bounds")
-    if changed:
-        raise SearchError(
-            f"{folder}: since this run was started, these have changed: {'; '.join(changed)}. Its stored scores would "
-            "not belong to them. Restore them, or start a new run with another --name."
-        )
 
 
 def _tensors(config: Config, setup: Setup) -> dict[str, str]:
@@ -384,15 +318,6 @@ def _plugins(loaded: LoadedConfig) -> dict[str, str]:
     if name in optimizers.BUILT_IN:
         return {}
     return {name: optimizers.source_hash(name, folder=loaded.path.parent)}
-
-
-def _grown(before: Budget, now: Budget) -> bool:
-    more = now.items is None or (before.items is not None and now.items >= before.items)
-    return more and now.candidates >= before.candidates
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
 
 
 def _planned(stages: Sequence[Stage], budget: int) -> list[int]:

@@ -12,10 +12,11 @@ from evaluators import registry
 from evaluators.contract import Evaluator, EvaluatorError
 from search.config import LoadedConfig
 from search.constraints import Constraints
+from search.events import LOG_VERSION
 from search.objectives import Objectives
 from search.schema import Config
 from search.splits import check_disjoint
-from search.stages import VERSION, Stage, build_stages
+from search.stages import Stage, build_stages
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
@@ -45,7 +46,9 @@ class Setup:
     constraints: Constraints
 
 
-def stages_of(config: Config, setup: Setup, ends: Sequence[int] | None = None, version: int = VERSION) -> list[Stage]:
+def stages_of(
+    config: Config, setup: Setup, ends: Sequence[int] | None = None, version: int = LOG_VERSION
+) -> list[Stage]:
     """The stages of a config over the models that were loaded.
 
     Args:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from merging.recipe import Group, SourceRef
+from search.events import LOG_VERSION
 from search.optimizers import registry
 from search.optimizers.contract import Genome, Optimizer, Settings
 from search.schema import Config
@@ -30,9 +31,6 @@ PRESETS = (
 )
 """What the papers recommend without validation data: TIES keeps a fifth of each task vector, averages what agrees and
 adds it whole, λ = 1 (Yadav et al. 2023); DARE drops half before TIES' election (Yu et al. 2023, merges of several)."""
-
-VERSION = 2
-"""Of the baselines: 1 had no presets."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def build_stages(
     sources: Mapping[str, SourceRef],
     ends: Sequence[int] | None = None,
     *,
-    version: int = VERSION,
+    version: int = LOG_VERSION,
     tensors: Mapping[str, Group] | None = None,
 ) -> list[Stage]:
     """The stages of a config.

@@ -16,7 +16,7 @@ from evaluators.contract import SPLITS, ItemScores, Split
 from merging.recipe import Recipe, SourceRef
 from search import pareto
 from search.claims import Claims
-from search.events import Event, RungReached, RunStarted
+from search.events import LOG_VERSION, Event, RungReached, RunStarted
 from search.finals import Finals
 from search.loop import Search
 from search.objectives import Objectives, Target, aggregate, standard_errors
@@ -30,7 +30,6 @@ from search.store import Store
 from search.workers.evaluation import Evaluation
 
 Array = npt.NDArray[np.float64]
-LOG_VERSION = 2
 
 
 @dataclass

@@ -1,0 +1,91 @@
+"""What must be unchanged for a run to go on: its config, its models, its data, its code.
+
+Only a budget may grow, and a control may be asked for later: everything else would make scores of two kinds stand in
+one log.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from search.config import LoadedConfig, resolved_yaml
+from search.errors import SearchError
+from search.events import RunStarted
+from search.schema import Budget, Config, FidelityConfig, OptimizerConfig
+
+
+def with_its_defaults(loaded: LoadedConfig, started: RunStarted) -> LoadedConfig:
+    """A run that began when other values were the defaults goes on with those, where the config leaves them out."""
+    if started.version > 1:
+        return loaded
+    config = loaded.config
+    were = {"optimizer": OptimizerConfig(name="sms_emoa"), "finalists": 16, "fidelity": FidelityConfig(rungs=())}
+    given = config.search.model_fields_set
+    settings = config.search.model_copy(update={key: each for key, each in were.items() if key not in given})
+    return replace(loaded, config=config.model_copy(update={"search": settings}))
+
+
+def refuse_changed_config(now: Config, started: RunStarted, folder: Path) -> None:
+    """Raises SearchError with a diff unless the config is the stored one, or differs in a grown budget only."""
+    before = _stored_config(started)
+    grown = _grown(before.search.budget, now.search.budget)
+    # a control is a run of its own beside this one: it may be asked for later
+    settings = before.search.model_copy(update={"budget": now.search.budget, "control": now.search.control})
+    if grown and before.model_copy(update={"search": settings}) == now:
+        return
+    lines = list(
+        difflib.unified_diff(
+            resolved_yaml(before).splitlines(),
+            resolved_yaml(now).splitlines(),
+            "as started",
+            "now",
+            lineterm="",
+            n=0,
+        )
+    )
+    raise SearchError(
+        f"{folder}: this run was started with another config; only search.budget may grow. Restore "
+        "the config, or give the changed search another --name. What differs:\n" + "\n".join(lines)
+    )
+
+
+def refuse_changed_inputs(started: RunStarted, now: RunStarted, folder: Path) -> None:
+    """Raises SearchError unless models, layout, data and engine are what the run was started with."""
+    changed = [f"model {name!r}" for name in _differing(started.sources, now.sources)]
+    changed += [f"evaluator {name!r} (its data, options or code)" for name in _differing(
+        started.evaluators, now.evaluators
+    )]  # fmt: skip
+    if started.groups != now.groups:
+        changed.append("the layout of the models")
+    if started.engine != now.engine:
+        changed.append(f"the engine (was {started.engine}, is {now.engine})")
+    changed += [f"plug-in {name!r} (its code)" for name in _differing(started.plugins, now.plugins)]
+    if started.objectives != now.objectives:
+        changed.append("the objectives' metrics or bounds")
+    if changed:
+        raise SearchError(
+            f"{folder}: since this run was started, these have changed: {'; '.join(changed)}. Its stored scores would "
+            "not belong to them. Restore them, or start a new run with another --name."
+        )
+
+
+def _stored_config(started: RunStarted) -> Config:
+    """The config as it was, in today's keys: what there was no key for was off."""
+    config = Config.model_validate(started.config)
+    if started.version > 1:
+        return config
+    settings = config.search.model_copy(update={"fidelity": FidelityConfig(rungs=())})
+    return config.model_copy(update={"search": settings})
+
+
+def _grown(before: Budget, now: Budget) -> bool:
+    more = now.items is None or (before.items is not None and now.items >= before.items)
+    return more and now.candidates >= before.candidates
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
