@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from evaluators.extraction import LETTERS, choice_letter, json_value
 
@@ -15,6 +15,16 @@ Normalization = Literal["strip", "lower", "squeeze", "punctuation", "nfkc", "cas
 
 # Digits, in groups of three with commas or without; a minus sign counts unless it stands between two numbers.
 _NUMBER = re.compile(r"(?:(?<!\d)[-\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
+
+
+def _not_empty(stops: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(stops):
+        raise ValueError("a stop string must not be empty: it would end every answer before it begins")
+    return stops
+
+
+Stops = Annotated[tuple[str, ...], AfterValidator(_not_empty)]
+"""Texts of which the first ends an answer: what :func:`cut` takes, as an option."""
 
 
 class After(BaseModel):

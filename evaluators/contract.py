@@ -215,6 +215,12 @@ class Engine(Protocol):
         ...
 
     @property
+    def reads_last_token(self) -> bool:
+        """Whether the last token of a continuation needs a position too; else a request may have one token more than
+        :attr:`max_length`."""
+        ...
+
+    @property
     def one_spelling(self) -> bool:
         """True when a text has exactly one token sequence, special tokens apart, and one id ends an answer: equal texts
         mean equal tokens (a word-level vocabulary). Then a teacher-forced check gives greedy decoding's verdict;

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from evaluators.base import FAILED, ItemEvaluator, Verdict
 from evaluators.contract import Engine, EvaluatorError, Metric
 from evaluators.engines.batching import batches
+from evaluators.engines.forward import text_config
 from evaluators.engines.tokenizer import has_tokenizer, load_tokenizer
 from evaluators.items import DataOptions, Item, Parsed
 from evaluators.other_models import content_hash, local_model
@@ -224,7 +225,7 @@ def _divergence(reference: Tensor, candidate: Tensor) -> Tensor:
 
 def _logits(model: nn.Module, texts: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[int, Tensor]]:
     """Index of a text and its logits [tokens, vocabulary], in batches whose logits are bounded in number."""
-    width = _vocabulary(model)
+    width = int(text_config(model).vocab_size)
     accepted = inspect.signature(type(model).forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
     for batch in batches([len(tokens) for tokens in texts], tokens=max(1, min(_TOKENS, _LOGITS // width))):
@@ -236,9 +237,3 @@ def _logits(model: nn.Module, texts: Sequence[Sequence[int]], device: torch.devi
         logits = model(input_ids=torch.tensor(rows, device=device), attention_mask=mask, **options).logits
         for row, index in enumerate(batch):
             yield index, logits[row, : len(texts[index])]
-
-
-def _vocabulary(model: nn.Module) -> int:
-    config: Any = model.config
-    text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    return int(text_config.vocab_size)

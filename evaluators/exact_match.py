@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evaluators.answers import Extraction, Normalization, cut, extract, normalize
+from evaluators.answers import Extraction, Normalization, Stops, cut, extract, normalize
 from evaluators.base import FAILED, ItemEvaluator, Verdict
 from evaluators.contract import Engine, EvaluatorError, Generation, Metric, Request, Sampling
 from evaluators.items import DataOptions, Item, Parsed
@@ -49,7 +49,7 @@ class ExactMatchOptions(DataOptions):
         description="by default the longest answer's tokens and one more where that settles the verdict (a word-level "
         f"vocabulary), else twice the longest answer and {_ROOM} more, or {_ROOM_TO_REASON} more with `extract`",
     )
-    stop: tuple[str, ...] = Field((), description="the answer ends before the first of these")
+    stop: Stops = Field((), description="the answer ends before the first of these")
     extract: Extraction = Field(
         "none",
         description="where in the text the answer is: after the last marker, the last match of a regular expression, "
@@ -68,13 +68,6 @@ class ExactMatchOptions(DataOptions):
         None, description="a code such as ja: an answer that is not in this language is wrong, whatever it says"
     )
     sampling: Sampled | None = Field(None, description="draw answers; greedy ones where it is left out")
-
-    @field_validator("stop")
-    @classmethod
-    def _stops_are_texts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(value):
-            raise ValueError("a stop string must not be empty: it would end every answer before it begins")
-        return value
 
     @model_validator(mode="after")
     def _teacher_forcing_sees_whole_answers(self) -> ExactMatchOptions:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from evaluators.answers import cut
+from evaluators.answers import Stops, cut
 from evaluators.base import ItemEvaluator
 from evaluators.contract import Engine, EvaluatorError, Generation
 from evaluators.items import DataOptions, Item
@@ -22,14 +22,7 @@ class GenerationOptions(DataOptions):
         default_factory=PromptOptions, description="template, system prompt, chat template, worked examples"
     )
     max_new_tokens: int = Field(256, ge=1, description="an answer is cut after so many tokens")
-    stop: tuple[str, ...] = Field((), description="the answer ends before the first of these")
-
-    @field_validator("stop")
-    @classmethod
-    def _stops_are_texts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(value):
-            raise ValueError("a stop string must not be empty: it would end every answer before it begins")
-        return value
+    stop: Stops = Field((), description="the answer ends before the first of these")
 
 
 G = TypeVar("G", bound=GenerationOptions)

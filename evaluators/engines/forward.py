@@ -52,11 +52,17 @@ class HFModule:
         self._dtype = str(first.dtype).removeprefix("torch.")
         self._attention = str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "default")
         self._ends = () if tokenizer is None else end_tokens(model, tokenizer)
+        self._fingerprint = ""  # whoever derives from this knows what it depends on
 
     @property
     def writes_text(self) -> bool:
         """Whether the model goes on with a text."""
         return True
+
+    @property
+    def fingerprint(self) -> str:
+        """Kind, dtype, device type and whatever else a score depends on, between slashes; hashes for long things."""
+        return self._fingerprint
 
     @property
     def model(self) -> nn.Module:
@@ -179,12 +185,6 @@ class HFForwardEngine(HFModule):
         )
 
     @property
-    def fingerprint(self) -> str:
-        """``hf-forward/<class>/<dtype>/<device type>/<attention>/settings=<hash>/tokenizer=<hash>/longest=<tokens>/
-        v<version>``."""
-        return self._fingerprint
-
-    @property
     def max_length(self) -> int | None:
         """The configuration's ``max_position_embeddings``, None where it has none."""
         limit = getattr(getattr(self._model, "config", None), "max_position_embeddings", None)
@@ -193,6 +193,11 @@ class HFForwardEngine(HFModule):
     @property
     def writes_text(self) -> bool:
         """It does not."""
+        return False
+
+    @property
+    def reads_last_token(self) -> bool:
+        """No continuation is read here."""
         return False
 
     @property
@@ -238,6 +243,12 @@ def settings_hash(folder: Path | None) -> str:
         if folder is not None and (folder / name).is_file():
             digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of a model's text decoder: its own, but where other parts stand beside it. None without one."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def input_embedding(model: nn.Module) -> Tensor | None:

@@ -12,15 +12,15 @@ from torch import nn
 from evaluators.contract import EvaluatorError, Generation, LogLikelihood, Request, Sampling
 from evaluators.engines.batching import batches
 from evaluators.engines.cache import Beginning
+from evaluators.engines.causal import CausalModule
 from evaluators.engines.decoding import Decoder
-from evaluators.engines.forward import HFModule, input_embedding, settings_hash
+from evaluators.engines.forward import settings_hash
 from evaluators.engines.logits import ScoredLogits
 from evaluators.engines.prefix import Cluster, clusters
-from evaluators.engines.requests import check_request
 from evaluators.engines.sampling import check_sampling
 from evaluators.engines.scoring import Scorer
 from evaluators.engines.stopping import StopStrings
-from evaluators.engines.tokenizer import chat_template_hash, has_one_spelling, tokenizer_hash
+from evaluators.engines.tokenizer import chat_template_hash, tokenizer_hash
 
 # Raised whenever this package's own way to a score changes what the score is.
 _VERSION = 2
@@ -37,7 +37,7 @@ _GENERATION = 8
 _HELD = 2**31
 
 
-class HFEngine(HFModule):
+class HFEngine(CausalModule):
     """Asks a live model. Holds nothing that depends on its weights, which may change in place between calls.
 
     Args:
@@ -74,14 +74,6 @@ class HFEngine(HFModule):
             raise EvaluatorError(f"batch_tokens must be at least 1, got {batch_tokens}")
         super().__init__(model, tokenizer, device=device, folder=folder)
         self._batch_tokens = batch_tokens or _BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS_ELSEWHERE)
-        text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-        embedded = input_embedding(model)
-        self._vocabulary = (
-            int(getattr(text_config, "vocab_size", len(tokenizer))) if embedded is None else len(embedded)
-        )
-        limit = getattr(text_config, "max_position_embeddings", None)
-        self._max_length = int(limit) if isinstance(limit, int) and limit > 0 else None
-        self._one_spelling = len(self._ends) <= 1 and has_one_spelling(tokenizer)
         self._logits = ScoredLogits(model, self._device)
         self._scorer = Scorer(
             model,
@@ -106,22 +98,6 @@ class HFEngine(HFModule):
                 f"v{_VERSION}",
             ]
         )
-
-    @property
-    def fingerprint(self) -> str:
-        """``hf/<dtype>/<device type>/<attention>/tokens=<batch>/settings=<hash>/tokenizer=<hash>/ends=<ids>/
-        v<version>``."""
-        return self._fingerprint
-
-    @property
-    def max_length(self) -> int | None:
-        """The configuration's ``max_position_embeddings``, None where it has none."""
-        return self._max_length
-
-    @property
-    def one_spelling(self) -> bool:
-        """True where it is proved: a word-level vocabulary split at white space, and one end-of-text id."""
-        return self._one_spelling
 
     def generate(
         self,
@@ -174,9 +150,6 @@ class HFEngine(HFModule):
             for batch in batches(lengths, tokens=_GENERATION * self._batch_tokens, rows=rows):
                 yield [part.members[place] for place in batch], beginning
 
-    def _budget(self, prompt: Sequence[int], new: int) -> int:
-        return new if self._max_length is None else min(new, self._max_length - len(prompt))
-
     def loglikelihood(self, requests: Sequence[Request]) -> list[LogLikelihood]:
         """See :class:`evaluators.contract.Engine`. Log-softmax in float32 or wider, sums in float64.
 
@@ -190,6 +163,3 @@ class HFEngine(HFModule):
         """
         with self.forward():
             return self._scorer(requests)
-
-    def _check(self, index: int, context: Sequence[int], continuation: Sequence[int]) -> None:
-        check_request(index, context, continuation, self._max_length, self._vocabulary)

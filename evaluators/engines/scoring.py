@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from evaluators.contract import LogLikelihood, Request
 from evaluators.engines.cache import Beginning
+from evaluators.engines.forward import text_config
 from evaluators.engines.logits import ScoredLogits, target_scores
 from evaluators.engines.planning import Batch, Planner, Tree
 from evaluators.engines.tree import TreeLogits
@@ -60,9 +60,7 @@ class Scorer:
         self._device = device
         self._check = check
         self._tree = TreeLogits(model, logits, device)
-        config: Any = getattr(model, "config", None)
-        text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-        worth = _POSITIONS * int(getattr(text, "hidden_size", 0) or 512)
+        worth = _POSITIONS * int(getattr(text_config(model), "hidden_size", 0) or 512)
         self._planner = Planner(batch_tokens, max(1, LOGITS // vocabulary), worth)
         self._plans: OrderedDict[tuple[_Key, bool, bool], list[Batch]] = OrderedDict()
 

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from evaluators.contract import EvaluatorError, Generation, LogLikelihood, Request, Sampling
-from evaluators.engines.forward import HFModule, input_embedding, settings_hash
-from evaluators.engines.requests import check_request
+from evaluators.engines.causal import CausalModule
+from evaluators.engines.forward import settings_hash
 from evaluators.engines.sampling import check_sampling
-from evaluators.engines.tokenizer import chat_template_hash, has_one_spelling, tokenizer_hash
+from evaluators.engines.tokenizer import chat_template_hash, tokenizer_hash
 
 # Raised whenever this package's own way to a score changes what the score is.
 _VERSION = 1
@@ -49,7 +49,7 @@ _SETTINGS = {
 }
 
 
-class VLLMEngine(HFModule):
+class VLLMEngine(CausalModule):
     """Asks a candidate through vLLM.
 
     Args:
@@ -64,6 +64,8 @@ class VLLMEngine(HFModule):
         EvaluatorError: vLLM is not installed, or cannot run this model.
     """
 
+    reads_last_token = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -74,13 +76,6 @@ class VLLMEngine(HFModule):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, tokenizer, folder=folder)
-        config: Any = model.config
-        text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-        embedded = input_embedding(model)
-        self._vocabulary = int(text_config.vocab_size) if embedded is None else len(embedded)
-        limit = getattr(text_config, "max_position_embeddings", None)
-        self._max_length = int(limit) if isinstance(limit, int) and limit > 0 else None
-        self._one_spelling = len(self._ends) <= 1 and has_one_spelling(tokenizer)
         self._tensors = tensors
         self._llm, version = _start(folder, self._dtype, self._max_length, options or {})
         self._taken_over = 0
@@ -97,22 +92,6 @@ class VLLMEngine(HFModule):
                 f"v{_VERSION}",
             ]
         )
-
-    @property
-    def fingerprint(self) -> str:
-        """``vllm-<version>/<dtype>/<device type>/options=<hash>/settings=<hash>/tokenizer=<hash>/ends=<ids>/
-        v<version>``."""
-        return self._fingerprint
-
-    @property
-    def max_length(self) -> int | None:
-        """The configuration's ``max_position_embeddings``, None where it has none."""
-        return self._max_length
-
-    @property
-    def one_spelling(self) -> bool:
-        """True where it is proved: a word-level vocabulary split at white space, and one end-of-text id."""
-        return self._one_spelling
 
     def weights_changed(self) -> None:
         """The live model holds other weights: vLLM takes them over before it is asked the next time."""
@@ -141,8 +120,8 @@ class VLLMEngine(HFModule):
         if sampling is not None:
             check_sampling(sampling, len(prompts))
         for index, prompt in enumerate(prompts):
-            check_request(index, prompt, (), self._max_length, self._vocabulary)
-        budgets = [self._budget(len(prompt), max_new_tokens) for prompt in prompts]
+            self._check(index, prompt, ())
+        budgets = [self._budget(prompt, max_new_tokens) for prompt in prompts]
         settings = [
             SamplingParams(
                 max_tokens=budget,
@@ -167,9 +146,7 @@ class VLLMEngine(HFModule):
                 has no embedding for.
         """
         for index, request in enumerate(requests):
-            check_request(
-                index, request.context, request.continuation, self._max_length, self._vocabulary, reads_last=True
-            )
+            self._check(index, request.context, request.continuation)
         places = [index for index, request in enumerate(requests) if request.continuation]
         asked = [[*requests[index].context, *requests[index].continuation] for index in places]
         results = [LogLikelihood(0.0, True)] * len(requests)
@@ -237,9 +214,6 @@ class VLLMEngine(HFModule):
                 f"vLLM did not take over the weights of {type(self._model).__name__}: log-probabilities are off by "
                 f"{difference:.3g} from the live model's. Use engine.kind: hf for this architecture, and report it"
             )
-
-    def _budget(self, length: int, max_new_tokens: int) -> int:
-        return max_new_tokens if self._max_length is None else min(max_new_tokens, self._max_length - length)
 
     def _generation(self, output: Any) -> Generation:
         answer = output.outputs[0]

@@ -73,10 +73,10 @@ class Encoder:
         self._seed = seed
         self._prefix, self._end_text = _special_tokens(engine)
         self._known: dict[Request, Request] = {}
-        # The hf engine never reads the last token of a continuation, so that one more than there are positions fits;
-        # lm-eval counts on it for its own class, and others read every token.
+        # Where the last token of a continuation is never read, one more than there are positions fits: lm-eval counts
+        # on it for its own class.
         limit = engine.max_length
-        self._scored = limit if limit is None else limit + engine.fingerprint.startswith("hf/")
+        self._scored = limit if limit is None or engine.reads_last_token else limit + 1
         self.cut = 0
         """How many prompts have lost their beginning, so that the model has positions for the rest."""
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal
 
 from pydantic import Field, field_validator
 
-from evaluators.answers import cut
+from evaluators.answers import Stops, cut
 from evaluators.base import FAILED, UNSCORED, ItemEvaluator, Verdict
 from evaluators.contract import SPLITS, Engine, EvaluatorError, Generation, Metric
 from evaluators.items import Data, DataOptions, Item, Parsed
@@ -61,7 +61,7 @@ class RefusalOptions(DataOptions):
     max_new_tokens: int | None = Field(
         None, ge=1, description=f"by default {_NEW_TOKENS} for the prefix judge, {_NEW_TOKENS_TO_READ} for the others"
     )
-    stop: tuple[str, ...] = Field((), description="the answer ends before the first of these")
+    stop: Stops = Field((), description="the answer ends before the first of these")
     prompt: PromptOptions = Field(
         default_factory=PromptOptions, description="template, system prompt, chat template, worked examples"
     )
@@ -71,13 +71,6 @@ class RefusalOptions(DataOptions):
     def _refusals_are_texts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(any(c.isalnum() for c in each) for each in value):
             raise ValueError("a phrase needs a word: an empty text begins every answer")
-        return value
-
-    @field_validator("stop")
-    @classmethod
-    def _stops_are_texts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(value):
-            raise ValueError("a stop string must not be empty: it would end every answer before it begins")
         return value
 
 
