@@ -81,10 +81,10 @@ def _place(needed: int, device: torch.device, home: Home) -> torch.device | None
         return device if home == "device" else host
     if device.type == "cuda" and needed <= _SHARE * torch.cuda.mem_get_info(device)[0]:
         return device
-    return host if needed <= _SHARE * _free_memory() else None
+    return host if needed <= _SHARE * free_memory() else None
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of main memory that can be taken without swapping; a guess of half of it where the system does not tell."""
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as file:

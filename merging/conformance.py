@@ -24,11 +24,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from merging.calibration.contract import Calibration
 from merging.compiled import available
 from merging.kernel import Task, accumulation_dtype, merge_tensor
 from merging.methods.contract import CALIBRATION, Context, Elementwise, Inputs, Method, Values
 from merging.methods.registry import SOURCE, canonical, get, source_hash
-from merging.pool import Calibration, Pool
+from merging.pool import Pool
 from merging.recipe import Assignment, MergingError
 
 Weights = dict[str, dict[str, Tensor]]
@@ -47,7 +48,8 @@ class MethodConformance:
         method: its name: registered, or ``path/to/file.py:ClassName``.
         assignment: a typical one over sources called a, b, c, …; nothing in it may be left to a default on purpose.
         identity: whether sources that all equal the base give the base back.
-        calibration: for methods that need data; its fingerprint is the assignment's.
+        calibration: for methods that need data; its fingerprint is the assignment's. The contents of the sources are
+            their aliases here, so :class:`merging.calibration.given.GivenCalibration` holds what a test makes up.
     """
 
     method: ClassVar[str]

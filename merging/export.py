@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merging.calibration.contract import Calibration
 from merging.checkpoint import INDEX, SINGLE
 from merging.compiled import Mode
 from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
 from merging.materialize import check_names
-from merging.pool import Calibration
 from merging.recipe import MergingError, Recipe
 from merging.restack import for_recipe
 from merging.sources import Sources
@@ -55,7 +55,7 @@ def export(
         max_shard_size: bytes of tensors in one file, unless a single tensor is larger.
         compile: whether elementwise methods run compiled: ``auto`` where the model is so large that it earns it back,
             ``always``, ``never``. The weights are the same.
-        calibration: inputs for methods that need them.
+        calibration: what was collected for methods that need it.
 
     Returns:
         The folder.

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from merging.calibration.contract import Calibration
 from merging.compiled import Mode, run_whole, worthwhile
 from merging.methods.contract import CALIBRATION, Context, Elements, Elementwise, Inputs, Method, Values
 from merging.methods.registry import canonical, get
-from merging.pool import ALIGNMENT, Calibration, Pool, pieces
+from merging.pool import ALIGNMENT, Pool, pieces
 from merging.recipe import DTYPES, Assignment, MergingError, Recipe
 from merging.sources import Sources
 
@@ -59,7 +60,7 @@ class Resolver:
         Args:
             sources: the models.
             recipe: whose assignments will be asked for.
-            calibration: inputs for methods that need them.
+            calibration: what was collected for methods that need it.
             searching: more recipes will follow, so that statistics may be prepared for them.
 
         Raises:

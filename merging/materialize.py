@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.arena import Home, hold, layout_order, rehome
+from merging.calibration.contract import Calibration
 from merging.checkpoint import content_hash
 from merging.compiled import Mode
 from merging.kernel import (
@@ -26,7 +27,6 @@ from merging.kernel import (
 )
 from merging.live import load_model, map_live
 from merging.methods.registry import canonical
-from merging.pool import Calibration
 from merging.recipe import Assignment, Group, MergingError, Recipe
 from merging.sources import Sources
 
@@ -61,7 +61,11 @@ class _Written(NamedTuple):
 
 
 class Materializer:
-    """Writes recipes into a live model that holds the base when it is handed over."""
+    """Writes recipes into a live model that holds the base when it is handed over.
+
+    Attributes:
+        calibration: what was collected for methods that need it; may be given later.
+    """
 
     def __init__(
         self,
@@ -80,14 +84,15 @@ class Materializer:
             compile: whether elementwise methods run compiled: ``auto`` where the model is large enough to earn it
                 back, ``always``, ``never``. The weights are the same.
             home: where the sources are kept: see :func:`merging.arena.hold`.
-            calibration: inputs for methods that need them.
+            calibration: what was collected for methods that need it.
 
         Raises:
             MergingError: tensors without a live parameter, parameters without a tensor, other weights than the base's,
                 or no room for the sources.
         """
         self._sources = sources
-        self._calibration = calibration
+        self._model = model
+        self.calibration = calibration
         self._mode = compile
         order = layout_order(sources)
         found = map_live(sources, model).tensors
@@ -102,6 +107,16 @@ class Materializer:
         self._elements = sum(tensor.numel() for tensor in self._live.values())
         self._written: dict[str, _Written] = {}
         self._dtypes: set[str | None] = set()
+
+    @property
+    def sources(self) -> Sources:
+        """The models that it merges."""
+        return self._sources
+
+    @property
+    def model(self) -> nn.Module:
+        """The live model."""
+        return self._model
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -151,7 +166,7 @@ class Materializer:
                 f"the recipe puts {len(recipe.layers)} blocks together from others, and the live model has the base's; "
                 "export it, and load the result"
             )
-        resolver = Resolver(sources, recipe, self._calibration, searching=True)
+        resolver = Resolver(sources, recipe, self.calibration, searching=True)
         check_names(sources, recipe)
         self._check_dtype(recipe)
         states: dict[Assignment, tuple[Task, _Written, bool]] = {}

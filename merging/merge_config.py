@@ -13,6 +13,7 @@
       embedding: {method: linear, coefficients: {math: 1}}
     lines: {alpha: 0.5, beta: 0.5}    # on top: LiNeS, ExPO
     expo: 0.2
+    calibration: {items: 256, inputs: {math: {data: math.jsonl}}}   # for methods that look at inputs
     dtype: bfloat16
     tokenizer: union
 """
@@ -21,26 +22,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merging.configs import Resolve, find_model, find_tokenizer, load_yaml, read_text, tokenizer_path
+from merging.configs import ReadInputs, Resolve, find_model, find_tokenizer, load_yaml, read_text, tokenizer_path
 from merging.expressions import coefficients
 from merging.layout import Layout
-from merging.methods.contract import DELTA_SCALE, Method, suggest
+from merging.methods.contract import CALIBRATION, DELTA_SCALE, Method, suggest
 from merging.methods.registry import canonical_recipe, get
 from merging.recipe import DTYPES, KINDS, Assignment, Group, MergingError, Recipe, Value
 from merging.scaling import expo, lines
 from merging.sources import BASE, Sources
 
 _WHAT = ("coefficients", "method", "parameters", "sources", "vectors")
-_TOP = ("base", "dtype", "experts", "expo", "groups", "lines", "tokenizer", *_WHAT)
+_TOP = ("base", "calibration", "dtype", "experts", "expo", "groups", "lines", "tokenizer", *_WHAT)
 
 _SELECTOR = re.compile(r"^(?:(?P<stack>[^/]+)/)?(?P<kind>[a-z]+|\*)(?:\.(?P<first>\d+)(?:-(?P<last>\d+))?)?$")
 
 
 def read_merge(
-    path: Path | str, resolve: Resolve | None = None, *, tokenizer: str | None = None, allow_pickle: bool = False
+    path: Path | str,
+    resolve: Resolve | None = None,
+    *,
+    tokenizer: str | None = None,
+    allow_pickle: bool = False,
+    read_inputs: ReadInputs | None = None,
 ) -> tuple[Recipe, Sources]:
     """Read a short merge config, and load its models.
 
@@ -49,6 +56,7 @@ def read_merge(
         resolve: finds a model that is named in another way than by its folder; None for what it does not know.
         tokenizer: instead of what the config says.
         allow_pickle: also read pickled weights.
+        read_inputs: see :func:`merging.configs.read_config`.
 
     Raises:
         MergingError: an unknown key, method, model or parameter, each with a suggestion, or a value that is wrong.
@@ -74,12 +82,40 @@ def read_merge(
     recipe = Recipe(
         base=BASE,
         sources=sources.refs,
-        groups=_groups(data, sources.layout, tuple(experts), path),
+        groups=_calibrated(_groups(data, sources.layout, tuple(experts), path), data, sources, path, read_inputs),
         dtype=data.get("dtype"),
         tokenizer=sources.tokenizer,
         tokenizer_path=tokenizer_path(sources, chosen),
     )
     return canonical_recipe(_scaled(recipe, data, sources.layout, path)), sources
+
+
+def _calibrated(
+    groups: dict[Group, Assignment],
+    data: Mapping[str, Any],
+    sources: Sources,
+    path: Path,
+    read_inputs: ReadInputs | None,
+) -> dict[Group, Assignment]:
+    """The groups, those whose methods look at inputs with the fingerprint of the calibration data."""
+    needing = sorted({each.method for each in groups.values() if get(each.method).needs.calibration})
+    given = data.get("calibration")
+    if not needing:
+        if given is not None:
+            raise MergingError(f"{path}: calibration is given, and no method here looks at inputs; leave it out")
+        return groups
+    if given is None or read_inputs is None:
+        raise MergingError(
+            f"{path}: method {needing[0]} needs calibration data; give calibration: {{inputs: {{expert: {{data: "
+            "file}}}, a few hundred unlabelled inputs for each expert"
+        )
+    fingerprint = read_inputs(_mapping(given, f"{path}, calibration"), sources, data.get("dtype"))
+
+    def named(assignment: Assignment) -> Assignment:
+        parameters = dict(assignment.parameters) | {CALIBRATION.name: fingerprint}
+        return replace(assignment, parameters=tuple(sorted(parameters.items())))
+
+    return {group: named(each) if each.method in needing else each for group, each in groups.items()}
 
 
 def _groups(data: Mapping[str, Any], layout: Layout, experts: tuple[str, ...], path: Path) -> dict[Group, Assignment]:

@@ -60,6 +60,9 @@ def _with_aliases(recipe: Recipe, bound: Mapping[str, str]) -> Recipe:
     assigned = {alias for each in (*recipe.groups.values(), *recipe.tensors.values()) for alias, _ in each.sources}
     if not assigned <= bound.keys():
         raise MergingError(f"the recipe merges {', '.join(sorted(assigned - bound.keys()))}, which it does not list")
+    virtual = sorted(alias for alias in assigned if recipe.sources[alias].made_by is not None)
+    if virtual:
+        raise MergingError(f"{virtual[0]!r} is a virtual expert, which mergekit would want as a model folder")
     if all(alias == own for alias, own in bound.items()):
         return recipe
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from merging.calibration.contract import Calibration
 
 # Of statistics that depend on continuous parameters: a search asks for ever new values, a few per tensor and candidate.
 RECENT = 1 << 14
@@ -19,27 +21,15 @@ RECENT = 1 << 14
 ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A few inputs to run the models on, for methods that need them.
-
-    Attributes:
-        fingerprint: hash of the data; recipes name it, since the result depends on it.
-        batches: alias of a source -> its inputs, in an order that repeats.
-    """
-
-    fingerprint: str
-    batches: Callable[[str], Iterable[Any]]
-
-
 class Pool:
     """Tensors of the base and of some sources in order. Lazy: a tensor is read when it is asked for.
 
     Attributes:
         aliases: the sources, in order.
         names: canonical names of the tensors that are merged, sorted.
-        calibration: inputs for methods that need them, or None.
+        calibration: what was collected on inputs of the sources, for methods that need it, or None.
         searching: other parameters will be asked for soon: statistics that are cheaper together are computed together.
+        config: ``config.json`` of the base; empty where there is none.
     """
 
     def __init__(
@@ -50,11 +40,15 @@ class Pool:
         read: Callable[[str, str], Tensor],
         dtype: torch.dtype | None = None,
         content: Callable[[str], str] = str,
+        config: Mapping[str, Any] | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ):
         self.aliases = aliases
         self.names = names
         self.calibration: Calibration | None = None
         self.searching = False
+        self.config: Mapping[str, Any] = config or {}
+        self._shapes = shapes
         self._base = base
         self._read = read
         self._dtype = dtype
@@ -73,6 +67,10 @@ class Pool:
     def sources(self, name: str) -> tuple[Tensor, ...]:
         """[sources] one tensor of every source; read-only."""
         return tuple(self._get(alias, name) for alias in self.aliases)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, which is not read for it where the pool was told."""
+        return tuple(self.base(name).shape) if self._shapes is None else self._shapes[name]
 
     def content(self, number: int) -> str:
         """Hash of a source's content: what random masks are keyed by, so that they do not depend on aliases."""

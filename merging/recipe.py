@@ -79,10 +79,18 @@ class SourceRef:
     Attributes:
         path: folder, as the user gave it. Not part of the hash.
         content: :attr:`merging.checkpoint.Checkpoint.content`, ``sha256:…`` of its tensors.
+        made_by: the merge that made it, where it is no model of somebody's but one that can be made again. Not part of
+            the hash either, nor of what makes two of them equal: the content says it all.
     """
 
     path: str
     content: str
+    made_by: Recipe | None = field(default=None, compare=False, repr=False)
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for YAML."""
+        data: dict[str, Any] = {"path": self.path, "content": self.content}
+        return data if self.made_by is None else data | {"made_by": self.made_by.as_data()}
 
 
 @dataclass(frozen=True)
@@ -207,15 +215,17 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """YAML for people: groups with one assignment stand together. :meth:`from_yaml` reads it back, equal."""
+        return yaml.safe_dump(self.as_data(), sort_keys=False, allow_unicode=True, width=120)
+
+    def as_data(self) -> dict[str, Any]:
+        """What :meth:`to_yaml` writes, as plain data."""
         together: dict[Assignment, list[Group]] = {}
         for group in sorted(self.groups, key=lambda each: each.order):
             together.setdefault(self.groups[group], []).append(group)
         data: dict[str, Any] = {
             "format": FORMAT,
             "base": self.base,
-            "sources": {
-                alias: {"path": source.path, "content": source.content} for alias, source in self.sources.items()
-            },
+            "sources": {alias: source.as_data() for alias, source in self.sources.items()},
             "dtype": self.dtype,
             "groups": [
                 {"in": [str(group) for group in groups], **assignment.as_data()}
@@ -231,7 +241,7 @@ class Recipe:
             data["layers"] = slices_of(self.layers)
         if self.tensors:
             data["tensors"] = {name: assignment.as_data() for name, assignment in sorted(self.tensors.items())}
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+        return data
 
     @staticmethod
     def from_yaml(text: str) -> Recipe:
@@ -244,13 +254,25 @@ class Recipe:
             data = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise MergingError(f"expected a recipe in YAML, found something that is not YAML: {error}") from error
+        try:
+            return Recipe.from_data(data)
+        except RecursionError as error:
+            raise MergingError("the recipe is malformed: one of its sources is made by the recipe itself") from error
+
+    @staticmethod
+    def from_data(data: Any) -> Recipe:
+        """The inverse of :meth:`as_data`.
+
+        Raises:
+            MergingError: as :meth:`from_yaml`.
+        """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise MergingError(f"expected a recipe of format {FORMAT!r}, found {found!r}")
         try:
             tokenizer, tokenizer_path = _tokenizer(data.get("tokenizer"))
             sources = {
-                str(alias): SourceRef(str(source["path"]), str(source["content"]))
+                str(alias): SourceRef(str(source["path"]), str(source["content"]), _made_by(str(alias), source))
                 for alias, source in data["sources"].items()
             }
             return Recipe(
@@ -323,6 +345,15 @@ def is_range(ends: object) -> bool:
         and all(type(end) is int for end in ends)
         and 0 <= ends[0] < ends[1]
     )
+
+
+def _made_by(alias: str, source: Mapping[str, Any]) -> Recipe | None:
+    if source.get("made_by") is None:
+        return None
+    try:
+        return Recipe.from_data(source["made_by"])
+    except MergingError as error:
+        raise MergingError(f"of source {alias!r}, what it is made by: {error}") from error
 
 
 def _tokenizer(entry: Any) -> tuple[str | None, str | None]:

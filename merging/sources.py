@@ -66,6 +66,7 @@ class Sources:
         self.distance: dict[str, float] = {}
         self.notes: tuple[str, ...] = () if alignment is None else alignment.notes
         self._alignment = alignment
+        self._vocabulary: Path | str = "base"
         self._read: dict[tuple[str, str], Tensor] = {}
         self._borrowed: str | None = None
         self._embedding = _optional_heads(checkpoints[base])
@@ -97,6 +98,30 @@ class Sources:
             raise MergingError(f"an expert may not be called {BASE!r}: that is the base's name; choose another alias")
         paths = {BASE: base} | dict(experts)
         checkpoints = {alias: Checkpoint.open(path, allow_pickle=allow_pickle) for alias, path in paths.items()}
+        sources = Sources._checked(checkpoints, tokenizer)
+        sources._scan(tuple(experts))
+        return sources
+
+    def joined(self, experts: Mapping[str, Path | str]) -> Sources:
+        """These models and merges of them, as further experts. Only those are read: what is known of the others is
+        kept. How far a merge is from the base is no reason for a note.
+
+        Args:
+            experts: alias -> folder; aliases that are not taken.
+
+        Raises:
+            MergingError: as :meth:`load`.
+        """
+        more = {alias: Checkpoint.open(path) for alias, path in experts.items()}
+        sources = Sources._checked({**self.checkpoints, **more}, self._vocabulary)
+        sources.distance = dict(self.distance)
+        sources._scan(tuple(more))
+        sources.notes = self.notes
+        return sources
+
+    @staticmethod
+    def _checked(checkpoints: Mapping[str, Checkpoint], tokenizer: Path | str) -> Sources:
+        """Models that fit each other; their weights are not looked at yet."""
         origin = checkpoints[BASE]
         heads = _optional_heads(origin)
         axes = {alias: Axes.of(checkpoint) for alias, checkpoint in checkpoints.items()}
@@ -119,7 +144,7 @@ class Sources:
             raise MergingError(f"expected floating-point weights in {origin.path}, found none")
         companions = origin.path if tokenizer in ("base", "union") else Path(tokenizer)
         sources = Sources(checkpoints, BASE, Layout.of(merged), frozen, tied, alignment, companions)
-        sources._scan()
+        sources._vocabulary = tokenizer
         return sources
 
     @property
@@ -250,7 +275,14 @@ class Sources:
         key = (aliases, dtype)
         if key not in self._pools:
             self._pools[key] = Pool(
-                self.base, aliases, tuple(self.tensors), self.tensor, dtype, lambda alias: self.refs[alias].content
+                self.base,
+                aliases,
+                tuple(self.tensors),
+                self.tensor,
+                dtype,
+                lambda alias: self.refs[alias].content,
+                self.config,
+                {name: info.shape for name, info in self.tensors.items()},
             )
         return self._pools[key]
 
@@ -320,18 +352,18 @@ class Sources:
         info = self.info(self.base, name)
         return info.numel // info.shape[self._alignment.axes[name]] if self._alignment else 1
 
-    def _scan(self) -> None:
-        """Refuse what is not finite, and measure how far the experts are from the base."""
+    def _scan(self, experts: tuple[str, ...]) -> None:
+        """Refuse what is not finite, and measure how far these experts are from the base."""
 
         def refuse(alias: str, name: str) -> None:
             checkpoint, stored = self.checkpoints[alias], self._stored(alias, name)
             check_finite(checkpoint, stored, checkpoint.read(stored))
 
-        infos = {alias: {name: self.info(alias, name) for name in self.tensors} for alias in self.checkpoints}
+        infos = {alias: {name: self.info(alias, name) for name in self.tensors} for alias in (self.base, *experts)}
         axes = self._alignment.axes if self._alignment else {}
         widths = {name: self._width(name) for name in axes if name in self.tensors}
         opener = lambda alias, name, stack: stack.enter_context(self._reader(alias, name))[0]  # noqa: E731
-        self.distance = scan(self.base, infos, widths, opener, refuse)
+        self.distance |= scan(self.base, infos, widths, opener, refuse)
         self.notes += tuple(
             f"{self.checkpoints[alias].path} is far from the base: ‖τ‖/‖θ0‖ = {ratio:.2f}, where fine-tunes are under "
             f"about 0.1 and unrelated models near 1.4; is {self.path} the base that it was trained from?"

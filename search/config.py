@@ -7,7 +7,7 @@ errors at once, each with file, line, column and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from evaluators import registry as evaluators
+from evaluators.calibration import InputsOptions
 from evaluators.contract import EvaluatorError
 from evaluators.items import Table
+from search.calibration import calibrated, settings_of
+from search.calibration import problems as calibration_problems
 from search.errors import SearchError
 from search.optimizers import registry as optimizers
 from search.optimizers.contract import OptimizerError
 from search.positions import Location, Problem, YamlSource, did_you_mean
 from search.schema import (
     Budget,
+    CalibrationConfig,
     Config,
     ConstraintConfig,
     EngineConfig,
@@ -32,12 +36,11 @@ from search.schema import (
     Objective,
     SearchSettings,
     SpaceConfig,
+    VirtualConfig,
 )
-from search.space import MethodChoice, SpaceError
-from search.space.methods import problems as method_problems
-from search.space.methods import searched
-from search.space.scales import density_steps
+from search.space_problems import space_problems
 from search.space_schema import MethodConfig
+from search.virtual import problems as virtual_problems
 
 _OBJECT_IN_FILE = re.compile(r"\.py:\w+$")
 """What ends a reference to something in a Python file: ``my_eval.py:score``."""
@@ -78,9 +81,11 @@ class LoadedConfig:
         """Type and options of an evaluator, its paths resolved."""
         options = dict(self.config.evaluators[name])
         kind = str(options.pop("type"))
-        return kind, self._resolve_paths(kind, options)
+        return kind, self.resolved(evaluators.options_model(kind, folder=self.path.parent), options)
 
-    def _resolve_paths(self, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    def resolved(self, model: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
+        """Options that a model of them accepts, the paths in them resolved."""
+
         def walk(value: Any) -> Any:
             if isinstance(value, Path):
                 return self.resolve(str(value))
@@ -96,7 +101,7 @@ class LoadedConfig:
             return value
 
         # A reference such as zoo://a/b must not pass through Path, which would fold its slashes.
-        validated = evaluators.options_model(kind, folder=self.path.parent)(**_resolve_references(self, options))
+        validated = model(**_resolve_references(self, options))
         return {key: walk(getattr(validated, key)) for key in validated.model_fields_set}
 
 
@@ -122,13 +127,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         problems.extend(_problems(error, ()))
     if isinstance(data.get("evaluators"), dict):
         problems.extend(_evaluator_problems(data["evaluators"], path.parent))
+    problems.extend(_inputs_problems(data.get("calibration")))
     problems.extend(_optimizer_problems(data, path.parent))
-    problems.extend(_space_problems(data))
+    problems.extend(space_problems(data))
     if config is not None and not problems:
         problems.extend(_cross_problems(config))
     if problems or config is None:
         note = f"\n\n(with {', '.join('--set ' + each for each in overrides)})" if overrides else ""
         raise SearchError(source.show(problems) + note)
+    if calibrated(config):  # which data are used stands in the config, said or not
+        config = config.model_copy(update={"calibration": settings_of(config)})
     return LoadedConfig(config, path, source)
 
 
@@ -208,6 +216,10 @@ def _model_at(location: Location) -> type[BaseModel] | None:
     }
     if len(location) == 3 and location[:2] == ("space", "methods"):
         return MethodConfig
+    if len(location) == 3 and location[:2] == ("models", "virtual"):
+        return VirtualConfig
+    if location == ("calibration",):
+        return CalibrationConfig
     if len(location) == 2 and location[0] == "objectives":
         return Objective
     if len(location) == 2 and location[0] == "constraints":
@@ -244,14 +256,30 @@ def _evaluator_problems(section: dict[str, Any], folder: Path) -> Iterator[Probl
         try:
             model.model_validate({key: value for key, value in options.items() if key != "type"})
         except ValidationError as error:
-            for problem in _problems(error, location):
-                if "unknown key" in problem.message:
-                    known = list(model.model_fields)
-                    hint = did_you_mean(str(problem.location[-1]), known)
-                    message = f"unknown key.{hint} Known keys: type, {', '.join(known)}."
-                    yield Problem(problem.location, message, at_key=True)
-                else:
-                    yield problem
+            yield from _known_keys(_problems(error, location), model, "type, ")
+
+
+def _inputs_problems(section: object) -> Iterator[Problem]:
+    """What is wrong with where calibration inputs come from."""
+    inputs = section.get("inputs") if isinstance(section, dict) else None
+    for alias, options in inputs.items() if isinstance(inputs, dict) else ():
+        if isinstance(options, dict):
+            try:
+                InputsOptions.model_validate(options)
+            except ValidationError as error:
+                yield from _known_keys(_problems(error, ("calibration", "inputs", alias)), InputsOptions, "")
+
+
+def _known_keys(problems: Iterable[Problem], model: type[BaseModel], first: str) -> Iterator[Problem]:
+    """Problems, unknown keys among them with those that there are."""
+    for problem in problems:
+        if "unknown key" in problem.message:
+            known = list(model.model_fields)
+            hint = did_you_mean(str(problem.location[-1]), known)
+            message = f"unknown key.{hint} Known keys: {first}{', '.join(known)}."
+            yield Problem(problem.location, message, at_key=True)
+        else:
+            yield problem
 
 
 def _optimizer_problems(data: dict[str, Any], folder: Path) -> Iterator[Problem]:
@@ -286,36 +314,6 @@ def _optimizer_problems(data: dict[str, Any], folder: Path) -> Iterator[Problem]
             yield Problem(problem.location, message, problem.at_key)
 
 
-def _space_problems(data: dict[str, Any]) -> Iterator[Problem]:
-    """What the methods that are named have to say."""
-    models = data.get("models")
-    experts = models.get("experts") if isinstance(models, dict) else None
-    try:
-        space = SpaceConfig.model_validate(data.get("space", {}))
-    except ValidationError:
-        return
-    if not isinstance(experts, dict) or not experts:
-        return
-    location: Location = ("space", "methods")
-    densities = False
-    for index, each in enumerate(space.methods):
-        choice = MethodChoice(each) if isinstance(each, str) else MethodChoice(each.name, each.parameters)
-        found = list(method_problems(choice, len(experts)))
-        for parameter, message in found:
-            place = (*location, index, "parameters", parameter) if parameter else (*location, index)
-            yield Problem(place, message)
-        if not found:
-            try:
-                densities |= searched(choice, len(experts), space.normalize).density != "none"
-            except SpaceError as error:
-                yield Problem((*location, index), str(error))
-    if densities:
-        try:
-            density_steps(*space.density)
-        except SpaceError as error:
-            yield Problem(("space", "density"), str(error))
-
-
 def _cross_problems(config: Config) -> Iterator[Problem]:
     """What no single value shows."""
     for index, objective in enumerate(config.objectives):
@@ -327,10 +325,17 @@ def _cross_problems(config: Config) -> Iterator[Problem]:
             known = ", ".join(config.evaluators)
             hint = did_you_mean(evaluator, config.evaluators)
             yield Problem(location, f"there is no evaluator {evaluator!r}; there are: {known}.{hint}")
-        if objective.expert is not None and objective.expert not in config.models.experts:
+        if objective.expert in config.models.virtual:
+            message = (
+                f"{objective.expert!r} is a virtual expert, a merge; a skill is an expert's that was trained for it"
+            )
+            yield Problem((*location, "expert"), message)
+        elif objective.expert is not None and objective.expert not in config.models.experts:
             known = ", ".join(config.models.experts)
             hint = did_you_mean(objective.expert, config.models.experts)
             yield Problem((*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}")
+    yield from virtual_problems(config)
+    yield from calibration_problems(config)
     for name in config.constraints:
         evaluator = name.partition(".")[0]
         if evaluator not in config.evaluators:

@@ -56,6 +56,8 @@ class RunStarted(Event):
         holdouts: evaluator -> sha256 over the contents of its holdout items: under which openings are counted.
         folder: of the config file, absolute: what its relative paths are relative to.
         version: of the meaning of this log: 1 had task-arithmetic baselines only and scored every item at once.
+        made_by: virtual expert -> its recipe, in YAML.
+        calibration: fingerprint of the calibration data, where a method of the space needs any.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -78,6 +80,13 @@ class RunStarted(Event):
     holdouts: dict[str, str] = field(default_factory=dict)
     folder: str = ""
     version: int = 1
+    made_by: dict[str, str] = field(default_factory=dict)
+    calibration: str = ""
+
+    def payload(self) -> dict[str, Any]:
+        """See :meth:`Event.payload`. What a run has nothing of is left out, as in the logs of old."""
+        later = ("made_by", "calibration")
+        return {name: value for name, value in super().payload().items() if value or name not in later}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from search import pareto
 from search.errors import NothingFeasible
 from search.objectives import Objectives
 from search.store import Candidate
+from search.virtual import ALONE
 
 Scores = Mapping[int, Mapping[str, tuple[float, float]]]
 """candidate -> metric -> (value, standard error)."""
@@ -155,7 +156,8 @@ class Judge:
             found = [id for id in scores if self._candidates[id].stage == stage and self._complete(id)]
             if found:
                 known = ("base", "average", "expert ", GRID)
-                ids = [*found, *(id for id, label in labelled.items() if label.startswith(known))]
+                points = {id for id, label in labelled.items() if label.startswith(known) or label.endswith(ALONE)}
+                ids = [*found, *points]
                 result.append(Baseline("best per-expert", self._best(scores, sorted(ids))))
         return result
 

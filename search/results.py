@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluators.contract import SPLITS, Split
 from merging.recipe import Group, Recipe, SourceRef
+from search.config import LoadedConfig
 from search.constraints import Constraints
 from search.errors import SearchError
 from search.events import (
@@ -31,7 +32,9 @@ from search.events import (
 from search.judge import Baseline, Judge, Scores
 from search.lock import is_held
 from search.objectives import Objectives
+from search.positions import YamlSource
 from search.schema import Config
+from search.space.methods import PLANNED
 from search.stages import Stage, build_stages, stage_names
 from search.statistics import Interval, interval_of_score
 from search.store import Candidate, Store
@@ -181,10 +184,22 @@ class Results:
         return Objectives.from_data(self.started.objectives)
 
     @cached_property
+    def loaded(self) -> LoadedConfig:
+        """The config, with relative paths from where its file lay.
+
+        Raises:
+            SearchError: the run directory has no copy of the file.
+        """
+        given = YamlSource(self.folder / "config.yaml")
+        return LoadedConfig(self.config, Path(self.started.folder or self.folder) / "config.yaml", given)
+
+    @cached_property
     def stages(self) -> list[Stage]:
         """The stages and their spaces."""
+        made_by = {alias: Recipe.from_yaml(text) for alias, text in self.started.made_by.items()}
         sources = {
-            alias: SourceRef(self.started.paths[alias], content) for alias, content in self.started.sources.items()
+            alias: SourceRef(self.started.paths[alias], content, made_by.get(alias))
+            for alias, content in self.started.sources.items()
         }
         groups = [Group.parse(each) for each in self.started.groups]
         return build_stages(
@@ -194,6 +209,7 @@ class Results:
             self.started.stage_ends,
             version=self.started.version,
             tensors={name: Group.parse(group) for name, group in self.started.tensors.items()} or None,
+            calibration=self.started.calibration or PLANNED,
         )
 
     @cached_property

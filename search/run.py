@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -28,15 +29,17 @@ from search.lock import RunLock
 from search.loop import Search
 from search.objectives import clusters_of
 from search.optimizers import registry as optimizers
-from search.positions import YamlSource
 from search.racing import Racer
 from search.results import Results
 from search.schema import Config, OptimizerConfig
-from search.setup import Setup, model_paths, set_up, stages_of
+from search.setup import Setup, set_up, stages_of
 from search.stages import Stage, build_optimizer
 from search.store import CONTROL, DATABASE, Store
 from search.unchanged import refuse_changed_config, refuse_changed_inputs, with_its_defaults
+from search.virtual import Say
 from search.workers.inline import InlineWorker
+
+_LOG = logging.getLogger("paretomerge")
 
 PACKAGES = (
     "paretomerge", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "cma", "cmaes", "optuna",
@@ -47,12 +50,20 @@ PACKAGES = (
 class Run:
     """One search in its directory, from the first start to the finish, over any number of interruptions."""
 
-    def __init__(self, loaded: LoadedConfig, folder: Path, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        folder: Path,
+        listeners: Sequence[Listener] = (),
+        say: Say = _LOG.info,
+    ) -> None:
         """Args:
         loaded: the config.
         folder: the run directory; made if it is not there.
         listeners: hear every event after it is stored.
+        say: told one line for every step of the set-up that takes long.
         """
+        self._say = say
         self._loaded = loaded
         self.folder = folder
         self._listeners = list(listeners)
@@ -66,10 +77,7 @@ class Run:
         Raises:
             SearchError: no run is there.
         """
-        results = Results.load(folder)
-        given = YamlSource(folder / "config.yaml")
-        beside = Path(results.started.folder or folder) / "config.yaml"
-        return Run(LoadedConfig(results.config, beside, given), folder)
+        return Run(Results.load(folder).loaded, folder)
 
     def execute(self, should_stop: Callable[[], bool] = lambda: False) -> int | None:
         """Start, or resume, and go on to the finish.
@@ -91,7 +99,7 @@ class Run:
         if self._loaded.config.search.control:
             # where chance finds nothing that keeps the constraints, there is no control's choice to compare with
             with contextlib.suppress(NothingFeasible):
-                Run(_control(self._loaded), self.folder / CONTROL, self._listeners).execute(should_stop)
+                Run(_control(self._loaded), self.folder / CONTROL, self._listeners, self._say).execute(should_stop)
         return chosen
 
     def _execute(self, should_stop: Callable[[], bool]) -> int | None:
@@ -102,7 +110,7 @@ class Run:
                 refuse_changed_config(self._loaded.config, started, self.folder)
                 if self._is_finished():
                     return None
-            setup = set_up(self._loaded, started.threads if started else None)
+            setup = set_up(self._loaded, started.threads if started else None, say=self._say)
             return self._search(setup, started, should_stop)
         finally:
             if self._store is not None:
@@ -232,7 +240,7 @@ class Run:
                         self._emit(picked)
                     return
                 refuse_changed_config(self._loaded.config, started, self.folder)
-                setup = set_up(self._loaded, started.threads)
+                setup = set_up(self._loaded, started.threads, say=self._say)
                 stages = stages_of(self._loaded.config, setup, started.stage_ends, started.version)
                 refuse_changed_inputs(started, self._beginning(setup, stages), self.folder)
                 worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
@@ -245,11 +253,11 @@ class Run:
     def _beginning(self, setup: Setup, stages: Sequence[Stage]) -> RunStarted:
         import torch
 
-        base, experts = model_paths(self._loaded)
+        checkpoints = setup.sources.checkpoints
         return RunStarted(
             config=self._loaded.config.model_dump(mode="json"),
             sources={alias: ref.content for alias, ref in setup.sources.refs.items()},
-            paths={alias: str(path.absolute()) for alias, path in {"base": base, **experts}.items()},
+            paths={alias: str(each.path.absolute()) for alias, each in checkpoints.items()},
             groups=[str(group) for group in setup.sources.layout.groups],
             tensors=_tensors(self._loaded.config, setup),
             objectives=setup.objectives.as_data(),
@@ -277,6 +285,8 @@ class Run:
             holdouts=holdout_hashes(setup.evaluators),
             folder=str(self._loaded.path.parent.absolute()),
             version=LOG_VERSION,
+            made_by={alias: recipe.to_yaml() for alias, recipe in setup.made_by.items()},
+            calibration="" if setup.calibration is None else setup.calibration.fingerprint,
         )
 
     def _identity(self, name: str, evaluator: Evaluator) -> str:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from search.space_schema import Scalar
 from search.space_schema import SpaceConfig as SpaceConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
@@ -16,11 +25,34 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class VirtualConfig(_Strict):
+    """A merge that is made once, when the run is set up, and is then one more expert to the search."""
+
+    method: str = Field(min_length=1, description="a method of `paretomerge ls methods`, or path/to/file.py:ClassName")
+    parameters: dict[str, Scalar] = Field(default_factory=dict, description="those not named keep their defaults")
+    of: list[Name] | None = Field(None, description="which experts it merges; all of them if left out")
+    coefficients: float | dict[Name, float] | None = Field(
+        None,
+        description="one for all, or one for each (0 for those not named), where the method has any; its own default, "
+        "or 1, if left out",
+    )
+
+    @field_validator("of")
+    @classmethod
+    def _somebody(cls, of: list[str] | None) -> list[str] | None:
+        if of is not None and not of:
+            raise ValueError("expected one or more experts, found none; leave `of` out to merge all of them")
+        return of
+
+
 class Models(_Strict):
     """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` references."""
 
     base: str
     experts: dict[Name, str] = Field(min_length=1)
+    virtual: dict[Name, VirtualConfig] = Field(
+        default_factory=dict, description="merges of the experts that the search takes for experts too"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="dtype of the live model and of what is exported; the base's own if left out"
     )
@@ -31,6 +63,22 @@ class Models(_Strict):
         if "base" in experts:
             raise ValueError("an expert cannot be called 'base': that is the name of the base model")
         return experts
+
+    @model_serializer(mode="wrap")
+    def _said_only_where_there_are_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "virtual", {})
+
+
+class CalibrationConfig(_Strict):
+    """A few unlabelled inputs for every expert, which calibrated methods look at its layers' inputs on."""
+
+    items: int = Field(256, ge=1, description="inputs for each expert, at most; what there are if there are fewer")
+    seed: int = Field(0, ge=0, description="which of them, where there are more")
+    inputs: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="expert -> {evaluator: name}, or {data: …} with text, chat, image or audio; by default the "
+        "evaluator that has the expert's name, or whose objective names it",
+    )
 
 
 class Objective(_Strict):
@@ -164,6 +212,7 @@ class Config(_Strict):
 
     name: Name
     models: Models
+    calibration: CalibrationConfig | None = None
     evaluators: dict[Name, dict[str, Any]] = Field(min_length=1)
     objectives: list[Objective] = Field(min_length=1)
     constraints: dict[str, ConstraintConfig] = Field(
@@ -186,3 +235,15 @@ class Config(_Strict):
         if len(set(metrics)) != len(metrics):
             raise ValueError("objectives: a metric is named twice")
         return self
+
+    @model_serializer(mode="wrap")
+    def _said_only_where_it_stands(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "calibration", None)
+
+
+def _without(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """What runs of old had no key for is left out where it says nothing: their logs read as ever, and so do new ones
+    that do without it."""
+    if data.get(key) == value:
+        data.pop(key, None)
+    return data

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators import registry
 from evaluators.contract import Evaluator, EvaluatorError
+from merging.recipe import Recipe, SourceRef
 from search.config import LoadedConfig
 from search.constraints import Constraints
 from search.events import LOG_VERSION
 from search.objectives import Objectives
 from search.schema import Config
+from search.space.methods import PLANNED
 from search.splits import check_disjoint
 from search.stages import Stage, build_stages
+from search.virtual import Say
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
     from merging import Materializer, Sources
+    from merging.calibration.contract import Calibration
 
 _LOG = logging.getLogger("paretomerge")
 
@@ -30,12 +35,14 @@ class Setup:
     """Everything that scores candidates, ready to work.
 
     Attributes:
-        sources: the models.
+        sources: the models, virtual experts among them.
         materializer: writes recipes into the live model.
         engine: asks the live model.
         evaluators: name -> prepared evaluator.
         objectives: resolved.
         constraints: resolved.
+        made_by: virtual expert -> its recipe.
+        calibration: statistics on the experts' inputs, where a method of the space needs any.
     """
 
     sources: Sources
@@ -44,6 +51,15 @@ class Setup:
     evaluators: dict[str, Evaluator]
     objectives: Objectives
     constraints: Constraints
+    made_by: dict[str, Recipe] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    @cached_property
+    def refs(self) -> dict[str, SourceRef]:
+        """Alias -> model, as recipes name it; of a virtual expert that was not made yet, nothing but the recipe."""
+        planned = {alias: SourceRef("", f"made by {each.hash}") for alias, each in self.made_by.items()}
+        found = planned | self.sources.refs
+        return {alias: replace(ref, made_by=self.made_by.get(alias)) for alias, ref in found.items()}
 
 
 def stages_of(
@@ -56,17 +72,23 @@ def stages_of(
         setup: with its sources.
         ends, version: see :func:`search.stages.build_stages`.
     """
-    layout, refs = setup.sources.layout, setup.sources.refs
+    layout = setup.sources.layout
     tensors = {name: layout.group(name) for name in layout.names}
-    return build_stages(config, layout.groups, refs, ends, version=version, tensors=tensors)
+    fingerprint = setup.calibration.fingerprint if setup.calibration is not None else PLANNED
+    return build_stages(
+        config, layout.groups, setup.refs, ends, version=version, tensors=tensors, calibration=fingerprint
+    )
 
 
-def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
+def set_up(loaded: LoadedConfig, threads: int | None = None, *, make: bool = True, say: Say = _LOG.info) -> Setup:
     """Load models, data and engine, and check all of it.
 
     Args:
         loaded: the config.
         threads: CPU threads; the config's, or torch's own choice, if None.
+        make: make the virtual experts, and collect what calibrated methods need; otherwise only check that it can be
+            done: candidates cannot be materialised then.
+        say: told one line for every step that takes long.
 
     Raises:
         SearchError, MergingError, EvaluatorError, ZooError: what is wrong, and where.
@@ -75,6 +97,7 @@ def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
 
     from evaluators import open_engine
     from merging import Materializer, Sources, load_model
+    from search.ingredients import collect, gather
 
     config = loaded.config
     torch.set_num_threads(threads or config.engine.threads or torch.get_num_threads())
@@ -83,11 +106,14 @@ def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
     objectives = Objectives.of(loaded, evaluators)
     constraints = Constraints.of(loaded, evaluators)
     base, experts = model_paths(loaded)
-    sources = Sources.load(base, experts)
+    sources, made_by, calibration = gather(loaded, Sources.load(base, experts), evaluators, make=make, say=say)
     for note in sources.notes:
         _LOG.warning("note: %s", note)
     model = load_model(base, dtype=config.models.dtype, device=config.engine.device)
     materializer = Materializer(sources, model)
+    if calibration is not None:
+        collect(loaded, calibration, materializer, say)
+        materializer.calibration = calibration
     settings = config.engine
     engine = open_engine(
         model,
@@ -99,7 +125,7 @@ def set_up(loaded: LoadedConfig, threads: int | None = None) -> Setup:
         vllm=settings.vllm,
     )
     prepare_evaluators(loaded, evaluators, engine)
-    return Setup(sources, materializer, engine, evaluators, objectives, constraints)
+    return Setup(sources, materializer, engine, evaluators, objectives, constraints, made_by, calibration)
 
 
 def model_paths(loaded: LoadedConfig) -> tuple[Path, dict[str, Path]]:

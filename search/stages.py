@@ -20,7 +20,9 @@ from search.schema import Config
 from search.space import Blocks as BlockGranularity
 from search.space import Bounds, Granularity, MethodChoice, Space, SpaceError
 from search.space import Knots as KnotGranularity
+from search.space.methods import PLANNED
 from search.space_schema import Blocks, Knots
+from search.virtual import ALONE, experts_of
 
 LAMBDA_GRID = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 """Single λ for all experts, the baselines of task arithmetic (0.3–0.4 in its papers, ~1 for few small task vectors)."""
@@ -60,6 +62,7 @@ def build_stages(
     *,
     version: int = LOG_VERSION,
     tensors: Mapping[str, Group] | None = None,
+    calibration: str = PLANNED,
 ) -> list[Stage]:
     """The stages of a config.
 
@@ -70,12 +73,13 @@ def build_stages(
         ends: stage ends as stored when the run started; computed from the budget for a new run.
         version: of the baselines, as stored when the run started: 1 for runs from before :data:`PRESETS`.
         tensors: canonical tensor name -> its group; needed at ``granularity: tensor``.
+        calibration: fingerprint of the calibration data, for methods that need any.
 
     Raises:
         SpaceError: the config's space contradicts itself or the model.
     """
     granularity = _granularity(config.space.granularity)
-    experts = tuple(config.models.experts)
+    experts = experts_of(config)
     low, high = config.space.coefficient
     methods = [
         each if isinstance(each, str) else MethodChoice(each.name, each.parameters) for each in config.space.methods
@@ -107,9 +111,10 @@ def build_stages(
             density=Bounds(*config.space.density),
             shared_density=config.space.shared_density,
             normalize=config.space.normalize,
+            calibration=calibration,
         )
 
-    fixed = _baselines(baselines, experts)
+    fixed = _baselines(baselines, tuple(config.models.experts), tuple(config.models.virtual))
     names = stage_names(config)
     if ends is None:
         ends = _ends(names, len(fixed), config)
@@ -171,15 +176,21 @@ def translate(genome: Genome, source: Space, target: Space) -> Genome | None:
         return None
 
 
-def _baselines(space: Space, experts: tuple[str, ...]) -> tuple[tuple[str, Genome], ...]:
-    nothing = dict.fromkeys(experts, 0.0)
+def _baselines(space: Space, experts: tuple[str, ...], virtual: tuple[str, ...]) -> tuple[tuple[str, Genome], ...]:
+    """What needs no search. Virtual experts stand alone: an average over them too would be nobody's baseline."""
+    nothing = dict.fromkeys((*experts, *virtual), 0.0)
+
+    def everyone(value: float, method: str | None = None) -> Genome:
+        return space.uniform(nothing | dict.fromkeys(experts, value), method)
+
     labelled = [("base", space.uniform(nothing))]
     labelled += [(f"expert {name}", space.uniform({**nothing, name: 1.0})) for name in experts]
+    labelled += [(f"{name}{ALONE}", space.uniform({**nothing, name: 1.0})) for name in virtual]
     if len(experts) > 1:
-        labelled.append(("average", space.uniform(dict.fromkeys(experts, 1.0 / len(experts)))))
-    labelled += [(f"task arithmetic {value}", space.uniform(dict.fromkeys(experts, value))) for value in LAMBDA_GRID]
+        labelled.append(("average", everyone(1.0 / len(experts))))
+    labelled += [(f"task arithmetic {value}", everyone(value)) for value in LAMBDA_GRID]
     for method in space.methods[1:]:
-        labelled.append((f"{method} λ=1", space.uniform(dict.fromkeys(experts, 1.0), method)))
+        labelled.append((f"{method} λ=1", everyone(1.0, method)))
     result: dict[str, tuple[str, Genome]] = {}
     for label, genome in labelled:
         result.setdefault(space.decode(genome).hash, (label, genome))

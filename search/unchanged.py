@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from merging.recipe import Recipe
 from search.config import LoadedConfig, resolved_yaml
 from search.errors import SearchError
 from search.events import RunStarted
@@ -55,7 +56,9 @@ def refuse_changed_config(now: Config, started: RunStarted, folder: Path) -> Non
 
 def refuse_changed_inputs(started: RunStarted, now: RunStarted, folder: Path) -> None:
     """Raises SearchError unless models, layout, data and engine are what the run was started with."""
-    changed = [f"model {name!r}" for name in _differing(started.sources, now.sources)]
+    changed = [_of_model(name, started, now) for name in _differing(started.sources, now.sources)]
+    if started.calibration != now.calibration:
+        changed.append("the calibration data, or the experts that they are of")
     changed += [f"evaluator {name!r} (its data, options or code)" for name in _differing(
         started.evaluators, now.evaluators
     )]  # fmt: skip
@@ -71,6 +74,19 @@ def refuse_changed_inputs(started: RunStarted, now: RunStarted, folder: Path) ->
             f"{folder}: since this run was started, these have changed: {'; '.join(changed)}. Its stored scores would "
             "not belong to them. Restore them, or start a new run with another --name."
         )
+
+
+def _of_model(name: str, started: RunStarted, now: RunStarted) -> str:
+    """A model that changed; of a virtual expert, why it came out otherwise."""
+    before, after = (each.made_by.get(name) for each in (started, now))
+    if before is None or after is None:
+        return f"model {name!r}"
+    if Recipe.from_yaml(before).hash != Recipe.from_yaml(after).hash:
+        return f"virtual expert {name!r} (what it is made of: its experts or their calibration data)"
+    return (
+        f"virtual expert {name!r} (the cache did not have it any more, and made anew it has other weights: this "
+        "version of paretomerge, of its libraries or this machine computes it differently)"
+    )
 
 
 def _stored_config(started: RunStarted) -> Config:

@@ -1,6 +1,7 @@
 """Merge methods: the contract, the registry, and one module per family."""
 
 from merging.methods.contract import (
+    CALIBRATION,
     DELTA_SCALE,
     Context,
     Elements,
@@ -10,10 +11,12 @@ from merging.methods.contract import (
     Needs,
     Parameter,
     Values,
+    suggest,
 )
 from merging.methods.registry import canonical, canonical_recipe, get, names, source_hash
 
 __all__ = [
+    "CALIBRATION",
     "DELTA_SCALE",
     "Context",
     "Elements",
@@ -28,4 +31,5 @@ __all__ = [
     "get",
     "names",
     "source_hash",
+    "suggest",
 ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from merging.methods.contract import Elements, Inputs
+from merging.methods.contract import Elements, Inputs, Values
 from merging.methods.pipeline import summed
-from merging.recipe import MergingError
+from merging.recipe import Assignment, MergingError
 from merging.statistics import Axis, On, quadratic
 
 COLINEAR = 0.9995  # slerp: beyond this |cos| the arc is a straight line, for all that sin Ω in a denominator can tell
@@ -218,3 +219,18 @@ def shares_of(coefficients: Sequence[float], what: str) -> tuple[float, ...]:
     if abs(total - 1.0) <= 1e-12 * largest:
         return tuple(coefficients)
     return tuple(coefficient / total for coefficient in coefficients)
+
+
+def by_shares(assignment: Assignment) -> Assignment:
+    """An assignment whose sources have nothing but coefficients, with :func:`shares_of` these; without what is 0.
+
+    Raises:
+        MergingError: Σ c is zero.
+    """
+    shares = shares_of(Values.of(assignment).column("coefficient"), assignment.method)
+    sources = tuple(
+        (alias, (("coefficient", share),))
+        for (alias, _), share in zip(assignment.sources, shares, strict=True)
+        if share != 0.0
+    )
+    return replace(assignment, sources=sources)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from merging.calibration.contract import Statistic
 from merging.recipe import Assignment, MergingError, Value
 
 if TYPE_CHECKING:
@@ -95,12 +96,15 @@ class Needs:
         base: it reads the base model.
         minimum, maximum: number of sources; maximum None is no limit.
         calibration: it needs inputs to run the models on; its recipes then name :data:`CALIBRATION`.
+        statistics: what of :class:`merging.calibration.contract.Calibration` it asks for, so that it is collected
+            beforehand.
     """
 
     base: bool = False
     minimum: int = 1
     maximum: int | None = None
     calibration: bool = False
+    statistics: frozenset[Statistic] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,8 @@ class Method(ABC):
         formula: one line.
         paper: where it is from.
         symmetric: the order of the sources does not matter.
+        fixed: names of parameters, :data:`DELTA_SCALE` and coefficients among them, that a search may not vary: with
+            other values the method needs what is collected before a search begins.
 
     Every method also takes :data:`DELTA_SCALE`.
     """
@@ -220,6 +226,7 @@ class Method(ABC):
     formula: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     symmetric: ClassVar[bool] = False
+    fixed: ClassVar[frozenset[str]] = frozenset()
 
     def reads_base(self, values: Values) -> bool:
         """Whether these parameters make the method read the base; those that always do say so in ``needs``."""

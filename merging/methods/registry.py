@@ -37,6 +37,9 @@ BUILT_IN = {
     "dare_ties": "merging.methods.sparse:DareTies",
     "della": "merging.methods.sparse:Della",
     "della_linear": "merging.methods.sparse:DellaLinear",
+    "iso_c": "merging.methods.spectral:IsoC",
+    "iso_cts": "merging.methods.spectral:IsoCts",
+    "fisher": "merging.methods.fisher:Fisher",
     "karcher": "merging.methods.geometry:Karcher",
     "linear": "merging.methods.linear:Linear",
     "magmax": "merging.methods.pointwise:MagMax",
@@ -48,10 +51,14 @@ BUILT_IN = {
     "pcb": "merging.methods.scored:Pcb",
     "ram": "merging.methods.pointwise:Ram",
     "ramplus_tl": "merging.methods.pointwise:RamPlus",
+    "regmean": "merging.methods.regression:RegMean",
+    "regmean_plus": "merging.methods.regression:RegMeanPlus",
     "sce": "merging.methods.scored:Sce",
     "slerp": "merging.methods.geometry:Slerp",
     "task_arithmetic": "merging.methods.task_arithmetic:TaskArithmetic",
     "ties": "merging.methods.sparse:Ties",
+    "tsv_m": "merging.methods.spectral:TsvM",
+    "wudi": "merging.methods.wudi:Wudi",
 }
 
 

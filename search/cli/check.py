@@ -13,12 +13,15 @@ def check(config: ConfigArgument, set: SetOption = None) -> None:
     from search.config import load_config
     from search.racing import Racer
     from search.setup import set_up, stages_of
+    from search.virtual import members
 
     loaded = load_config(config, set or [])
-    setup = set_up(loaded)
+    setup = set_up(loaded, make=False)
     stages = stages_of(loaded.config, setup)
     print(f"{config}: good")
     print(f"  models      base and {', '.join(loaded.config.models.experts)}")
+    for name, virtual in loaded.config.models.virtual.items():
+        print(f"  virtual     {name}: {virtual.method} of {', '.join(members(virtual, loaded.config))}")
     for name, evaluator in setup.evaluators.items():
         counts = ", ".join(f"{len(evaluator.items(split))} {split}" for split in ("search", "selection", "holdout"))
         print(f"  evaluator   {name}: {', '.join(each.name for each in evaluator.metrics)}; items: {counts}")

@@ -76,6 +76,7 @@ def method_facts(name: str) -> dict[str, Any]:
             "calibration": method.needs.calibration,
         },
         "conventions": list(conventions),
+        "fixed": sorted(method.fixed),
         "parameters": [_parameter_facts(each) for each in (*method.parameters, DELTA_SCALE)],
         "example": None if example is None else example.as_data(),
     }
@@ -116,6 +117,8 @@ def print_method(facts: dict[str, Any], console: Console) -> None:
         del lines["order"]
     if facts["conventions"]:
         lines["conventions"] = ", ".join(facts["conventions"])
+    if facts["fixed"]:
+        lines["fixed"] = f"{', '.join(facts['fixed'])}: a search may set, but not vary them"
     for key, value in lines.items():
         console.print(Text.assemble((f"{key:12}", "dim"), value))
     console.print()

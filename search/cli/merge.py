@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,13 @@ def merge(
         str | None,
         typer.Option(help="Whose vocabulary, where the models' differ: base, union, or a folder with a tokenizer."),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a recipe by a calibrated method: YAML with the data it was made with, as a merge config's "
+            "`calibration`; without it, what the cache still has is used."
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also read pickled weights (.bin), by torch's weights-only loader.")
     ] = False,
@@ -33,15 +41,28 @@ def merge(
     from merging.configs import read_config
     from merging.export import export
     from merging.methods import source_hash
+    from search.errors import SearchError
+    from search.merge_inputs import MergeInputs, wants_file
 
-    recipe, sources = read_config(config, resolve=_zoo, tokenizer=tokenizer, allow_pickle=allow_pickle)
+    inputs = MergeInputs(config, partial(typer.echo, err=True), calibration)
+    recipe, sources = read_config(
+        config,
+        resolve=_zoo,
+        tokenizer=tokenizer,
+        allow_pickle=allow_pickle,
+        calibrate=inputs.calibrate,
+        read_inputs=inputs.read,
+    )
     for note in sources.notes:
         typer.echo(f"note: {note}", err=True)
     methods = sorted({each.method for each in (*recipe.groups.values(), *recipe.tensors.values())})
     for method in methods:
         if (content := source_hash(method)) is not None:
             typer.echo(f"note: {method} is a plug-in; its code ({content[:19]}…) is run", err=True)
-    folder = export(recipe, sources, out, max_shard_size=size)
+    if calibration is not None and not wants_file(recipe, config):
+        raise SearchError(f"--calibration {calibration}: no recipe here was made with calibration data; leave it out")
+    collected = inputs.calibrate(recipe, sources, recipe.dtype)
+    folder = export(recipe, sources, out, max_shard_size=size, calibration=collected)
     typer.echo(
         f"merged {len(sources.tensors)} tensors of {len(recipe.sources)} models by {', '.join(methods)}: {folder}"
     )

@@ -154,9 +154,11 @@ def _run_and_measured(
 
 def _tests(loaded: LoadedConfig, run: Path | None, finalists: int | None) -> dict[str, int]:
     """How many p-values a report would adjust for."""
+    from search.virtual import experts_of
+
     settings = loaded.config.search
     # base, experts, average; the best λ and the best presets; the search with one coefficient per expert; the control
-    baselines = len(loaded.config.models.experts) + 5 + (settings.per_expert_share > 0.0) + settings.control
+    baselines = len(experts_of(loaded.config)) + 5 + (settings.per_expert_share > 0.0) + settings.control
     count = finalists or settings.finalists or USUAL_FINALISTS
     if run is not None:
         from search.results import Results

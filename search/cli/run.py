@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -53,7 +54,8 @@ def run(
     stop = _StopRequest()
     try:
         with stop:
-            chosen = Run(loaded, folder, [shown] if shown is not None else []).execute(stop.requested)
+            say = _nothing if display in ("json", "none") else partial(print, file=sys.stderr, flush=True)
+            chosen = Run(loaded, folder, [shown] if shown is not None else [], say).execute(stop.requested)
     except Interrupted:
         again = " ".join(["paretomerge run", str(config), *_given(runs, name, set)])
         print(f"\nstopped; everything scored is stored. To go on:\n  {again}", file=sys.stderr)
@@ -70,6 +72,10 @@ def run(
     if display != "none":
         print_results(results, Console())
     print(f"report: {report}")
+
+
+def _nothing(line: str) -> None:
+    """What is said of the set-up where nobody reads it."""
 
 
 class _StopRequest:

@@ -23,6 +23,7 @@ from search.report.markup import (
     scrolling,
     table,
 )
+from search.virtual import references
 
 MOST_IDS = 20
 """Candidate numbers that are named for one reason of failure."""
@@ -201,9 +202,9 @@ def made_of(facts: Facts) -> Html:
     """Models, items, environment, versions."""
     started, config = facts.results.started, facts.results.config
     optimizer = config.search.optimizer
-    references = {"base": config.models.base, **config.models.experts}
+    named = references(config)
     models = [
-        [alias, shown_reference(references.get(alias, alias)), element("code", content)]
+        [alias, shown_reference(named.get(alias, alias)), element("code", content)]
         for alias, content in started.sources.items()
     ]
     items = [

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from merging.methods import DELTA_SCALE, Method, Parameter, canonical, get, source_hash
+from merging.methods import CALIBRATION, DELTA_SCALE, Method, Parameter, canonical, get, source_hash
 from merging.recipe import Assignment, MergingError, Value
 from search.space.scales import Interval, Scale, SpaceError, Steps, density_steps
 
@@ -26,6 +27,9 @@ DROP_ZEROS = frozenset(
      "breadcrumbs_ties"}
 )  # fmt: skip
 """Their canonical assignment is the complete one without the sources of coefficient 0."""
+
+PLANNED = "calibration data that are not read yet"
+"""Stands for the fingerprint of calibration data where nothing is made, only checked."""
 
 _MOST_COMBINATIONS = 256
 
@@ -101,13 +105,14 @@ class SearchedMethod:
         return self.averages_weights or (self.sums and shared.get(NORMALIZE) is True)
 
 
-def searched(choice: MethodChoice, experts: int, normalize: bool) -> SearchedMethod:
+def searched(choice: MethodChoice, experts: int, normalize: bool, calibration: str = PLANNED) -> SearchedMethod:
     """A choice resolved against what its method declares.
 
     Args:
         choice: what the config says.
         experts: how many there are.
         normalize: methods whose ``normalize`` is off by default have it on.
+        calibration: fingerprint of the calibration data, for a method that needs any.
 
     Raises:
         SpaceError: the first of :func:`problems`.
@@ -118,6 +123,8 @@ def searched(choice: MethodChoice, experts: int, normalize: bool) -> SearchedMet
     fixed: dict[bool, dict[str, Value]] = {False: {}, True: {}}
     genes = []
     density: Literal["none", "per_source", "shared"] = "none"
+    if method.needs.calibration:
+        fixed[False][CALIBRATION.name] = calibration
     for parameter in _searchable(method).values():
         given = choice.parameters.get(parameter.name)
         if given is None and parameter.name == DENSITY:
@@ -133,16 +140,16 @@ def searched(choice: MethodChoice, experts: int, normalize: bool) -> SearchedMet
                 genes.append(read)
             else:
                 fixed[parameter.per_source][parameter.name] = read
-    declared = {each.name: each for each in method.parameters}
+    normalizing = [each for each in method.parameters if each.name == NORMALIZE]
     found = SearchedMethod(
         name=choice.name,
-        coefficients=COEFFICIENT in declared and declared[COEFFICIENT].per_source,
+        coefficients=_takes_coefficients(method),
         density=density,
         shared=fixed[False],
         per_source=fixed[True],
         genes=tuple(genes),
         averages_weights=not method.needs.base,
-        sums=NORMALIZE in declared and declared[NORMALIZE].default is False,
+        sums=any(each.default is False for each in normalizing),
         drops_zeros=choice.name in DROP_ZEROS,
         # Complete is canonical where the method leaves nothing out, and no file's hash has to be added.
         plain_spelling=choice.name in DROP_ZEROS
@@ -161,14 +168,6 @@ def problems(choice: MethodChoice, experts: int) -> Iterator[tuple[str, str]]:
         yield "", str(error)
         return
     needs = method.needs
-    if needs.calibration:
-        yield (
-            "",
-            (
-                f"{choice.name} needs calibration data, which the candidates of a search have none of; merge with it "
-                "beforehand, and search with the result as an expert"
-            ),
-        )
     if experts < needs.minimum or (needs.maximum is not None and experts > needs.maximum):
         exactly = needs.minimum == needs.maximum
         bound = "exactly" if exactly else "at least" if experts < needs.minimum else "at most"
@@ -177,10 +176,12 @@ def problems(choice: MethodChoice, experts: int) -> Iterator[tuple[str, str]]:
         yield "", f"{choice.name} merges {bound} {count}, found {experts}; leave it out"
     known = _searchable(method)
     for name, given in choice.parameters.items():
-        if name == COEFFICIENT:
+        if name == COEFFICIENT and _takes_coefficients(method):
             yield name, "coefficients are genes already; their bounds are the space's `coefficient`"
         elif name not in known:
             yield name, f"{choice.name} has no parameter {name!r}{_suggestion(name, known)}"
+        elif name in method.fixed and isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 1:
+            yield name, f"{name} of {choice.name} cannot be searched: what depends on it is computed once; give a value"
         else:
             try:
                 _read(known[name], given, choice.name)
@@ -191,14 +192,51 @@ def problems(choice: MethodChoice, experts: int) -> Iterator[tuple[str, str]]:
             yield "", f"{choice.name} needs {name} ({parameter.doc}); give a value or bounds under its parameters"
 
 
+def coefficient_bounds(name: str) -> tuple[float, float]:
+    """The coefficients that a method accepts from a space's genes; without end where it takes none, or all.
+
+    Raises:
+        MergingError: there is no such method.
+    """
+    method = get(name)
+    declared = [each for each in method.parameters if each.name == COEFFICIENT and _takes_coefficients(method)]
+    return (declared[0].low, declared[0].high) if declared else (-math.inf, math.inf)
+
+
+def example(method: SearchedMethod, experts: Sequence[str]) -> Assignment:
+    """An assignment of a method with what is fixed of it, coefficients of 1 and the defaults of what is searched: what
+    it needs beforehand, any of its candidates needs.
+
+    Args:
+        method: of a space.
+        experts: aliases, in order.
+    """
+    own = dict(method.per_source) | ({COEFFICIENT: 1.0} if method.coefficients else {})
+    shared = dict(method.shared)
+    if method.density != "none":
+        (own if method.density == "per_source" else shared)[DENSITY] = 1.0
+    for gene in method.genes:
+        value = gene.options[0] if gene.scale is None else gene.scale.value(0.5)
+        (own if gene.per_source else shared)[gene.name] = value
+    return canonical(Assignment.of(method.name, dict.fromkeys(experts, own), **shared))
+
+
 def _suggestion(name: str, known: Mapping[str, Parameter]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
 
 
+def _takes_coefficients(method: Method) -> bool:
+    """Whether its sources have coefficients that a search may vary."""
+    declared = any(each.name == COEFFICIENT and each.per_source for each in method.parameters)
+    return declared and COEFFICIENT not in method.fixed
+
+
 def _searchable(method: Method) -> dict[str, Parameter]:
+    """Parameters that are fixed or genes; coefficients, which have genes of the space's own, are not among them."""
     declared = (*method.parameters, DELTA_SCALE)
-    return {each.name: each for each in declared if not (each.name == COEFFICIENT and each.per_source)}
+    free = _takes_coefficients(method)
+    return {each.name: each for each in declared if not (free and each.name == COEFFICIENT and each.per_source)}
 
 
 def _read(parameter: Parameter, given: Given, method: str) -> Value | ParameterGene:

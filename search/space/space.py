@@ -14,7 +14,7 @@ from functools import lru_cache
 from merging.recipe import Assignment, Group, Recipe, SourceRef, Value
 from search.optimizers.contract import Genome
 from search.space.encoding import NO_EFFECT, canonical, nearest
-from search.space.methods import MethodChoice, searched
+from search.space.methods import PLANNED, MethodChoice, searched
 from search.space.plan import Plan
 from search.space.reading import Reader, difference
 from search.space.scales import Bounds, Interval, SpaceError, density_steps
@@ -37,8 +37,7 @@ class Space:
             ``model``, ``lines`` and ``tensor``.
         coefficient: bounds of every coefficient; of α and of β at granularity ``lines``.
         shared: all experts have one set of coefficients.
-        methods: any that are registered and need no calibration data; a gene per run of depths chooses where there are
-            several.
+        methods: any that are registered; a gene per run of depths chooses where there are several.
         method_blocks: how many runs of depths, per stack, choose their method and their densities separately.
         density: bounds of the densities, in steps of 1/64. There is a gene for every run and expert if some method has
             a density that its own parameters do not set.
@@ -47,6 +46,7 @@ class Space:
             divide by the sum of the coefficients.
         dtype: of the merged weights; None keeps the base's.
         tensors: canonical name of every tensor -> its group. Needed at granularity ``tensor``.
+        calibration: fingerprint of the calibration data, which stands in every assignment of a method that needs any.
 
     Where all coefficients of a group are 0, :meth:`decode` writes plain task arithmetic of nothing, which is the base.
     A method that divides by the sum of the coefficients (linear, slerp, normalised task arithmetic) means nothing where
@@ -81,6 +81,7 @@ class Space:
         normalize: bool = False,
         dtype: str | None = None,
         tensors: Mapping[str, Group] | None = None,
+        calibration: str = PLANNED,
     ) -> None:
         self.base = base
         self.sources = dict(sources)
@@ -99,7 +100,7 @@ class Space:
                 f"expected one or more different methods and method_blocks >= 1, found {list(self.methods)} and "
                 f"{method_blocks}"
             )
-        used = tuple(searched(each, len(self.experts), normalize) for each in choices)
+        used = tuple(searched(each, len(self.experts), normalize, calibration) for each in choices)
         self._apart = granularity == "tensor"
         whole = tuple((group, "") for group in self.groups)
         units = _by_tensor(tensors, self.groups) if tensors is not None else whole

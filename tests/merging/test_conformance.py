@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from merging.conformance import MethodConformance
+import torch
+
+from merging.calibration.contract import Calibration, Gram
+from merging.calibration.given import GivenCalibration, gram_of
+from merging.conformance import LARGE, SHAPES, MethodConformance
 from merging.methods.registry import BUILT_IN
 from merging.recipe import Assignment, Value
 
@@ -18,6 +22,30 @@ def over(method: str, *coefficients: float, own: dict[str, Value] | None = None,
 def plain(method: str, count: int, **shared: Value) -> Assignment:
     """Sources without parameters of their own."""
     return Assignment.of(method, {alias: {} for alias in "abc"[:count]}, **shared)
+
+
+# Sources are known by their aliases here.
+DATA = "sha256:of-the-data"
+
+
+def moments(seed: int, alias: str) -> dict[str, Gram]:
+    """Inputs of every matrix: of ``matrix`` fewer than it has dimensions, of the stack none for its first."""
+    generator = torch.Generator().manual_seed(seed + ord(alias))
+
+    def inputs(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * torch.rand(shape[-1], generator=generator)
+
+    stack = inputs(SHAPES["stack"][0], 9, SHAPES["stack"][2])
+    stack[0] = 0.0
+    matrices = {"matrix": inputs(14, SHAPES["matrix"][1]), "large": inputs(300, LARGE["large"][1]), "stack": stack}
+    return {name: gram_of(each, name) for name, each in matrices.items()}
+
+
+def information(alias: str) -> dict[str, torch.Tensor]:
+    """Squares, some of them zero."""
+    generator = torch.Generator().manual_seed(ord(alias))
+    found = {name: torch.randn(shape, generator=generator) for name, shape in {**SHAPES, **LARGE}.items()}
+    return {name: each.clamp(min=-0.5).add(0.5).square() * 1e-6 for name, each in found.items()}
 
 
 class TestLinear(MethodConformance):
@@ -175,6 +203,26 @@ class TestNearSwap(MethodConformance):
     assignment = plain("nearswap", 1, t=0.004)
 
 
+class TestIsoC(MethodConformance):
+    method = "iso_c"
+    assignment = plain("iso_c", 3, scale=0.8)
+
+
+class TestIsoCts(MethodConformance):
+    method = "iso_cts"
+    assignment = plain("iso_cts", 3, common_fraction=0.6, scale=1.1)
+
+
+class TestTsvM(MethodConformance):
+    method = "tsv_m"
+    assignment = plain("tsv_m", 3, scale=0.7)
+
+
+class TestWudi(MethodConformance):
+    method = "wudi"
+    assignment = plain("wudi", 3, regularisation=0.05, scale=0.9)
+
+
 class TestRam(MethodConformance):
     method = "ram"
     assignment = plain("ram", 3, epsilon=0.005)
@@ -189,6 +237,51 @@ class TestPassthrough(MethodConformance):
     method = "passthrough"
     assignment = plain("passthrough", 1, scale=0.9)
     identity: ClassVar[bool] = False  # it scales
+
+
+class TestRegMean(MethodConformance):
+    method = "regmean"
+    assignment = plain("regmean", 3, calibration=DATA)
+    calibration: ClassVar[Calibration | None] = GivenCalibration(
+        {alias: moments(1, alias) for alias in "abc"}, fingerprint=DATA
+    )
+
+
+class TestRegMeanOfTwo(TestRegMean):
+    assignment = over("regmean", 0.7, 0.4, alpha=1.0, ridge=1e-3, scale=0.8, calibration=DATA)
+
+
+class TestRegMeanOfThree(TestRegMean):
+    assignment = over("regmean", 0.7, 0.4, 0.1, scale=0.8, calibration=DATA)
+
+
+class Sequential(GivenCalibration):
+    """Inputs for every assignment: the conformance tests come with several."""
+
+    def sequential_gram(self, content: str, name: str, assignment: Assignment) -> Gram | None:
+        """Those of the content, which here are called like the sources."""
+        assert assignment.method == "regmean_plus" and {each for each, _ in assignment.sources} <= set("abc")
+        return self.gram(content, name)
+
+
+class TestRegMeanPlus(MethodConformance):
+    method = "regmean_plus"
+    assignment = over("regmean_plus", 0.5, 0.5, scale=0.5, calibration=DATA)
+    calibration: ClassVar[Calibration | None] = Sequential(
+        {alias: moments(2, alias) for alias in "abc"}, fingerprint=DATA
+    )
+
+
+class TestFisher(MethodConformance):
+    method = "fisher"
+    assignment = over("fisher", 0.7, 0.4, 0.1, calibration=DATA)
+    calibration: ClassVar[Calibration | None] = GivenCalibration(
+        fishers={alias: information(alias) for alias in "abc"}, fingerprint=DATA
+    )
+
+
+class TestFisherFromTheBase(TestFisher):
+    assignment = over("fisher", 0.5, 0.5, scale=1.4, calibration=DATA)
 
 
 def test_no_method_is_left_out() -> None:

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from merging.calibration import Calibration, Gram
+from merging.calibration.given import GivenCalibration, gram_of
 from merging.conformance import SHAPES, MethodConformance
 from merging.kernel import Resolver, merge_tensor
 from merging.materialize import Materializer, load_model
 from merging.methods import canonical, canonical_recipe, get, names, registry
 from merging.methods.registry import SOURCE, source_hash
-from merging.pool import Calibration
 from merging.recipe import Assignment, MergingError, Recipe
 from merging.sources import Sources
 from merging.statistics import gram
@@ -49,10 +50,10 @@ def over(method: str, count: int, **shared: float | str) -> Assignment:
     return Assignment.of(method, {alias: {} for alias in "abc"[:count]}, **shared)
 
 
-def activations(alias: str) -> list[dict[str, Tensor]]:
-    """Two batches of inputs of the weight called ``matrix``."""
+def activations(alias: str) -> dict[str, Gram]:
+    """Inputs of the weight called ``matrix``."""
     generator = torch.Generator().manual_seed(ord(alias))
-    return [{"matrix": torch.randn(15, SHAPES["matrix"][1], generator=generator)} for _ in range(2)]
+    return {"matrix": gram_of(torch.randn(30, SHAPES["matrix"][1], generator=generator), "inputs")}
 
 
 class TestMedian(MethodConformance):
@@ -60,9 +61,9 @@ class TestMedian(MethodConformance):
     assignment = over("median", 3)
 
 
-class TestIsotropicMerging(MethodConformance):
-    method = "iso_c"
-    assignment = over("iso_c", 3, scale=0.8)
+class TestFlatSpectrum(MethodConformance):
+    method = "flat_spectrum"
+    assignment = over("flat_spectrum", 3, scale=0.8)
 
 
 class TestBalanced(MethodConformance):
@@ -70,14 +71,14 @@ class TestBalanced(MethodConformance):
     assignment = over("balanced", 3, scale=0.8)
 
 
-class TestRegMean(MethodConformance):
-    method = "regmean"
-    assignment = over("regmean", 3, calibration=FINGERPRINT)
-    calibration = Calibration(FINGERPRINT, activations)
+class TestRegression(MethodConformance):
+    method = "regression"
+    assignment = over("regression", 3, calibration=FINGERPRINT)
+    calibration = GivenCalibration({alias: activations(alias) for alias in "abc"}, fingerprint=FINGERPRINT)
 
 
 def test_installed_methods_are_found_beside_the_built_in_ones() -> None:
-    assert {"median", "iso_c", "balanced", "regmean", "ties", "linear"} <= set(names())
+    assert {"median", "flat_spectrum", "balanced", "regression", "ties", "linear"} <= set(names())
     assert all(get(name).name == name for name in names())
 
 
@@ -93,21 +94,17 @@ def test_the_source_of_a_plug_in_is_part_of_the_recipe(installed: Path) -> None:
 @pytest.fixture(scope="module")
 def data(llama: Sources) -> Calibration:
     """Inputs of every linear layer of the first block, of each expert in a half of the dimensions of its own."""
-
-    def batches(alias: str) -> Iterator[dict[str, Tensor]]:
+    grams: dict[str, dict[str, Gram]] = {}
+    for alias in ("a", "b"):
         generator = torch.Generator().manual_seed(ord(alias))
-        for _ in range(3):
-            batch = {}
-            for name, info in llama.tensors.items():
-                if ".layers.0." in name and len(info.shape) == 2:
-                    width = info.shape[1]
-                    rows = torch.randn(2 * width, width, generator=generator)
-                    rows[:, : width // 2] *= alias == "a"
-                    rows[:, width // 2 :] *= alias == "b"
-                    batch[name] = rows
-            yield batch
-
-    return Calibration(FINGERPRINT, batches)
+        own = grams[llama.refs[alias].content] = {}
+        for name, info in llama.tensors.items():
+            if ".layers.0." in name and len(info.shape) == 2:
+                width = info.shape[1]
+                inputs = torch.randn(6 * width, width, generator=generator)
+                inputs[:, slice(width // 2, None) if alias == "a" else slice(None, width // 2)] = 0.0
+                own[name] = gram_of(inputs, name)
+    return GivenCalibration(grams, fingerprint=FINGERPRINT)
 
 
 def recipe_of(sources: Sources, assignment: Assignment) -> Recipe:
@@ -126,10 +123,10 @@ def experts(sources: Sources, name: str) -> tuple[Tensor, Tensor, Tensor]:
     return base, a, b
 
 
-@pytest.mark.parametrize("method", ["median", "iso_c", "balanced", "regmean"])
+@pytest.mark.parametrize("method", ["median", "flat_spectrum", "balanced", "regression"])
 def test_each_is_materialised_in_a_live_model(llama: Sources, data: Calibration, method: str) -> None:
     """Live weights are those of the same recipe computed alone, and a method beside it leaves them alone."""
-    shared = {"calibration": FINGERPRINT} if method == "regmean" else {}
+    shared = {"calibration": FINGERPRINT} if method == "regression" else {}
     recipe = recipe_of(llama, over(method, 2, **shared))
     engine = Materializer(llama, load_model(llama.path), calibration=data)
     applied = engine.apply(recipe)
@@ -154,7 +151,7 @@ def test_the_one_on_matrices_flattens_the_spectrum(llama: Sources) -> None:
     name = next(each for each in llama.tensors if each.endswith("q_proj.weight"))
     base, a, b = experts(llama, name)
     wanted = torch.linalg.svdvals(a - base + b - base).mean()
-    found = torch.linalg.svdvals(merged(llama, recipe_of(llama, over("iso_c", 2)), name).double() - base)
+    found = torch.linalg.svdvals(merged(llama, recipe_of(llama, over("flat_spectrum", 2)), name).double() - base)
     torch.testing.assert_close(found, wanted.expand_as(found), rtol=1e-5, atol=0)
 
 
@@ -177,7 +174,7 @@ def test_the_one_on_the_whole_model_weights_by_whole_norms(llama: Sources) -> No
 
 def test_the_one_with_data_keeps_every_task_on_its_own_inputs(llama: Sources, data: Calibration) -> None:
     """Inputs in disjoint subspaces: each expert's layer is kept on its own half, exactly."""
-    assignment = over("regmean", 2, calibration=FINGERPRINT, off_diagonal=1.0)
+    assignment = over("regression", 2, calibration=FINGERPRINT, off_diagonal=1.0)
     recipe = recipe_of(llama, assignment)
     for name, info in llama.tensors.items():
         _, a, b = experts(llama, name)
@@ -190,14 +187,14 @@ def test_the_one_with_data_keeps_every_task_on_its_own_inputs(llama: Sources, da
 
 
 def test_the_data_must_be_those_of_the_recipe(llama: Sources, data: Calibration) -> None:
-    recipe = recipe_of(llama, over("regmean", 2, calibration="sha256:of-others"))
+    recipe = recipe_of(llama, over("regression", 2, calibration="sha256:of-others"))
     name = next(iter(llama.tensors))
     with pytest.raises(MergingError, match="needs the calibration data 'sha256:of-others' of its recipe; none was"):
         merged(llama, recipe, name)
     with pytest.raises(MergingError, match="found data 'sha256:of-the-data'"):
         merged(llama, recipe, name, data)
     with pytest.raises(MergingError, match="needs a calibration"):
-        canonical(over("regmean", 2))
+        canonical(over("regression", 2))
 
 
 # Single files.

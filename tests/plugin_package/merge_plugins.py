@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from merging.calibration import Gram
+from merging.linear_algebra import one_thread
 from merging.methods import Context, Method, Needs, Parameter, Values
 from merging.methods.arithmetic import base_plus
 from merging.methods.contract import Elements, Elementwise, Inputs
@@ -43,13 +45,13 @@ class Median(Elementwise):
         return Elements(median, sources=tuple(range(len(values.sources))), base=False)
 
 
-class IsotropicMerging(Method):
-    """Iso-C: the summed task vectors with one singular value for all directions; other tensors get their mean.
+class FlatSpectrum(Method):
+    """The summed task vectors with one singular value for all directions; other tensors get their mean.
 
     Δ = Σ τ_t = U S Vᵀ becomes mean(S)·U Vᵀ, over the numerical rank of Δ.
     """
 
-    name: ClassVar[str] = "iso_c"
+    name: ClassVar[str] = "flat_spectrum"
     scope: ClassVar = "matrix"
     needs: ClassVar[Needs] = Needs(base=True)
     formula: ClassVar[str] = "θ = θ0 + scale·mean(S)·U Vᵀ, Σ τ_t = U S Vᵀ"
@@ -106,52 +108,48 @@ class Balanced(Method):
         out.copy_(elements.kernel(Inputs(context.base, chosen, numbers, nothing, nothing, ())))
 
 
-class RegMean(Method):
-    """RegMean: the linear layer that is nearest to all tasks' outputs on their own inputs; other tensors: the mean.
+class Regression(Method):
+    """The linear layer that is nearest to all tasks' outputs on their own inputs; other tensors: the mean.
 
-    W = (Σ W_t·G_t)·(Σ G_t)⁻¹ with G_t = a·X_tᵀX_t + (1−a)·its diagonal. Calibration batches map the names of weights
-    [out, in] to their inputs [tokens, in].
+    W = (Σ W_t·G_t)·(Σ G_t)⁻¹, where the calibration gives the second moments G_t of the inputs.
     """
 
-    name: ClassVar[str] = "regmean"
+    name: ClassVar[str] = "regression"
     scope: ClassVar = "matrix"
-    needs: ClassVar[Needs] = Needs(calibration=True)
+    needs: ClassVar[Needs] = Needs(calibration=True, statistics=frozenset({"gram"}))
     formula: ClassVar[str] = "W = (Σ W_t·G_t)·(Σ G_t)⁻¹"
     paper: ClassVar[str] = "Jin et al. 2023, arXiv 2212.09849"
     symmetric: ClassVar[bool] = True
     parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("off_diagonal", float, "factor a on the correlations of inputs", default=0.9, low=0.0, high=1.0),
+        Parameter("off_diagonal", float, "factor on the correlations of inputs", default=0.9, low=0.0, high=1.0),
     )
 
-    def prepare(self, pool: Pool, name: str, values: Values) -> list[Tensor] | None:
-        """[sources] XᵀX of the inputs of this weight; None where there are none."""
-        calibration = pool.calibration
-        if calibration is None:
-            raise MergingError("regmean needs calibration data, found none")
-
-        def inputs() -> dict[str, list[Tensor]]:
-            found: dict[str, list[Any]] = {}
-            for number, alias in enumerate(pool.aliases):
-                for batch in calibration.batches(alias):
-                    for weight, rows in batch.items():
-                        own = found.setdefault(weight, [0.0] * len(pool.aliases))
-                        own[number] = own[number] + rows.to(torch.float64).T @ rows.to(torch.float64)
-            return found
-
-        grams: dict[str, list[Tensor]] = pool.once((self.name, calibration.fingerprint), inputs)
-        return grams.get(name)
+    def prepare(self, pool: Pool, name: str, values: Values) -> list[Gram] | None:
+        """[sources] the inputs of this weight; None where there are none."""
+        if pool.calibration is None:
+            raise MergingError("regression needs calibration data, found none")
+        found = [pool.calibration.gram(pool.content(number), name) for number in range(len(pool.aliases))]
+        return None if None in found else [each for each in found if each is not None]
 
     def apply(self, context: Context, values: Values, out: Tensor) -> None:
-        """In float64 throughout."""
+        """In float64 throughout, on one thread: sums of several end in other bits."""
         weights = [source.to(torch.float64) for source in context.sources]
+        mean = torch.stack(weights).mean(0)
         if context.statistics is None:
-            out.copy_(sum(weights) / len(weights))
+            out.copy_(mean)
+            return
+        (axis,) = {gram.axis for gram in context.statistics}
+        if context.statistics[0].matrix.ndim == 3:  # a stack of matrices: this one leaves them to others
+            out.copy_(mean)
             return
         keep = float(values.shared["off_diagonal"])
-        grams = [keep * each + (1.0 - keep) * torch.diag(torch.diagonal(each)) for each in context.statistics]
-        total = sum(grams)
-        ridge = 1e-12 * torch.trace(total) / len(total) * torch.eye(len(total), dtype=torch.float64)
-        mean = sum(weights) / len(weights)
-        # Where no input ever went, the ridge leaves the mean.
-        moved = sum((weight - mean) @ each for weight, each in zip(weights, grams, strict=True))
-        out.copy_(mean + torch.linalg.solve(total + ridge, moved.T).T)
+        grams = [each.matrix * keep + torch.diag(each.matrix.diagonal() * (1 - keep)) for each in context.statistics]
+
+        def rows(tensor: Tensor) -> Tensor:  # [out, in] of what is stored as [out, in, …] or as [in, out]
+            return tensor.flatten(1).T if axis == 0 else tensor.flatten(1)
+
+        with one_thread():
+            wanted = sum(rows(weight - mean) @ gram for weight, gram in zip(weights, grams, strict=True))
+            # Where no input ever went, the pseudo-inverse leaves the mean.
+            moved = wanted @ torch.linalg.pinv(sum(grams), hermitian=True)
+        out.copy_(mean + (moved.T if axis == 0 else moved).reshape(mean.shape))

@@ -38,6 +38,10 @@ PARAMETERS = {
     "nearswap": {"t": [0.0, 0.01]},
     "passthrough": {"scale": [0.5, 1.5]},
     "arcee_fusion": {"spread": [0.5, 3.0]},
+    "tsv_m": {"scale": [0.5, 1.5]},
+    "iso_c": {"scale": [0.5, 1.5]},
+    "iso_cts": {"scale": [0.5, 1.5], "common_fraction": 0.5},
+    "wudi": {"scale": [0.5, 1.5], "regularisation": 0.1},
 }
 
 
@@ -67,7 +71,7 @@ def space(granularity="model", *, experts=EXPERTS, of=None, low=0.0, high=1.5, k
 
 def fits(name, experts):
     needs = registry.get(name).needs
-    return needs.minimum <= experts and (needs.maximum is None or experts <= needs.maximum)
+    return not needs.calibration and needs.minimum <= experts and (needs.maximum is None or experts <= needs.maximum)
 
 
 @st.composite
