@@ -23,6 +23,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -36,15 +37,22 @@ from experiments.matrix.records import Outcome, Records  # noqa: E402
 from experiments.matrix.tables import across, choices_table, family_table  # noqa: E402
 from merging.methods.registry import get  # noqa: E402
 
+if TYPE_CHECKING:
+    from experiments.matrix.bench import Bench
+
 _VIRTUAL = ("regmean_plus", "wudi")
 """The two best of the published comparison of these methods (docs/matrix_methods.md)."""
+
+_PEEK = 16
+"""Items of the holdout that a run itself scores; they decide nothing."""
 
 
 def main() -> int:
     arguments = _arguments()
     records = Records(arguments.folder)
     if not arguments.tables:
-        records.settings({"items": arguments.items, "budgets": _budgets(arguments.budget)})
+        limits = {name: dict(family.limits) for name, family in FAMILIES.items()}
+        records.settings({"items": arguments.items, "budgets": _budgets(arguments.budget), "limits": limits})
         for family in arguments.families:
             for seed in arguments.seeds:
                 _cell(arguments, records, family, seed)
@@ -67,7 +75,7 @@ def _cell(arguments: argparse.Namespace, records: Records, family: str, seed: in
     def ready() -> Bench:
         nonlocal bench
         if bench is None:
-            bench = Bench(family, seed, found.load(ROOT, seed))
+            bench = Bench(family, seed, found.load(ROOT, seed), known)
         return bench
 
     experts = found.load(ROOT, seed).config.models.experts
@@ -85,11 +93,15 @@ def _cell(arguments: argparse.Namespace, records: Records, family: str, seed: in
                 keep(one.method(variant))
     for search in searches(arguments.virtual):
         if search.title not in known and _wanted(arguments, search.title):
-            keep(_searched(arguments, search, family, seed))
+            keep(_searched(arguments, search, family, seed, None if search.virtual else ready()))
 
 
-def _searched(arguments: argparse.Namespace, arm: SearchArm, family: str, seed: int) -> Outcome:
-    """A run, and of its finalists the one with the best mean of the objectives on selection items."""
+def _searched(arguments: argparse.Namespace, arm: SearchArm, family: str, seed: int, bench: Bench | None) -> Outcome:
+    """A run, and of its finalists the one with the best mean of the objectives on selection items.
+
+    Args:
+        bench: over the experts; None where there are virtual ones too, which a bench of its own has to know.
+    """
     from experiments.matrix.bench import Bench
     from search.results import Results
     from search.run import Run
@@ -102,19 +114,22 @@ def _searched(arguments: argparse.Namespace, arm: SearchArm, family: str, seed: 
         experts = ", ".join(found.load(ROOT, seed).config.models.experts)
         virtual = ", ".join(f"{name}: {{method: {name}, of: [{experts}]}}" for name in arm.virtual)
         changes += [f"models.virtual={{{virtual}}}", f"calibration={found.calibration(arguments.items)}"]
-    loaded = found.load(ROOT, seed, changes)
     folder = arguments.folder / "runs" / re.sub(r"\W+", "-", f"{family}-{seed}-{arm.title}", flags=re.ASCII)
     start = time.process_time()
-    Run(loaded, folder).execute()
+    # A run scores its baselines on the holdout as well; here the holdout is scored afterwards, all of it.
+    Run(found.load(ROOT, seed, changes, holdout=_PEEK), folder).execute()
     spent = time.process_time() - start
     results = Results.load(folder)
-    best = max(
-        results.finalists, key=lambda id: sum(results.objectives.utilities(results.values(id, "selection")))
-    )  # fmt: skip
+
+    def mean(id: int) -> float:
+        return sum(results.objectives.utilities(results.values(id, "selection")))
+
+    best = max(results.finalists, key=mean)
     chosen = {"candidate": best, "of": len(results.candidates), "genes": results.stages[-1].space.box.continuous}
-    return Bench(family, seed, loaded).outcome(
-        arm.title, results.recipe(best), chosen, results.items, spent, arm.ours
-    )  # fmt: skip
+    if bench is None:
+        known = Records(arguments.folder).read(family, seed)
+        bench = Bench(family, seed, found.load(ROOT, seed, changes), known)
+    return bench.outcome(arm.title, results.recipe(best), chosen, results.items, spent, arm.ours)
 
 
 def _wanted(arguments: argparse.Namespace, title: str) -> bool:

@@ -52,8 +52,9 @@ class LiveExperts:
 
     def close(self) -> None:
         """Let the model go."""
-        self._open = None
-        gc.collect()
+        if self._open is not None:
+            self._open = None
+            gc.collect()
 
     def _opened(self) -> tuple[Materializer, Engine]:
         if self._open is None:

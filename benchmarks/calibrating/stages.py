@@ -89,7 +89,9 @@ class Stage:
         """What the method computes once, and a candidate then, against one of task arithmetic."""
         if self.method.needs.calibration:
             self.calibration.collect(self.materializer, [self.assignment()])
-        own = self._recipe(dict.fromkeys(self.merged(), self.assignment()))
+        # Another scale than 1, so that the base is read as well, where that is no other product.
+        changed = {} if "scale" in self.method.fixed else {"scale": 0.9}
+        own = self._recipe(dict.fromkeys(self.merged(), self.assignment(**changed)))
         self.materializer.apply(self._plain(0.3))
         first = self._timed(lambda: self.materializer.apply(own))
         self.materializer.apply(self._plain(0.4))
@@ -125,9 +127,8 @@ class Stage:
         groups = self.sources.layout.groups
         return [each for each in groups if blocks is None or (each.depth is not None and each.depth < blocks)]
 
-    def assignment(self) -> Assignment:
-        """The method at its defaults."""
-        shared: dict[str, Any] = {}
+    def assignment(self, **shared: Any) -> Assignment:
+        """The method at its defaults but for what is given."""
         if self.method.needs.calibration:
             shared[CALIBRATION.name] = self.calibration.fingerprint
         one_each = {each.name for each in self.method.parameters if each.per_source and each.default is None}

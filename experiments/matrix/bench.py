@@ -32,11 +32,21 @@ CHOSEN_ON: tuple[Split, ...] = ("search", "selection")
 class Bench:
     """Merges the experts of a config and scores the merges, each once a split."""
 
-    def __init__(self, family: str, seed: int, loaded: LoadedConfig) -> None:
+    def __init__(
+        self, family: str, seed: int, loaded: LoadedConfig, known: Mapping[str, Outcome] | None = None
+    ) -> None:
+        """Load a config's models, data and engine.
+
+        Args:
+            family, seed: of the outcomes.
+            loaded: the config.
+            known: arm -> outcome: what need not be scored again.
+        """
         self.family, self.seed, self.loaded = family, seed, loaded
         self.setup: Setup = set_up(loaded)
         self.experts = list(loaded.config.models.experts)
         self.items = 0
+        self.alone_held = {title: each.values for title, each in (known or {}).items()}
         self._extra: dict[str, Evaluator] = {}
         self.calibration: CollectedCalibration | None = None
         self._materializer = self.setup.materializer
@@ -153,21 +163,25 @@ class Bench:
     ) -> Outcome:
         """A merge's holdout scores. What gives no usable output counts as the worst that there is."""
         objectives = self.setup.objectives
-        held = self.evaluation(recipe, "holdout")
-        base = self.evaluation(self.base(), "holdout")
-        alone = {name: self.evaluation(self.alone(name), "holdout") for name in self.experts}
-        if base is None or None in alone.values():
-            raise SystemExit(f"{self.family}, seed {self.seed}: the base or an expert gives no usable output")
-        if held is None:
-            count = len(objectives.names)
-            return Outcome(
-                self.family, self.seed, arm, {}, (0.0,) * count, (0.0,) * count, chosen, items, seconds, ours
-            )
-        own = {name: found.values for name, found in alone.items() if found is not None}
-        return Outcome(
-            self.family, self.seed, arm, held.values, objectives.utilities(held.values),
-            objectives.retention(held.values, base.values, own), chosen, items, seconds, ours,
-        )  # fmt: skip
+        found = self.evaluation(recipe, "holdout")
+        count = len(objectives.names)
+        values: Mapping[str, float] = {}
+        utilities = retention = (0.0,) * count
+        if found is not None:
+            values, utilities = found.values, objectives.utilities(found.values)
+            own = {name: self.held(f"expert {name}") for name in self.experts}
+            retention = objectives.retention(values, self.held("base"), own)
+        return Outcome(self.family, self.seed, arm, values, utilities, retention, chosen, items, seconds, ours)
+
+    def held(self, title: str) -> Mapping[str, float]:
+        """Holdout scores of ``base``, or of ``expert NAME``."""
+        if title not in self.alone_held:
+            recipe = self.base() if title == "base" else self.alone(title.removeprefix("expert "))
+            found = self.evaluation(recipe, "holdout")
+            if found is None:
+                raise SystemExit(f"{self.family}, seed {self.seed}: {title} gives no usable output")
+            self.alone_held[title] = found.values
+        return self.alone_held[title]
 
     def _asked(self, family: Family, name: str) -> Evaluator:
         """An evaluator of the config, or one that only gives inputs."""

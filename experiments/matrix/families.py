@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,13 +29,14 @@ class Family:
     given: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     extra: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
 
-    def load(self, root: Path, seed: int, changes: list[str] | None = None) -> LoadedConfig:
+    def load(self, root: Path, seed: int, changes: Sequence[str] = (), holdout: int | None = None) -> LoadedConfig:
         """The config for the models of one training seed, with this family's limits and budget.
 
         Args:
             root: of the repository.
             seed: of training.
             changes: further overrides, as ``--set`` takes them.
+            holdout: items of the holdout, instead of the family's own number.
 
         Raises:
             SearchError: what is wrong with the config.
@@ -43,12 +44,13 @@ class Family:
         path = root / self.config
         plain = load_config(path)
         models = plain.config.models
-        limits = ", ".join(f"{split}: {count}" for split, count in self.limits.items())
+        counts = {**self.limits, **({} if holdout is None else {"holdout": holdout})}
+        limits = ", ".join(f"{split}: {count}" for split, count in counts.items())
         sets = [f"models.base={at_seed(models.base, seed)}"]
         sets += [f"models.experts.{name}={at_seed(where, seed)}" for name, where in models.experts.items()]
         sets += [f"evaluators.{name}.limit={{{limits}}}" for name in plain.config.evaluators]
         sets += [f"search.budget.candidates={self.candidates}", "search.seed=0", "search.optimizer=sms_emoa"]
-        return load_config(path, [*sets, *(changes or [])])
+        return load_config(path, [*sets, *changes])
 
     def calibration(self, items: int) -> str:
         """``calibration`` of a config, as ``--set`` takes it: the same inputs as the methods alone have.
@@ -91,8 +93,8 @@ FAMILIES = {
     ),
     "speech": Family(
         "configs/wer.yaml",
-        {"search": 128, "selection": 96, "holdout": 400},
-        90,
+        {"search": 112, "selection": 80, "holdout": 400},
+        80,
         given={name: (f"zoo://speech/data/{name}", "audio") for name in ("specific_syn", "general_syn")},
         extra={
             name: _SPEECH | {"data": f"zoo://speech/data/{name}"} for name in ("specific_syn", "general_syn")

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from merging.calibration.collected import CollectedCalibration
     from merging.calibration.contents import by_content
     from merging.calibration.contract import Calibration, Gram, Statistic
+    from merging.calibration.grams import CalibrationPlan
     from merging.calibration.samples import Samples
 
 _HOMES = {
     "Calibration": "contract",
+    "CalibrationPlan": "grams",
     "CollectedCalibration": "collected",
     "Gram": "contract",
     "Samples": "samples",
@@ -20,7 +22,7 @@ _HOMES = {
     "by_content": "contents",
 }
 
-__all__ = ["Calibration", "CollectedCalibration", "Gram", "Samples", "Statistic", "by_content"]
+__all__ = ["Calibration", "CalibrationPlan", "CollectedCalibration", "Gram", "Samples", "Statistic", "by_content"]
 
 
 def __getattr__(name: str) -> Any:

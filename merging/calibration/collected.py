@@ -141,6 +141,11 @@ class CollectedCalibration(Calibration):
         Raises:
             MergingError: there are none here.
         """
+        if not self._samples:
+            raise MergingError(
+                f"what was collected on the data {self._fingerprint[:19]}… is in the cache, the data themselves are "
+                "not, and they are needed again: give the inputs of every model that is merged"
+            )
         if content not in self._samples:
             raise MergingError(
                 f"there are no calibration samples of the model {content[:19]}…, only of {len(self._samples)} others; "

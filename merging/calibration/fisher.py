@@ -24,10 +24,14 @@ from merging.calibration.samples import Sample, Samples
 from merging.calibration.store import Writer
 from merging.calibration.survey import forward
 from merging.calibration.watching import plain_products
+from merging.pool import pieces
 from merging.recipe import MergingError
 
 # Positions whose distributions are held in float64 at once: a vocabulary wide each.
 _POSITIONS = 256
+
+# Elements of a gradient that are widened to float64 at once.
+_PIECE = 1 << 22
 
 # Bytes of an element while it is collected: a float64 sum, and its gradient in float32.
 _BYTES = 12
@@ -232,6 +236,9 @@ def _add(holder: _Holder, tensors: Mapping[str, Tensor], sums: Mapping[str, Tens
     if not gradients:
         return
     parameter = holder.parameters[0]
+    if len(gradients) == 1 and len(holder.names) == 1 and _alike(gradients[0], parameter, tensors[holder.names[0]]):
+        _add_squares(gradients[0].view(-1), sums[holder.names[0]].view(-1))
+        return
     laid = torch.empty_strided(
         parameter.shape, parameter.stride(), dtype=torch.float64, device=_accumulates_on(parameter.device)
     )
@@ -247,6 +254,18 @@ def _add(holder: _Holder, tensors: Mapping[str, Tensor], sums: Mapping[str, Tens
             sums[name].add_(laid.as_strided(tensor.shape, tensor.stride(), first - start))
         else:  # one stored tensor, several live ones
             sums[name].as_strided(parameter.shape, parameter.stride(), start - first).add_(laid)
+
+
+def _alike(gradient: Tensor, parameter: Tensor, tensor: Tensor) -> bool:
+    """Whether all three have their elements in one order."""
+    return _where(parameter) == _where(tensor) and all(each.is_contiguous() for each in (gradient, parameter, tensor))
+
+
+def _add_squares(gradient: Tensor, total: Tensor) -> None:
+    """Add the squares, a piece at a time: of an embedding, a copy in float64 is large."""
+    for start, stop in pieces(gradient.numel(), _PIECE):
+        wide = gradient[start:stop].to(total)
+        total[start:stop].addcmul_(wide, wide)
 
 
 def _write(writer: Writer, sums: Mapping[str, Tensor], samples: int, source: str) -> float:

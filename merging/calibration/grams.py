@@ -183,12 +183,11 @@ def read_gram(entry: Entry, name: str) -> Gram | None:
     if about is None:
         return None
     width = int(about["width"])
-    matrices = [
-        torch.zeros(width, width, dtype=torch.float64)
-        if key is None
-        else from_panels(key, width, lambda panel: entry.read(about["file"], panel))
-        for key in about["matrices"]
-    ]
+    with entry.opened(about["file"]) as read:
+        matrices = [
+            torch.zeros(width, width, dtype=torch.float64) if key is None else from_panels(key, width, read)
+            for key in about["matrices"]
+        ]
     matrix = torch.stack(matrices) if about["stack"] else matrices[0]
     return Gram(matrix, tuple(int(each) for each in about["rows"]), str(about["inputs"]), int(about["axis"]))
 

@@ -46,7 +46,7 @@ class Live:
     def context(self) -> dict[str, str]:
         """What statistics depend on besides the source and its samples; the base matters to sequential ones only."""
         return {
-            "config": key_of(type(self.model).__name__, _plain(self.sources.config)),
+            "config": key_of(type(self.model).__name__, _plain(self.sources.config), self.sources.tokenizer),
             "dtype": "+".join(sorted(self._dtypes())),
             "base": self.sources.refs[self.sources.base].content,
         }

@@ -63,7 +63,7 @@ class Moments:
 
 
 def panels(key: str, matrix: Tensor) -> dict[str, Tensor]:
-    """The lower half of a symmetric matrix, stored under ``key``: panels of columns on the CPU, from the diagonal on."""
+    """The lower half of a symmetric matrix, to be stored: panels of columns on the CPU, from the diagonal on."""
     return {
         f"{key}.{start // _STORED}": matrix[start:, start : start + _STORED].contiguous().cpu()
         for start in range(0, len(matrix), _STORED)

@@ -79,6 +79,11 @@ class Samples:
                     part[0] if len(part) == 1 else {name: torch.cat([each[name] for each in part]) for name in part[0]}
                 )
 
+    @property
+    def repeats_shapes(self) -> bool:
+        """Whether there are samples that :meth:`batches` could put together."""
+        return len({_signature(sample) for sample in self}) < len(self)
+
     def kinds(self) -> Iterator[Sample]:
         """One sample of each set of keyword arguments, the shortest of it."""
         smallest: dict[tuple[str, ...], Sample] = {}

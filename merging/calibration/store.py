@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -69,11 +70,20 @@ class Entry:
         Raises:
             MergingError: the file was damaged.
         """
+        with self.opened(file) as read:
+            return read(key)
+
+    @contextmanager
+    def opened(self, file: str) -> Iterator[Callable[[str], Tensor]]:
+        """A file, within the context: gives a tensor by its key.
+
+        Raises:
+            MergingError: it was damaged.
+        """
         self.check(file)
         try:
             with safe_open(self.folder / file, framework="pt") as opened:
-                tensor: Tensor = opened.get_tensor(key)
-                return tensor
+                yield opened.get_tensor
         except (OSError, SafetensorError) as error:
             raise self._damaged(file, str(error)) from error
 
@@ -94,11 +104,6 @@ class Entry:
             except OSError as error:
                 raise self._damaged(file, str(error)) from error
             self._checked.add(file)
-
-    @property
-    def bytes(self) -> int:
-        """On disk."""
-        return sum(size for size, _ in self.files.values())
 
     def _damaged(self, file: str, why: str) -> MergingError:
         return MergingError(

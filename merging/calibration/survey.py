@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -114,7 +115,8 @@ def survey(model: nn.Module, sources: Sources, weights: LiveWeights, samples: Sa
     Raises:
         MergingError: the model refuses the samples, or uses no linear weight.
     """
-    looks = [_look(model, sources, weights, sample, source) for sample in samples.kinds()]
+    look_at = partial(_look, model, sources, weights, source)
+    looks = [look_at(sample) for sample in samples.kinds()]
     embedded = {name for look in looks for name in look.embedded}
     heads = _vocabulary_heads(sources)
     stages: dict[Stage, list[str]] = {}
@@ -144,7 +146,7 @@ def survey(model: nn.Module, sources: Sources, weights: LiveWeights, samples: Sa
         leaders,
         {cell: tuple(found) for cell, found in cells.items()},
         tuple(look.spans(sources, linears) for look in looks),
-        BATCH if _takes_batches(model, samples) else 1,
+        BATCH if samples.repeats_shapes and _takes_batches(looks, look_at) else 1,
     )
 
 
@@ -177,7 +179,9 @@ def forward(model: nn.Module, sample: Sample, source: str) -> Any:
 class _Look:
     """What one forward pass used, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+        self.rows: dict[Operand, int] = {}
         self.touched: dict[str, tuple[int, int]] = {}
         self.embedded: set[str] = set()
         self.uses: list[Use] = []
@@ -187,6 +191,7 @@ class _Look:
     def use(self, use: Use) -> None:
         self._clock += 1
         self._times.append(self._clock)
+        self.rows[use.operand] = self.rows.get(use.operand, 0) + sum(map(len, use.rows()))
         self.uses.append(use._replace(rows=lambda: iter(())))  # the inputs themselves are let go
 
     def touch(self, name: str) -> None:
@@ -205,8 +210,8 @@ class _Look:
         return spans
 
 
-def _look(model: nn.Module, sources: Sources, weights: LiveWeights, sample: Sample, source: str) -> _Look:
-    look = _Look()
+def _look(model: nn.Module, sources: Sources, weights: LiveWeights, source: str, sample: Sample) -> _Look:
+    look = _Look(sample)
     merged = sources.tensors.keys()
 
     def touched(name: str) -> None:
@@ -288,14 +293,19 @@ def _numbers(config: Any, key: str) -> Iterator[int]:
             yield from _numbers(value, key)
 
 
-def _takes_batches(model: nn.Module, samples: Samples) -> bool:
-    """Whether the model takes two inputs of equal shape at once; some classifiers without a padding token do not."""
-    pair = next((batch for batch in samples.batches(2) if any(each.shape[0] == 2 for each in batch.values())), None)
-    if pair is None:
-        return False
-    try:
-        with torch.no_grad():
-            forward(model, pair, "")
-    except MergingError:
-        return False
+def _takes_batches(looks: list[_Look], again: Callable[[Sample], _Look]) -> bool:
+    """Whether two inputs at once are as good as one after the other: every weight sees twice the rows.
+
+    Not so for classifiers without a padding token, which refuse batches, for mixtures that drop what is beyond an
+    expert's capacity, or where weights see something else than the inputs once per pass (DeBERTa's distances).
+    """
+    for look in looks:
+        sample = look.sample
+        if all(each.ndim and each.shape[0] == 1 for each in sample.values()):
+            try:
+                pair = again({name: torch.cat([each, each]) for name, each in sample.items()})
+            except MergingError:
+                return False
+            if pair.rows != {operand: 2 * rows for operand, rows in look.rows.items()}:
+                return False
     return True

@@ -132,7 +132,8 @@ def _product(weights: LiveWeights, inputs: Tensor, weight: Tensor, axis: int, ba
 
 def _matrices(weights: LiveWeights, left: Tensor, right: Tensor) -> Iterator[Use]:
     yield from _product(weights, left, right, axis=0, batch_axis=0)
-    yield from _product(weights, right, left, axis=1, batch_axis=1)
+    if not weights.holds(right):  # else the left one is the input, as DeBERTa's embeddings of distances are
+        yield from _product(weights, right, left, axis=1, batch_axis=1)
 
 
 def _vector(weights: LiveWeights, matrix: Tensor, vector: Tensor) -> Iterator[Use]:

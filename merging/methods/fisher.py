@@ -52,8 +52,8 @@ class Fisher(Elementwise):
     Edge cases: only the ratio of the coefficients acts; sources of coefficient 0 are left out. Where all F̂_t are at the
     floor, it is the mean by the coefficients. An expert whose F_t is zero everywhere has the floor.
 
-    As genes: a candidate reads every source and its F_t once, in about twice the time of task arithmetic. The F_t of all
-    sources are kept in float32.
+    As genes: a candidate reads every source and its F_t once, in about twice the time of task arithmetic. All F_t are
+    kept in float32.
     """
 
     name: ClassVar[str] = "fisher"

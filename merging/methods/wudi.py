@@ -30,8 +30,8 @@ class Wudi(MatrixMethod):
     The authors start gradient steps (Adam, 300 of 1e-5) from the sum and stop; in the limit such steps reach this
     solution with μ → 0, and μ does what stopping early does: directions of small eigenvalues stay as in the sum. The
     default was nearest to those steps (in the median over the matrices of two small families of models, with task
-    vectors of standard deviation 3e-4 per element). ``regularisation: 0`` is the limit itself. Tasks that did not move a
-    matrix have no part in it.
+    vectors of standard deviation 3e-4 per element). ``regularisation: 0`` is the limit itself. Tasks that did not move
+    a matrix have no part in it.
     """
 
     name: ClassVar[str] = "wudi"

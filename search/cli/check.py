@@ -10,6 +10,7 @@ def check(config: ConfigArgument, set: SetOption = None) -> None:
 
     All errors of the file come at once, each with its line and column.
     """
+    from search.calibration import calibrated, options_of, settings_of
     from search.config import load_config
     from search.racing import Racer
     from search.setup import set_up, stages_of
@@ -22,6 +23,10 @@ def check(config: ConfigArgument, set: SetOption = None) -> None:
     print(f"  models      base and {', '.join(loaded.config.models.experts)}")
     for name, virtual in loaded.config.models.virtual.items():
         print(f"  virtual     {name}: {virtual.method} of {', '.join(members(virtual, loaded.config))}")
+    for alias in calibrated(loaded.config):
+        options = options_of(loaded.config, alias)
+        whence = f"the evaluator {options.evaluator}" if options.data is None else "data of its own"
+        print(f"  calibration {alias}: {settings_of(loaded.config).items} inputs at most, from {whence}")
     for name, evaluator in setup.evaluators.items():
         counts = ", ".join(f"{len(evaluator.items(split))} {split}" for split in ("search", "selection", "holdout"))
         print(f"  evaluator   {name}: {', '.join(each.name for each in evaluator.metrics)}; items: {counts}")

@@ -37,6 +37,11 @@ def settings(config: str) -> list[str]:
         limits = {"refusal_rate": "at_least: 0.5", "benign_ok": "at_least: 0.5", "degenerate_rate": "at_most: 0.3"}
         limits |= {"over_refusal": "at_most: 0.5"}
         changes.append("constraints={" + ", ".join(f"safety.{k}: {{{v}}}" for k, v in limits.items()) + "}")
+    if config == "virtual":
+        members = {"base": "base", "experts.string": "string", "experts.language": "language"}
+        changes += [f"models.{place}=zoo://skills-nano/{member}" for place, member in members.items()]
+        changes += [f"evaluators.{name}.data=zoo://skills-nano/data/{name}" for name in ("string", "language")]
+        changes.append("calibration.items=32")
     return [option for change in changes for option in ("--set", change)]
 
 
@@ -46,6 +51,7 @@ FAMILIES = {
     "reward": "reward",
     "refusal": "skills-nano",
     "mixed": "skills-nano",
+    "virtual": "skills-nano",
 }
 
 

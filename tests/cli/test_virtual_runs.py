@@ -52,7 +52,7 @@ def same_weights(one: str | Path, other: str | Path) -> bool:
 
 def test_a_merge_that_needs_no_data_goes_the_whole_way(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """TIES as a virtual expert is TIES as a baseline, and after the cache is gone it is made again."""
-    folder = project({"half": HALF})
+    folder = project({"half": HALF}, candidates=13)  # the baselines
     assert run_command(["check", "config.yaml"]) == 0
     assert "half: ties of a, b" in capsys.readouterr().out and not (folder / "cache").exists()
     assert run_command(["run", "config.yaml", "--display", "plain"]) == 0
@@ -199,6 +199,7 @@ def test_calibrated_methods_are_searched(project: Project, capsys: pytest.Captur
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_runs_at_once_make_it_once(project: Project) -> None:
     folder = project({"solved": {"method": "regmean"}}, calibration={"items": 16})
     command = [sys.executable, "-c", "import sys; from search.cli import main; main()", *RUN]

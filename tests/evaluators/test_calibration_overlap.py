@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -76,6 +77,10 @@ def test_its_own_search_split_is_none(tmp_path: Path, quiz: Evaluator) -> None:
 def test_a_text_inside_another(tmp_path: Path, quiz: Evaluator, written: str) -> None:
     records = [{"text": written.format(question(300))}, {"text": written.format(question(207))}]
     assert refused(tmp_path, quiz, records)
+
+
+def test_punctuation_at_its_ends_does_not_count(tmp_path: Path, quiz: Evaluator) -> None:
+    assert refused(tmp_path, quiz, [{"text": question(207).rstrip("?") + ", please"}])
 
 
 def test_the_message_names_row_and_item(tmp_path: Path, quiz: Evaluator) -> None:
@@ -157,6 +162,22 @@ def test_what_many_items_share_says_nothing(tmp_path: Path) -> None:
     assert refused(tmp_path, evaluator, talks, chat="talk")
 
 
+def test_what_the_search_sees_anyway_says_nothing(tmp_path: Path) -> None:
+    """A passage on which one question is in the search split and another in the holdout; the latter is still known."""
+    row = lambda i, passage: {"passage": passage, "question": question(i), "answer": "7"}  # noqa: E731
+    passage = "The harbour was built in 1871, and for forty years no ship larger than a trawler was let in."
+    items = {
+        "search": [row(1, passage), row(2, "A passage of the search.")],
+        "selection": [row(3, "Another one, of the selection.")],
+        "holdout": [row(4, passage), row(5, "The last passage, which is the holdout's alone: it rained all summer.")],
+    }
+    prompt = {"template": "{passage} {question}"}
+    evaluator = evaluators.build("exact_match", {"data": write_splits(tmp_path / "read", items), "prompt": prompt})
+    assert not refused(tmp_path, evaluator, [{"text": f"{passage} {question(300)}"}])
+    assert refused(tmp_path, evaluator, [{"text": f"{passage} {question(4)}"}])
+    assert refused(tmp_path, evaluator, [{"text": f"{items['holdout'][1]['passage']} {question(300)}"}])
+
+
 def test_worked_examples_are_no_items(tmp_path: Path, quiz: Evaluator) -> None:
     """A calibration text with the evaluator's own worked examples before it, as its prompts have them."""
     shots = "\n\n".join(f"{question(i)} {i * 3} pieces" for i in range(60, 65))
@@ -205,7 +226,11 @@ def test_images_by_their_bytes(tmp_path: Path) -> None:
 def test_recordings_by_their_bytes(tmp_path: Path) -> None:
     """Not by what is said in them: a text that occurs in both is no leak of a recording."""
     data = write_data(tmp_path / "data", 6)
+    said = "ada bel cid dodo ell fan gag hobby " * 3
+    holdout = [json.loads(line) for line in (data / "holdout.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_splits(data, {"holdout": [{**row, "text": f"{said}{place}"} for place, row in enumerate(holdout)]})
     evaluator = evaluators.build("wer", {"data": data})
+    assert not refused(tmp_path, evaluator, [{"text": f"{said}1"}])
     for split, expected in (("search", False), ("holdout", True)):
         shutil.copy(data / f"{split}-001.wav", tmp_path / "renamed.wav")
         assert refused(tmp_path, evaluator, [{"sound": "renamed.wav"}], audio="sound") is expected

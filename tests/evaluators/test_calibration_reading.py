@@ -125,10 +125,11 @@ def test_texts_of_any_table(tmp_path: Path, llama: HFEngine, suffix: str) -> Non
         for split in ("selection", "holdout"):
             write(file / f"{split}.jsonl", [{"prompt": "w35 w35", "answer": "w35"}])
     else:
-        import pandas
+        import pyarrow
+        from pyarrow import csv, parquet
 
-        table = pandas.DataFrame(records)
-        table.to_csv(file, index=False) if suffix == "csv" else table.to_parquet(file)
+        table = pyarrow.Table.from_pylist(records)
+        csv.write_csv(table, file) if suffix == "csv" else parquet.write_table(table, file)
     found = tokens(read_inputs(InputsOptions(data=file, text="{prompt} w3 {answer}"), llama, 6))
     expected = [llama.encode(f"{row['prompt']} w3 {row['answer']}", special=True) for row in records]
     assert sorted(found) == sorted(expected)

@@ -87,14 +87,27 @@ MORE: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {
         {**GROUPED, "head_dim": 8, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8},
         IDS,
     ),
+    "mamba": ("MambaForCausalLM", {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}, IDS),
+    "bloom": ("BloomForCausalLM", {"vocab_size": V, "hidden_size": 32, "n_layer": 2, "n_head": 4}, IDS),
+    "deberta": (
+        "DebertaV2ForSequenceClassification",
+        {
+            **TEXT,
+            "num_labels": 2,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "max_relative_positions": 8,
+        },
+        IDS,
+    ),
     "beit": ("BeitForImageClassification", {**IMAGE, "num_labels": 5}, MODELS["vit"][2]),
 }
 
 ALL = {name: entry[:3] for name, entry in MODELS.items()} | MORE
 
 
-def save_family(name: str, folder: Path) -> Family:
-    """A random model, and two that went a small way from it."""
+def save_family(name: str, folder: Path, experts: int = 2) -> Family:
+    """A random model, and one or two that went a small way from it."""
     class_name, arguments, _ = ALL[name]
     cls = getattr(transformers, class_name)
     torch.manual_seed(11)
@@ -106,7 +119,7 @@ def save_family(name: str, folder: Path) -> Family:
     family = Family(folder / "base", folder / "a", folder / "b")
     start = {key: value.clone() for key, value in model.state_dict().items()}
     model.save_pretrained(family.base)
-    for path in (family.a, family.b):
+    for path in (family.a, family.b)[:experts]:
         model.load_state_dict(start)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -134,6 +147,12 @@ def _drawn(template: Mapping[str, Tensor], generator: torch.Generator, number: i
     if set(drawn) == {"input_ids"} and number % 2:
         drawn["input_ids"] = drawn["input_ids"][:, : 2 + number % 3]
     return drawn
+
+
+def one_expert(name: str, folder: Path) -> Sources:
+    """A base and a."""
+    family = save_family(name, folder, experts=1)
+    return Sources.load(family.base, {"a": family.a})
 
 
 def materializer(sources: Sources, dtype: torch.dtype = torch.float64) -> Materializer:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from calibration_models import ALL, inputs_of, materializer, save_family
-from conftest import Family
+from calibration_models import inputs_of, materializer, one_expert
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
@@ -35,8 +34,8 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
-    return cache(lambda name: save_family(name, tmp_path_factory.mktemp(name)))
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sources]:
+    return cache(lambda name: one_expert(name, tmp_path_factory.mktemp(name)))
 
 
 def tiny(cls: type[PreTrainedModel], folder: Path, **options: Any) -> Sources:
@@ -116,7 +115,7 @@ def test_sampled_labels_estimate_the_sum_over_all(
     model = differentiable(sources.checkpoints["a"].path)
     samples = [{"input_ids": torch.tensor([prompt])} for prompt in prompts]
     squares, fourths = enumerated(model, samples)
-    draws = 75
+    draws = 50
     found, norm = collected(sources, samples * draws, tmp_path / "cache")
     assert norm == pytest.approx(sum(float(each.double().square().sum()) for each in found.values()) ** 0.5, rel=1e-6)
     scores = []
@@ -187,12 +186,12 @@ def test_other_kinds_of_labels(problem: str) -> None:
     ],
 )
 def test_every_stored_tensor_has_the_squares_of_its_own_gradients(
-    family: Callable[[str], Family], tmp_path: Path, name: str
+    load: Callable[[str], Sources], tmp_path: Path, name: str
 ) -> None:
     """The model's class says what is stored where: squares are saved as if they were its weights."""
-    sources, samples = family(name).load(), inputs_of(name)
+    sources, samples = load(name), inputs_of(name)
     found, _ = collected(sources, samples, tmp_path / "cache")
-    model = differentiable(family(name).a)
+    model = differentiable(sources.checkpoints["a"].path)
     problem = model.config.problem_type
     squares: dict[str, Tensor] = {}
     for seed, sample in _seeded(Samples.of(samples)):
@@ -212,16 +211,29 @@ def test_every_stored_tensor_has_the_squares_of_its_own_gradients(
     assert all(not found[each].any() for each in sources.tensors.keys() - parameters)
 
 
-def test_several_passes_and_any_order_give_the_same_bits(family: Callable[[str], Family], tmp_path: Path) -> None:
-    sources, samples = family("llama").load(), inputs_of("llama")
+def test_several_passes_and_any_order_give_the_same_bits(load: Callable[[str], Sources], tmp_path: Path) -> None:
+    sources, samples = load("llama"), inputs_of("llama")
     one, norm = collected(sources, samples, tmp_path / "one")
-    for memory, given in ((1, samples), (None, samples[::-1])):
+    calibration = CollectedCalibration({sources.refs["a"].content: Samples.of(samples)}, tmp_path)
+    assignment = Assignment.of("fisher", {"a": {}}, calibration=calibration.fingerprint)
+    plans = [calibration.plan(materializer(sources), [assignment], memory=each) for each in (None, 100_000)]
+    assert plans[0].passes == 1 and 2 < plans[1].passes < 10
+    assert plans[1].bytes_in_memory <= 100_000 < plans[0].bytes_in_memory
+    assert plans[0].bytes_on_disk == 4 * sum(info.numel for info in sources.tensors.values())
+    for memory, given in ((100_000, samples), (None, samples[::-1])):
         other, same = collected(sources, given, tmp_path / f"{memory}", memory)
         assert same == pytest.approx(norm, rel=1e-12)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_model_without_a_distribution_is_refused(family: Callable[[str], Family], tmp_path: Path) -> None:
-    assert "clip" in ALL
-    with pytest.raises(MergingError, match=r"needs a model with logits, .* CLIPOutput of a has none"):
-        collected(family("clip").load(), inputs_of("clip"), tmp_path)
+def test_a_model_without_a_distribution_is_refused() -> None:
+    class Embeddings:
+        """What a model for features returns."""
+
+    with pytest.raises(MergingError, match=r"needs a model with logits, .* Embeddings of a has none"):
+        log_likelihood(Embeddings(), None, torch.Generator(), "a")
+
+
+def test_answers_that_overflow_are_named() -> None:
+    with pytest.raises(MergingError, match="the logits of a are NaN on some calibration samples"):
+        log_likelihood(torch.tensor([[0.0, float("nan")]]), None, torch.Generator(), "a")

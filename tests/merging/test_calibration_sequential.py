@@ -184,8 +184,8 @@ def test_they_are_cached_and_do_not_depend_on_names_or_order(folders: Callable[[
     again.collect(made, [swapped])
     merged = by_content(swapped, {alias: ref.content for alias, ref in renamed.refs.items()})
     content = renamed.refs["x"].content
-    if merged == by_content(first.assignment, {alias: ref.content for alias, ref in first.sources.refs.items()}):
-        assert not calls
+    assert merged == by_content(first.assignment, {alias: ref.content for alias, ref in first.sources.refs.items()})
+    assert not calls
     for name, gram in expected.items():
         found = again.sequential_gram(content, name, merged)
         assert found is not None
@@ -199,6 +199,9 @@ def test_what_was_not_collected_is_said(folders: Callable[[str], Path], tmp_path
     collected = Collected(sources_in(folders("llama")), "llama", tmp_path)
     with pytest.raises(MergingError, match=r"sequential Gram matrices of the model .* were not collected"):
         collected.grams("a")
+    plan = collected.calibration.plan(collected.made, [collected.assignment])
+    assert plan.passes == 2 * len(plan.depths) == 4, "two sources through two blocks"
+    assert plan.bytes_in_memory == max(plan.depths.values())
 
 
 def test_a_failure_half_way_leaves_nothing(folders: Callable[[str], Path], tmp_path: Path) -> None:

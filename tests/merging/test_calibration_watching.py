@@ -215,6 +215,34 @@ def test_a_pass_is_left_behind_its_last_weight_but_not_before(tmp_path: Path) ->
     assert found["first"].rows == (10,) and found["second"].rows == (5,)
 
 
+def test_samples_are_run_together_only_where_that_changes_nothing(tmp_path: Path) -> None:
+    """What sees something else than the inputs, once per pass, would count by passes."""
+
+    def plain(weights: dict[str, Tensor], x: Tensor) -> None:
+        x @ weights["w"].mT
+
+    def with_distances(weights: dict[str, Tensor], x: Tensor) -> None:
+        plain(weights, x)
+        torch.ones(2, 4).double() @ weights["other"].mT
+
+    def single(weights: dict[str, Tensor], x: Tensor) -> None:
+        if len(x) > 1:
+            raise ValueError("one at a time")
+        plain(weights, x)
+
+    inputs = [X, X + 1, X + 2]
+    for do, shapes, calls in (
+        (plain, {"w": (6, 4)}, 1),
+        (with_distances, {"w": (6, 4), "other": (3, 4)}, 3),
+        (single, {"w": (6, 4)}, 3),
+    ):
+        model = Bench(do, **shapes)
+        found = collect(model, inputs, tmp_path)
+        assert model.calls == calls and found["w"].rows == (15,)
+        torch.testing.assert_close(found["w"].matrix * 15, sum(each[0].T @ each[0] for each in inputs))
+        assert "other" not in found or found["other"].rows == (6,)
+
+
 def test_many_rows_and_wide_inputs_are_exact(tmp_path: Path) -> None:
     """Buffers fill in the middle of an input; a matrix is more than one panel wide."""
     x = torch.randn(1, 700, 1100, generator=torch.Generator().manual_seed(5)).double()

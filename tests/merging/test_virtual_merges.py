@@ -21,7 +21,7 @@ from merging import virtual
 from merging.checkpoint import SINGLE, Checkpoint
 from merging.configs import read_config
 from merging.export import export
-from merging.materialize import MergeFailed, Sources
+from merging.materialize import Materializer, MergeFailed, Sources, load_model
 from merging.mergekit_export import to_mergekit
 from merging.recipe import Assignment, MergingError, Recipe, SourceRef
 
@@ -111,6 +111,7 @@ def test_what_a_killed_process_left_is_cleared_and_never_found(llama: Sources, r
     assert {each.name for each in place.iterdir()} == {".lock", "model"}
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_nothing_half_is_found(families: Callable[..., Any], tmp_path: Path) -> None:
     family = families("llama")
     code = f"""
@@ -259,3 +260,23 @@ def test_mergekit_is_told_of_no_folder_that_nobody_has(llama: Sources, recipe: R
     made = virtual.make(recipe, llama, cache=tmp_path)
     with pytest.raises(MergingError, match="'sum' is a virtual expert"):
         to_mergekit(winner(llama, made, recipe), llama.joined({"sum": made.folder}))
+
+
+def test_of_bfloat16_models_it_keeps_float32_and_takes_part_as_any_expert(
+    families: Callable[..., Any], uniform: Build, tmp_path: Path
+) -> None:
+    family = families("llama", torch.bfloat16)
+    sources = family.load()
+    recipe = replace(uniform(sources, SUM), dtype=virtual.DTYPE)
+    made = virtual.make(recipe, sources, cache=tmp_path)
+    exact = {
+        name: sum(sources.tensor(alias, name).double() for alias in "ab") - sources.tensor("base", name).double()
+        for name in sources.tensors
+    }
+    joined = sources.joined({"sum": made.folder})
+    assert all(torch.equal(joined.tensor("sum", name), value.float()) for name, value in exact.items())
+    alone = Assignment.of("task_arithmetic", {"sum": {"coefficient": 1.0}})
+    materializer = Materializer(joined, load_model(family.base))
+    materializer.apply(Recipe("base", joined.refs, dict.fromkeys(joined.layout.groups, alone)))
+    for name, live in materializer.tensors.items():
+        assert live.dtype == torch.bfloat16 and torch.equal(live, exact[name].float().to(torch.bfloat16)), name

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from merging.methods import CALIBRATION
 from merging.recipe import Group, Recipe, SourceRef
@@ -16,6 +18,7 @@ from search.errors import SearchError
 from search.events import RunStarted, from_payload
 from search.judge import Judge
 from search.objectives import Objectives
+from search.optimizers.contract import Genome
 from search.schema import Config, VirtualConfig
 from search.space import Bounds, MethodChoice, Space, SpaceError
 from search.space.methods import PLANNED, example, searched
@@ -220,13 +223,13 @@ def test_a_virtual_expert_is_its_method_over_its_experts(tmp_path: Path) -> None
     assert other.hash != recipe.hash
 
 
-@pytest.mark.parametrize("given, weights", [
+@pytest.mark.parametrize("said, weights", [
     (None, {"code": 1.0, "math": 1.0}),
     (0.5, {"code": 0.5, "math": 0.5}),
     ({"math": 2.0}, {"math": 2.0}),
 ])  # fmt: skip
-def test_coefficients_of_a_virtual_expert(given: Any, weights: dict[str, float], tmp_path: Path) -> None:
-    made = assignment_of(virtual(method="task_arithmetic", coefficients=given), loaded(tmp_path))
+def test_coefficients_of_a_virtual_expert(said: Any, weights: dict[str, float], tmp_path: Path) -> None:
+    made = assignment_of(virtual(method="task_arithmetic", coefficients=said), loaded(tmp_path))
     assert {alias: dict(values)["coefficient"] for alias, values in made.sources} == weights
 
 
@@ -365,3 +368,19 @@ def test_a_fingerprint_is_planned_where_nothing_was_read() -> None:
     )  # fmt: skip
     (assignment,) = set(of.decode(of.center()).groups.values())
     assert dict(assignment.parameters)[CALIBRATION.name] == PLANNED
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_genomes_of_calibrated_methods_are_read_back(data: st.DataObject) -> None:
+    """Coefficients of 0 among them, with which a source is left out, or with all of them the whole method."""
+    of = CALIBRATED
+    value = st.sampled_from([0.0, 0.25, 1.0])
+    values = tuple(data.draw(value) for _ in range(of.box.continuous))
+    genome = Genome(values, tuple(data.draw(st.integers(0, count - 1)) for count in of.box.categories))
+    recipe = of.decode(genome)
+    assert of.decode(of.canonical(genome)).hash == recipe.hash
+    assert of.decode(of.encode(recipe)).hash == recipe.hash
+
+
+CALIBRATED = space("regmean", "fisher", MethodChoice("regmean_plus", {"alpha": 0.5}), "iso_c")
