@@ -12,7 +12,8 @@ selection items; of a search's finalists the one that is best on selection items
 Calibration: what an expert's evaluator asks of it in the search split, and its own answers; no labels.
 
 Every outcome is kept in --folder as soon as it is there: the same command goes on where it was. --tables prints what
-there is. On one thread about an hour for everything; the models must be there (paretomerge zoo build NAME).
+there is. About 70 CPU-minutes for everything on one thread; families and seeds may run beside each other. The models
+must be there (paretomerge zoo build NAME).
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from merging.alignment import Alignment, renumbered, resized
 from merging.checkpoint import Checkpoint, TensorInfo, check_compatible, check_finite, check_room, content_hash
+from merging.compatibility import check_plain, check_ties, is_frozen, is_tied, may_lack, optional_heads
 from merging.files import Read
-from merging.layout import Layout, is_buffer, tied_heads
+from merging.layout import Layout
 from merging.pool import Pool
 from merging.recipe import MergingError, Recipe, SourceRef
 from merging.scan import PLAUSIBLE, scan
@@ -24,10 +25,6 @@ from merging.tokens import copy_tokenizer, write_united
 from merging.vocabulary import Axes, align
 
 BASE = "base"
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-_COMPARED_AT_ONCE = 1 << 20
 
 
 class Sources:
@@ -69,7 +66,7 @@ class Sources:
         self._vocabulary: Path | str = "base"
         self._read: dict[tuple[str, str], Tensor] = {}
         self._borrowed: str | None = None
-        self._embedding = _optional_heads(checkpoints[base])
+        self._embedding = optional_heads(checkpoints[base])
         self._pools: dict[tuple[tuple[str, ...], torch.dtype | None], Pool] = {}
         self.tensors: dict[str, TensorInfo] = {name: self.info(base, name) for name in layout.names}
 
@@ -123,18 +120,18 @@ class Sources:
     def _checked(checkpoints: Mapping[str, Checkpoint], tokenizer: Path | str) -> Sources:
         """Models that fit each other; their weights are not looked at yet."""
         origin = checkpoints[BASE]
-        heads = _optional_heads(origin)
+        heads = optional_heads(origin)
         axes = {alias: Axes.of(checkpoint) for alias, checkpoint in checkpoints.items()}
         for alias, checkpoint in checkpoints.items():
-            _check_plain(checkpoint)
-            optional = _may_lack(origin) | _may_lack(checkpoint)
+            check_plain(checkpoint)
+            optional = may_lack(origin) | may_lack(checkpoint)
             tokens = {name: axis for name, axis in axes[BASE].axes.items() if axes[alias].axes.get(name) == axis}
             check_compatible(origin, checkpoint, optional, tokens)
-        tied = {head: heads[head] for head in heads if _is_tied(origin, head, heads[head])}
-        _check_ties(checkpoints, tied)
+        tied = {head: heads[head] for head in heads if is_tied(origin, head, heads[head])}
+        check_ties(origin, checkpoints.values(), tied)
         alignment = align(tokenizer, BASE, checkpoints, axes)
         names = [name for name in origin.tensors if name not in tied]
-        frozen = tuple(name for name in names if _is_frozen(name, origin.tensors[name]))
+        frozen = tuple(name for name in names if is_frozen(name, origin.tensors[name]))
         merged = {
             name: origin.tensors[name].shape if alignment is None else alignment.shape(name, origin.tensors[name].shape)
             for name in names
@@ -370,83 +367,3 @@ class Sources:
             for alias, ratio in self.distance.items()
             if ratio > PLAUSIBLE
         )
-
-
-def _optional_heads(checkpoint: Checkpoint) -> dict[str, str]:
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return tied_heads(shapes, Layout.of(shapes))
-
-
-def _may_lack(checkpoint: Checkpoint) -> frozenset[str]:
-    """Tensors that other checkpoints of the same model need not store: tied heads, constants."""
-    constants = {name for name, info in checkpoint.tensors.items() if is_buffer(name, info.shape)}
-    return frozenset(constants | _optional_heads(checkpoint).keys())
-
-
-def _is_frozen(name: str, info: TensorInfo) -> bool:
-    return info.dtype not in FLOATS or is_buffer(name, info.shape)
-
-
-def _is_tied(checkpoint: Checkpoint, head: str, embedding: str) -> bool:
-    """Stored twice, but one parameter: the config says so and the bytes agree."""
-    return _ties_embeddings(checkpoint) and _same_bits(checkpoint, head, embedding)
-
-
-def _ties_embeddings(checkpoint: Checkpoint) -> bool:
-    config = checkpoint.config
-    for level in (config, config.get("text_config"), config.get("decoder")):
-        if isinstance(level, dict) and "tie_word_embeddings" in level:
-            return bool(level["tie_word_embeddings"])
-    from transformers import AutoConfig  # only the architecture's class knows its default
-
-    try:
-        loaded = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    except Exception:  # an architecture that this transformers does not know: what is stored is what there is
-        return False
-    return bool(getattr(loaded, "tie_word_embeddings", False))
-
-
-def _check_ties(checkpoints: Mapping[str, Checkpoint], tied: Mapping[str, str]) -> None:
-    """Where the base has one tensor for head and embedding, an expert must not have two different ones."""
-    base = checkpoints[BASE]
-    for checkpoint in checkpoints.values():
-        for head, embedding in _optional_heads(checkpoint).items():
-            one_in_base = head in tied or head not in base.tensors
-            if one_in_base and not _same_bits(checkpoint, head, embedding):
-                raise MergingError(
-                    f"in the base {base.path} {head} is tied to {embedding}, but {checkpoint.path} stores two "
-                    "different tensors there; an untied fine-tune cannot be merged into a tied base"
-                )
-
-
-def _check_plain(checkpoint: Checkpoint) -> None:
-    method = checkpoint.config.get("quantization_config")
-    odd = [
-        name
-        for name, info in checkpoint.tensors.items()
-        if info.dtype.is_complex or (info.dtype.itemsize == 1 and info.dtype.is_floating_point)
-    ]
-    if method or odd:
-        found = "a quantization_config in config.json" if method else f"{checkpoint.tensors[odd[0]].dtype} in {odd[0]}"
-        raise MergingError(
-            f"expected unquantised weights in {checkpoint.path}, found {found}; the optimum of a quantised model is "
-            "another optimum: merge the unquantised models, quantise afterwards"
-        )
-
-
-def _same_bits(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Whether two tensors of a model are equal, byte for byte; one that is not stored is equal."""
-    a, b = (checkpoint.tensors.get(name) for name in (one, other))
-    if a is None or b is None:
-        return True
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    buffers = [torch.empty(min(_COMPARED_AT_ONCE, a.numel), dtype=a.dtype) for _ in range(2)]
-    with checkpoint.reader(one) as read_one, checkpoint.reader(other) as read_other:
-        for start in range(0, a.numel, _COMPARED_AT_ONCE):
-            left, right = (buffer[: a.numel - start] for buffer in buffers)
-            read_one(left, start)
-            read_other(right, start)
-            if not torch.equal(left.view(torch.uint8), right.view(torch.uint8)):
-                return False
-    return True
