@@ -226,10 +226,10 @@ def remade(
     if recipe is None:
         raise ValueError(f"{alias} is no virtual expert")
     try:
-        found = find(recipe)
+        found = find(recipe, live_dtype=dtype)
         if found is None:
             sources = parents(recipe)
-            found = make(recipe, sources, calibration=lambda: calibrate(recipe, sources, dtype))
+            found = make(recipe, sources, calibration=lambda: calibrate(recipe, sources, dtype), live_dtype=dtype)
     except MergingError as error:
         raise MergingError(f"the recipe's source {alias!r} is a virtual expert, to be made again: {error}") from error
     if found.content != ref.content:

@@ -215,11 +215,12 @@ def _check_space(out: Path, needed: int) -> None:
 
 def _settle(partial: Path, out: Path) -> None:
     """Make it durable, then give it its name."""
-    for file in partial.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
     mask = os.umask(0)
     os.umask(mask)
+    for file in partial.iterdir():
+        file.chmod(0o666 & ~mask)  # safetensors makes private files
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
     partial.chmod(0o777 & ~mask)  # mkdtemp makes private folders
     partial.replace(out)
 

@@ -1,9 +1,9 @@
 """Virtual experts: merges that are made once, kept in the cache, and then taken for models like any other.
 
 ``<cache>/virtual/<key>/model`` is a model folder as :func:`merging.export.export` writes it, with ``made.json`` in it:
-the hash of what it contained when it was made. The key is the recipe's hash and this package's version, which names the
-code of the methods. A folder that is there is finished: it was written beside and renamed, under a lock that ends with
-its holder.
+the hash of what it contained when it was made. The key is the recipe's hash, the code of this package, and the dtype of
+the live model in which calibration data were looked at. A folder that is there is finished: it was written beside and
+renamed, under a lock that ends with its holder.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from merging.calibration.contract import Calibration
 from merging.calibration.store import default_cache
 from merging.checkpoint import Checkpoint
+from merging.code import code_hash
+from merging.configs import needed_calibration
 from merging.export import export
 from merging.recipe import MergingError, Recipe
 from merging.sources import Sources
@@ -50,25 +51,32 @@ class Made(NamedTuple):
     seconds: float | None
 
 
-def folder_of(recipe: Recipe, cache: Path | None = None) -> Path:
+def folder_of(recipe: Recipe, cache: Path | None = None, live_dtype: str | None = None) -> Path:
     """Where what a recipe makes is kept, or would be.
 
     Args:
         recipe: canonical.
         cache: the cache directory, by default the project's.
+        live_dtype: of the model that statistics of calibration data are collected in, the base's if None; of no account
+            where the recipe needs none.
+
+    Raises:
+        MergingError: it needs several kinds of data.
     """
-    key = hashlib.sha256(f"{recipe.hash} {metadata.version('paretomerge')}".encode()).hexdigest()
+    collected_in = live_dtype if needed_calibration(recipe) is not None else None
+    parts = [recipe.hash, code_hash(Path(__file__).parent), collected_in]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return (cache or default_cache()) / "virtual" / key[:32]
 
 
-def find(recipe: Recipe, cache: Path | None = None) -> Made | None:
+def find(recipe: Recipe, cache: Path | None = None, live_dtype: str | None = None) -> Made | None:
     """What was made of a recipe before, read once to see that it is still what it was; None where it is not there, or
     was damaged.
 
     Args:
-        recipe, cache: as in :func:`folder_of`.
+        recipe, cache, live_dtype: as in :func:`folder_of`.
     """
-    folder = folder_of(recipe, cache) / _MODEL
+    folder = folder_of(recipe, cache, live_dtype) / _MODEL
     try:
         wanted = json.loads((folder / _FACTS).read_text(encoding="utf-8"))["content"]
         content = Checkpoint.open(folder).content
@@ -83,6 +91,7 @@ def make(
     *,
     calibration: Callable[[], Calibration | None] = lambda: None,
     cache: Path | None = None,
+    live_dtype: str | None = None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> Made:
     """Make a virtual expert, unless it is there; two processes that want the same one make it once.
@@ -91,19 +100,19 @@ def make(
         recipe: canonical; of dtype :data:`DTYPE`, or the result is rounded twice.
         sources: the models that it is made from.
         calibration: called where the recipe needs it and the expert is not there yet: statistics, collected.
-        cache: as in :func:`folder_of`.
+        cache, live_dtype: as in :func:`folder_of`.
         on_wait: called once where another process holds the lock.
 
     Raises:
         MergeFailed: the result is not finite.
         MergingError: the recipe does not fit, or the cache cannot be written.
     """
-    found = find(recipe, cache)
+    found = find(recipe, cache, live_dtype)
     if found is not None:
         return found
-    place = folder_of(recipe, cache)
+    place = folder_of(recipe, cache, live_dtype)
     with locked(place, on_wait):
-        found = find(recipe, cache)
+        found = find(recipe, cache, live_dtype)
         return found if found is not None else _make(recipe, sources, calibration(), place)
 
 

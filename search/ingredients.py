@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from evaluators import registry
 from evaluators.contract import Evaluator, EvaluatorError
 from merging.recipe import MergingError, Recipe
-from search import __version__, virtual
+from search import virtual
 from search.calibration import calibrated, choices_of, options_of, searches_calibrated, settings_of
 from search.config import LoadedConfig
 from search.errors import SearchError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from evaluators.calibration import Drawn, InputsOptions
     from merging import Materializer, Sources
     from merging.calibration import CollectedCalibration, Samples
+
+_LOG = logging.getLogger("paretomerge")
 
 
 class Gathered(NamedTuple):
@@ -132,7 +135,9 @@ class Inputs:
             except EvaluatorError as error:
                 raise self._error(alias, error) from error
             for name in blind:
-                self._say(f"note: whether inputs of {alias} are in the holdout of {name} cannot be told: see to it")
+                _LOG.warning(
+                    "note: whether inputs of %s are in the holdout of %s cannot be told: see to it", alias, name
+                )
 
     def recipes(self, planned: bool = False) -> dict[str, Recipe]:
         """Of every virtual expert.
@@ -239,6 +244,7 @@ class Inputs:
     def _place(self, alias: str) -> Path:
         """Where the inputs of an expert are kept: under all that they depend on."""
         from merging.calibration.store import default_cache
+        from merging.code import code_hash
 
         config, options = self._loaded.config, self._options(alias)
         if options.data is not None:
@@ -252,13 +258,14 @@ class Inputs:
         refs = self._sources.refs
         models = [refs["base"].content, refs[alias].content, config.models.dtype, config.engine.device]
         models.append(_files_hash(self._sources.path))
-        text = json.dumps([__version__, models, said], sort_keys=True)
+        code = code_hash(Path(registry.__file__).parent)  # who asks, and how it is written down
+        text = json.dumps([code, models, said], sort_keys=True)
         return default_cache() / "inputs" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _error(self, alias: str, error: Exception) -> Exception:
         given = self._loaded.config.calibration is not None and alias in self._loaded.config.calibration.inputs
         location: Location = ("calibration", "inputs", alias) if given else ("models", "experts", alias)
-        return self._loaded.error(location, f"calibration: {error}")
+        return self._loaded.error(location, str(error) if given else f"calibration: {error}")
 
 
 def _files_hash(folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
-from merging.recipe import Assignment, Recipe
+from merging.recipe import Assignment, MergingError, Recipe
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
@@ -61,6 +61,7 @@ class LiveExperts:
             from evaluators import open_engine
             from merging import Materializer, load_model
 
+            _check_vocabulary(self._sources)
             base = self._sources.path
             model = load_model(base, dtype=self._dtype, device=self._device)
             materializer = Materializer(self._sources, model)
@@ -74,3 +75,16 @@ class LiveExperts:
             )
             self._open = materializer, engine
         return self._open
+
+
+def _check_vocabulary(sources: Sources) -> None:
+    """Inputs are the base's tokens: the rows of another vocabulary would be read by the wrong numbers.
+
+    Raises:
+        MergingError: the merged model has other tokens than the base, or in another order.
+    """
+    if sources.tokenizer not in (None, "base"):
+        raise MergingError(
+            "inputs are read in the base's tokens, and the merged model is to have others; merge by a method that "
+            "looks at inputs with the base's vocabulary (tokenizer: base), or choose a method that looks at none"
+        )

@@ -108,17 +108,23 @@ class MergeInputs:
         settings = _settings(section, path)
         options = _options(settings, tuple(bound), path)
         live = LiveExperts(sources, dtype)
-        samples = {}
+        samples: dict[str, tuple[str, Samples]] = {}
         try:
             for alias, own in bound.items():
                 self._say(f"calibration: reading inputs of {alias}")
                 given = read_inputs(options[alias], live.engine(own), settings.items, settings.seed)
-                samples[sources.refs[own].content] = Samples.of(given)
+                found = Samples.of(given)
+                other, known = samples.setdefault(sources.refs[own].content, (alias, found))
+                if known.hash != found.hash:
+                    raise MergingError(
+                        f"it has the same weights as {other}, and other inputs; name the same inputs for both, or "
+                        "leave one of them out"
+                    )
         except (EvaluatorError, MergingError) as error:
             raise SearchError(f"{path}: calibration of {alias}: {error}") from error
         finally:
             live.close()
-        return CollectedCalibration(samples)
+        return CollectedCalibration({content: known for content, (_, known) in samples.items()})
 
 
 def wants_file(recipe: Recipe, path: Path) -> bool:

@@ -121,7 +121,7 @@ def _wrong_names(virtual: VirtualConfig, config: Config, location: Location) -> 
     known = config.models.experts
     of = members(virtual, config)
     for index, alias in enumerate(of):
-        if alias in config.models.virtual:
+        if alias in config.models.virtual and alias not in known:
             yield Problem((*location, "of", index), f"{alias!r} is virtual itself; name the experts that it is made of")
         elif alias not in known:
             hint = did_you_mean(alias, known)
@@ -188,6 +188,7 @@ def make(
                 recipe,
                 sources,
                 calibration=partial(calibration, recipe),
+                live_dtype=loaded.config.models.dtype,
                 on_wait=partial(say, f"virtual expert {name}: another process makes it; waiting"),
             )
         except MergingError as error:

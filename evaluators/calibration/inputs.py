@@ -31,12 +31,9 @@ class Inputs:
         """Keep a text: ``input_ids``, int64 [1, tokens]."""
         self.add({"input_ids": torch.tensor([list(tokens)], dtype=torch.int64)})
 
-    def all(self, most: int | None = None) -> list[Input]:
-        """The inputs; of more than ``most`` so many, chosen by their content."""
-        if most is None or len(self._found) <= most:
-            return list(self._found.values())
-        chosen = set(sorted(self._found)[:most])
-        return [one for key, one in self._found.items() if key in chosen]
+    def all(self) -> list[Input]:
+        """The inputs."""
+        return list(self._found.values())
 
 
 def without_padding(one: Mapping[str, Tensor]) -> Input:

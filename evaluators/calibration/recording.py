@@ -19,7 +19,6 @@ def record_inputs(
     ids: Sequence[str],
     *,
     prepared: bool = False,
-    most: int | None = None,
 ) -> list[Input]:
     """Score some items with the weights that are live, throw the scores away, and keep what the model was asked.
 
@@ -28,7 +27,6 @@ def record_inputs(
         engine: over the model with the expert's weights: what it writes is part of the inputs.
         ids: of the evaluator's search split.
         prepared: whether the evaluator has been prepared for this engine already, so that it is asked as it is.
-        most: at most so many inputs, chosen by their content; None for all.
 
     Returns:
         Keyword arguments of the module's ``forward``, one mapping an input: first dimension 1, on the CPU, nothing
@@ -59,6 +57,6 @@ def record_inputs(
             f"{type(evaluator).__name__} asked the model nothing about {len(ids)} items, so that there are no inputs "
             "to calibrate on; name another evaluator, or a data file"
         )
-    inputs = recorder.inputs.all(most)
+    inputs = recorder.inputs.all()
     check_runs(engine, inputs, f"calibration on what {type(evaluator).__name__} asks")
     return inputs

@@ -90,7 +90,7 @@ def _table(options: InputsOptions) -> Table:
             return split_tables(data)[SPLITS[0]]
         data = Table(file=data)
     if data.file is not None and not data.file.is_file():
-        raise EvaluatorError(f"calibration: expected a file at {data.file}, and there is none")
+        raise EvaluatorError(f"expected a file at {data.file}, and there is none")
     return data
 
 

@@ -37,7 +37,7 @@ class CollectedCalibration(Calibration):
         named = "\n".join(f"{content} {digest}" for content, digest in sorted(self._hashes.items()))
         self._fingerprint = f"sha256:{hashlib.sha256(named.encode()).hexdigest()}"
         self.store = Store(cache)
-        self._context: dict[str, str] | None = None
+        self._contexts: list[dict[str, str]] = []
         self._entries: dict[Wanted, Entry] = {}
 
     @staticmethod
@@ -47,7 +47,8 @@ class CollectedCalibration(Calibration):
         Args:
             fingerprint: as recipes name it.
             cache: the cache directory, by default the project's.
-            dtype: of the live model that the statistics were collected with; by default that which was last used.
+            dtype: of the live model that the statistics were collected with; by default that which was last used,
+                where it has them.
 
         Raises:
             MergingError: the cache knows nothing of it.
@@ -61,7 +62,7 @@ class CollectedCalibration(Calibration):
                 f"the calibration data {fingerprint} are not in the cache {calibration.store.root}{found}. Give the "
                 "data that the recipe was made with, or the cache of the machine that made it (PARETOMERGE_CACHE)"
             )
-        calibration._hashes, calibration._fingerprint, calibration._context = hashes, fingerprint, fitting[-1]
+        calibration._hashes, calibration._fingerprint, calibration._contexts = hashes, fingerprint, fitting[::-1]
         return calibration
 
     @property
@@ -156,16 +157,20 @@ class CollectedCalibration(Calibration):
     def entry(self, wanted: Wanted) -> Entry | None:
         """What was collected, or is being collected; None where it is not there."""
         if wanted not in self._entries:
-            found = self.store.find(self.key(wanted)) if self._context and wanted.content in self._hashes else None
+            contexts = self._contexts if wanted.content in self._hashes else []
+            found = next(filter(None, (self.store.find(self._key(wanted, each)) for each in contexts)), None)
             if found is None:
                 return None
             self._entries[wanted] = found
         return self._entries[wanted]
 
     def key(self, wanted: Wanted) -> str:
-        """Under which the store keeps it."""
+        """Under which the store keeps what is collected now."""
+        return self._key(wanted, self._contexts[0] if self._contexts else {})
+
+    def _key(self, wanted: Wanted, context: Mapping[str, str]) -> str:
         assignment = wanted.assignment
-        context = dict(self._context or {})
+        context = dict(context)
         base = context.pop("base", "")
         merged = [] if assignment is None else [base, source_hash(assignment.method), _plain(assignment)]
         return key_of(wanted.statistic, wanted.content, self._hashes[wanted.content], context, merged)
@@ -176,8 +181,8 @@ class CollectedCalibration(Calibration):
         Args:
             context: what they depend on besides source and samples.
         """
-        if self._context != dict(context):
-            self._context = dict(context)
+        if self._contexts != [dict(context)]:
+            self._contexts = [dict(context)]
             self._entries.clear()
         self.store.remember(self._fingerprint, self._hashes, context)
 

@@ -179,7 +179,7 @@ def _collect_sequence(
     try:
         for each, alias in missing.items():
             calibration.hold(each, writers[alias])
-        collect_sequential(live, assignment, samples, writers, memory, lambda stage: None)
+        collect_sequential(live, assignment, samples, writers, memory)
         for each, alias in missing.items():
             calibration.hold(each, calibration.store.commit(writers[alias], calibration.key(each)))
     finally:

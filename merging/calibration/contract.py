@@ -24,8 +24,8 @@ class Gram(NamedTuple):
     """What went into a linear weight: the second moments of its inputs.
 
     Attributes:
-        matrix: [in, in] float64, symmetric: Σ x·xᵀ / rows of the layer; [stack, in, in] for a tensor that holds
-            several weights along its first axis (the experts of a mixture).
+        matrix: [in, in] float64, symmetric: Σ x·xᵀ / rows, where the experts of a mixture count their rows together;
+            [stack, in, in] for a tensor that holds several weights along its first axis (such experts).
         rows: how many inputs there were; [stack] of them for a stack.
         inputs: which inputs: tensors with the same name here share the matrix (query, key, value).
         axis: the axis of the stored weight that the inputs run along, stack apart: 1 for [out, in], 0 for the [in, out]

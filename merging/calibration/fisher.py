@@ -149,7 +149,11 @@ def _seeded(samples: Samples) -> Iterator[tuple[int, Sample]]:
 
 
 def _holders(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[_Holder]:
-    """The model's parameters, those of one memory together, with the stored tensors they hold; others are left out."""
+    """The model's parameters, those of one memory together, with the stored tensors they hold; others are left out.
+
+    Those that share a stored tensor (query, key and value of one that is stored fused) stand side by side, whatever
+    stands between them in the model.
+    """
     memories: dict[tuple[Any, ...], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.numel():
@@ -160,12 +164,16 @@ def _holders(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[_Holder]:
         if tensor.numel():
             storage, start, stop = _where(tensor)
             by_storage.setdefault(storage, []).append((start, stop, name))
-    holders = []
+    holders: list[_Holder] = []
     for (storage, start, stop, *_), parameters in memories.items():
         names = tuple(name for first, last, name in by_storage.get(storage, ()) if first < stop and last > start)
         if names:
             holders.append(_Holder(tuple(parameters), names))
-    return holders
+    first: dict[str, int] = {}
+    for place, holder in enumerate(holders):
+        for name in holder.names:
+            first.setdefault(name, place)
+    return sorted(holders, key=lambda holder: min(first[name] for name in holder.names))
 
 
 def _where(tensor: Tensor) -> tuple[int, int, int]:

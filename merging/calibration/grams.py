@@ -1,14 +1,17 @@
 """Gram matrices of the inputs of linear weights, streamed: as many blocks at once as memory holds.
 
-G = Σ x·xᵀ over every vector x that a weight was multiplied with, in float64. All matrices of a stage (a block, or a
-weight outside the blocks) are divided by one number, the rows of that of its weights that saw most: where a mixture
-sent few tokens to an expert, that expert's matrix stays small, and counts as little when models are merged.
+G = Σ x·xᵀ over every vector x that a weight was multiplied with, in float64, divided by the number of these rows. The
+experts of a mixture are divided by one number, the rows of all of them together: where few tokens were sent to one, its
+matrix stays small, and counts as little when models are merged. Other weights of a block have no part in it: what a
+decoder's keys read of an encoder is as long as another input, and says nothing of how much the decoder itself read.
 
 A pass over the samples collects consecutive stages and leaves each forward pass as soon as these are behind it.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +28,9 @@ from merging.calibration.survey import Cell, Stage, Survey, forward, stage_of
 from merging.calibration.watching import InputKey, Leave, Use, Watch, plain_products
 from merging.recipe import MergingError
 from merging.sources import Sources
+
+# Experts of a mixture that are stored one by one: "experts.3.w1", "experts.expert_3.wi".
+_EXPERT = re.compile(r"(experts?[._])\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,9 @@ def _run(
 def _write(found: Survey, stage: Stage, collected: _Pass, source: str, writer: Writer) -> None:
     linears = {name: found.linears[name] for name in found.stages[stage] if name in found.linears}
     parts = {cell: collected.of(cell) for name, linear in linears.items() for cell in linear.cells(name)}
-    divisor = max((moments.rows for _, moments in parts.values() if moments is not None), default=0)
+    divisors: Counter[str] = Counter()
+    for cell, (_, moments) in parts.items():
+        divisors[_layer(cell.name)] += moments.rows if moments is not None else 0
     file = f"{len(writer.files):04}.safetensors"
     keys: dict[tuple[Cell, ...], str] = {}
     tensors: dict[str, Tensor] = {}
@@ -225,7 +233,7 @@ def _write(found: Survey, stage: Stage, collected: _Pass, source: str, writer: W
         if moments is None or shared in keys:
             continue
         keys[shared] = str(len(keys))
-        matrix = moments.result(divisor)
+        matrix = moments.result(max(divisors[_layer(each.name)] for each in shared))
         if not bool(matrix.diagonal().isfinite().all()):
             raise MergingError(
                 f"the inputs of {cell.name} in {source} are NaN or infinite on some calibration samples: the model "
@@ -248,6 +256,11 @@ def _write(found: Survey, stage: Stage, collected: _Pass, source: str, writer: W
             "inputs": f"{stage}:{inputs}" if "-" not in inputs else f"{stage}:{inputs}:{name}",
         }
     writer.write(file, tensors, names)
+
+
+def _layer(name: str) -> str:
+    """The same for a weight of one expert of a mixture and its like in the others."""
+    return _EXPERT.sub(r"\1#", name)
 
 
 def _passes(found: Survey, memory: int, stages: Iterable[Stage] | None = None) -> Iterator[list[Stage]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merging.calibration.linears import LiveWeights
 from merging.calibration.samples import Samples
 from merging.calibration.store import key_of
 from merging.calibration.survey import Survey, survey
+from merging.code import code_hash
 from merging.recipe import Assignment, Group, Recipe
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Live:
             "config": key_of(type(self.model).__name__, _plain(self.sources.config), self.sources.tokenizer),
             "dtype": "+".join(sorted(self._dtypes())),
             "base": self.sources.refs[self.sources.base].content,
+            "code": code_hash(Path(__file__).parents[1]),  # layout, live mapping and, behind merged layers, methods too
         }
 
     def alone(self, alias: str) -> Assignment:

@@ -8,7 +8,7 @@ in the block itself, so that a block's matrices are collected when all below the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from merging.calibration.grams import collect_grams
 from merging.calibration.live import Live
@@ -24,7 +24,6 @@ def collect_sequential(
     samples: Mapping[str, Samples],
     writers: Mapping[str, Writer],
     memory: int,
-    step: Callable[[str], None],
 ) -> None:
     """Collect the matrices of sources stage by stage. The materializer's calibration must read the writers.
 
@@ -34,7 +33,6 @@ def collect_sequential(
         samples: alias -> inputs, of every source of the assignment.
         writers: alias -> where its matrices go, of the sources whose are not there yet.
         memory: bytes that matrices and buffers may take.
-        step: called with the name of each stage.
 
     Raises:
         MergingError: activations that are NaN or infinite, samples that the model refuses, or a merge that fails.
@@ -43,11 +41,10 @@ def collect_sequential(
     order = _order(surveys)
     rank = {stage: number for number, stage in enumerate(order)}
     for stage in order:
-        runners = [alias for alias in writers if stage in surveys[alias].linear_stages()]
-        if runners:
-            step(str(stage))
-        for alias in runners:
+        for alias in writers:
             found = surveys[alias]
+            if stage not in found.linear_stages():
+                continue
             live.materializer.apply(_mixed(live, assignment, alias, stage, rank, found))
             collect_grams(live, found, samples[alias], alias, writers[alias], memory, (stage,))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, device
 
 from merging.calibration.contract import Calibration
 from merging.methods.arcs import by_shares
@@ -14,6 +15,10 @@ from merging.methods.contract import Elements, Elementwise, Inputs, Needs, Param
 from merging.methods.regression import calibration_of, data_of
 from merging.pool import Pool
 from merging.recipe import Assignment, MergingError
+
+# F_t by content, tensor, device and factor (which tells statistics of one live dtype from those of another). A search
+# that sets coefficients to zero has a pool for every set of sources: they share these.
+_HELD: WeakKeyDictionary[Calibration, dict[tuple[str, str, device, float], Tensor]] = WeakKeyDictionary()
 
 
 def fisher_mean(inputs: Inputs) -> Tensor:
@@ -53,7 +58,7 @@ class Fisher(Elementwise):
     floor, it is the mean by the coefficients. An expert whose F_t is zero everywhere has the floor.
 
     As genes: a candidate reads every source and its F_t once, in about twice the time of task arithmetic. All F_t are
-    kept in float32.
+    kept in float32, once, whichever sources take part.
     """
 
     name: ClassVar[str] = "fisher"
@@ -90,11 +95,12 @@ class Fisher(Elementwise):
         calibration = calibration_of(pool, self.name)
         sources = tuple(range(len(shares)))
         data = data_of(calibration)
-        fields: tuple[Tensor, ...] = pool.once(
-            (self.name, data, name), lambda: tuple(_fisher(calibration, pool, number, name) for number in sources)
-        )
         factors: tuple[float, ...] = pool.once(
             (self.name, data), lambda: tuple(_factor(calibration, pool, number) for number in sources)
+        )
+        fields: tuple[Tensor, ...] = pool.once(
+            (self.name, data, name),
+            lambda: tuple(_fisher(calibration, pool, number, name, factors[number]) for number in sources),
         )
         numbers = (*shares, *factors, float(values.shared["floor"]))
         if scale == 1.0:
@@ -102,15 +108,21 @@ class Fisher(Elementwise):
         return Elements(from_base, numbers=(*numbers, scale), sources=sources, fields=fields)
 
 
-def _fisher(calibration: Calibration, pool: Pool, number: int, name: str) -> Tensor:
-    """Flat F_t of one tensor."""
-    found, tensor = calibration.fisher(pool.content(number), name), pool.source(name, number)
+def _fisher(calibration: Calibration, pool: Pool, number: int, name: str, factor: float) -> Tensor:
+    """Flat F_t of one tensor, where the source is; ``factor`` is its source's."""
+    content, tensor = pool.content(number), pool.source(name, number)
+    held = _HELD.setdefault(calibration, {}) if pool.searching else {}  # one merge goes through the model once
+    key = (content, name, tensor.device, factor)
+    if key in held:
+        return held[key]
+    found = calibration.fisher(content, name)
     if found.shape != tensor.shape:
         raise MergingError(
             f"the calibration has the Fisher information of a tensor of shape {list(found.shape)} for {name}, which "
             f"has shape {list(tensor.shape)}: it is of another model"
         )
-    return found.reshape(-1)
+    held[key] = found.reshape(-1).to(tensor.device)
+    return held[key]
 
 
 def _factor(calibration: Calibration, pool: Pool, number: int) -> float:

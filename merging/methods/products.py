@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -62,16 +62,20 @@ def product(pool: Pool, key: tuple[Hashable, ...], name: str, compute: Callable[
         name: canonical tensor name.
         compute: Δ, of the tensor's shape, in any floating dtype. Called on one thread.
     """
-    found: Product = pool.once(("product", *key, name), lambda: made(pool, name, compute))
+
+    def made() -> Product:
+        with torch.no_grad(), one_thread():
+            delta = compute().to(torch.float32).reshape(-1)
+            return Product(delta, growth(delta, [pool.base(name)]))
+
+    found: Product = pool.once(("product", *key, name), made)
     return found
 
 
-def made(pool: Pool, name: str, compute: Callable[[], Tensor]) -> Product:
-    """As :func:`product`, whatever is remembered: for what depends on genes, and is kept by ``pool.lately``."""
-    with torch.no_grad(), one_thread():
-        delta = compute().to(torch.float32).reshape(-1)
-        reach, width = (_largest(each) for each in (delta, pool.base(name)))
-    return Product(delta, 0.0 if not reach else reach / width if width else math.inf)
+def growth(tensor: Tensor, others: Iterable[Tensor]) -> float:
+    """The largest |element| as a multiple of the others' largest; infinite where those are zero."""
+    reach, width = _largest(tensor), max(map(_largest, others))
+    return 0.0 if not reach else reach / width if width else math.inf
 
 
 class MatrixMethod(Elementwise):

@@ -95,7 +95,6 @@ def source_hash(name: str) -> str | None:
     return _find(name).source
 
 
-@lru_cache(maxsize=65536)
 def canonical(assignment: Assignment) -> Assignment:
     """The one spelling of an assignment: see :meth:`merging.methods.contract.Method.canonical`; idempotent.
 
@@ -105,6 +104,13 @@ def canonical(assignment: Assignment) -> Assignment:
         MergingError: no such method, parameters that it does not take, or a plug-in that is not the one the recipe was
             made with.
     """
+    every = (*assignment.parameters, *(each for _, values in assignment.sources for each in values))
+    return _canonical(assignment, tuple(type(value) for _, value in every))
+
+
+@lru_cache(maxsize=65536)
+def _canonical(assignment: Assignment, types: tuple[type, ...]) -> Assignment:
+    """As :func:`canonical`; with the types, since True equals 1.0, and one of the two may be an error."""
     method, source = _find(assignment.method)
     if source is None:
         return method.canonical(assignment)
@@ -143,7 +149,7 @@ def canonical_recipe(recipe: Recipe) -> Recipe:
 def forget() -> None:
     """Look for methods afresh when they are next asked for: files are read again, installed packages too."""
     _find.cache_clear()
-    canonical.cache_clear()
+    _canonical.cache_clear()
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from merging.linear_algebra import one_thread
 from merging.methods.arcs import by_shares
 from merging.methods.arithmetic import base_plus, sum_of_weights
 from merging.methods.contract import DELTA_SCALE, Elements, Elementwise, Inputs, Needs, Parameter, Values
+from merging.methods.products import growth
 from merging.pool import Pool
 from merging.recipe import Assignment, MergingError
 
@@ -183,7 +184,7 @@ def calibration_of(pool: Pool, method: str) -> Calibration:
 
 def data_of(calibration: Calibration) -> Hashable:
     """What statistics are remembered by: two calibrations with the same data may hold those of other live dtypes."""
-    return calibration.fingerprint, id(calibration)
+    return calibration  # itself, by identity: as long as it is remembered nothing else is taken for it
 
 
 class Layer(NamedTuple):
@@ -276,8 +277,7 @@ class _Solver:
             out = torch.empty_like(pool.source(name, 0), dtype=torch.float32, memory_format=torch.contiguous_format)
             for index, target in enumerate(layer.matrices(out)):
                 target.copy_(self._matrix([each[index] for each in sources], index))
-            reach, width = _largest(out), max(map(_largest, pool.sources(name)))
-        return Product(out.reshape(-1), 0.0 if not reach else reach / width if width else math.inf)
+            return Product(out.reshape(-1), growth(out, pool.sources(name)))
 
     def _gram(self, number: int) -> Gram | None:
         if self._layer.stack is None:
@@ -358,8 +358,3 @@ def _latest(pool: Pool, slot: tuple[Hashable, ...], key: Hashable, compute: Call
         held.clear()
         held[key] = compute()
     return held[key]
-
-
-def _largest(tensor: Tensor) -> float:
-    ends: Sequence[Tensor] = torch.aminmax(tensor) if tensor.numel() else ()
-    return max((abs(float(end)) for end in ends), default=0.0)

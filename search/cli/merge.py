@@ -60,7 +60,10 @@ def merge(
         if (content := source_hash(method)) is not None:
             typer.echo(f"note: {method} is a plug-in; its code ({content[:19]}…) is run", err=True)
     if calibration is not None and not wants_file(recipe, config):
-        raise SearchError(f"--calibration {calibration}: no recipe here was made with calibration data; leave it out")
+        raise SearchError(
+            f"--calibration {calibration}: it is for recipes that were made with calibration data, and {config} is "
+            "none (a merge config names its data itself); leave it out"
+        )
     collected = inputs.calibrate(recipe, sources, recipe.dtype)
     folder = export(recipe, sources, out, max_shard_size=size, calibration=collected)
     typer.echo(

@@ -228,6 +228,10 @@ def test_a_short_merge_config_and_its_recipe(project: Project, capsys: pytest.Ca
     (folder / "merge.yaml").write_text(yaml.safe_dump(config))
     assert run_command(["merge", "merge.yaml", "first"]) == 0
     assert run_command(["merge", "first/recipe.yaml", "second"]) == 0  # from the cache
+    remembered = next((folder / "cache").glob("calibration/fingerprints/*.json"))
+    written = remembered.stat().st_mtime_ns
+    assert run_command(["merge", "merge.yaml", "again"]) == 0
+    assert remembered.stat().st_mtime_ns == written  # a cache that has all may be read-only
     shutil.rmtree(folder / "cache")
     assert run_command(["merge", "first/recipe.yaml", "third"]) == 2
     assert "--calibration FILE" in capsys.readouterr().err
@@ -262,6 +266,15 @@ WRONG_MERGES: dict[str, tuple[dict[str, Any], str]] = {
         "nowhere.jsonl",
     ),
     "an unknown key": ({"calibration": {"item": 3}}, "calibration.item: unknown key. Known keys: items, seed, inputs."),
+    "one model twice, with two kinds of inputs": (
+        {
+            "experts": {"a": "a", "b": "a"},
+            "calibration": {
+                "inputs": {each: {"data": f"data/{each}/search.jsonl", "text": "{prompt}"} for each in "ab"}
+            },
+        },
+        "calibration of b: it has the same weights as a, and other inputs",
+    ),
     "the wrong modality": (
         {"calibration": {"inputs": {each: {"data": "data/a/search.jsonl", "image": "prompt"} for each in "ab"}}},
         "calibration of a: ",
@@ -279,17 +292,28 @@ def test_what_a_merge_config_says_wrong_of_its_data(project: Project, capsys: py
         assert says in capsys.readouterr().err and not (folder / "out").exists()
     (folder / "merge.yaml").write_text(yaml.safe_dump(MERGE | {"method": "linear", "coefficients": 0.5}))
     assert run_command(["merge", "merge.yaml", "out", "--calibration", "merge.yaml"]) == 2
-    assert "leave it out" in capsys.readouterr().err
+    assert "a merge config names its data itself); leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_inputs_from_files_in_a_search(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_from_files_in_a_search(
+    project: Project,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Rows beside the config; rows of a holdout are refused, before anything runs, with the row and the item."""
     folder = project({"solved": {"method": "regmean"}})
     config = yaml.safe_load((folder / "config.yaml").read_text())
     inputs = {alias: {"data": rows(folder, alias, 20).name} for alias in ("a", "b")}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"calibration": {"items": 12, "inputs": inputs}}))
+    with monkeypatch.context() as patch:  # an evaluator that does not say what its items are
+        patch.setattr("evaluators.calibration.overlap", lambda rows, evaluator, name: False)
+        assert run_command(["check", "config.yaml"]) == 0
+    assert "inputs of a are in the holdout of b cannot be told" in caplog.text
+    caplog.clear()
     assert run_command(["check", "config.yaml"]) == 0
+    assert "cannot be told" not in caplog.text
     assert run_command(["run", "config.yaml", "--display", "plain"]) == 0
     assert "reading inputs of a from a-inputs.jsonl" in capsys.readouterr().err
 

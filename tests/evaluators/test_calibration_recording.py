@@ -241,17 +241,6 @@ def test_a_text_is_cut_at_the_models_positions() -> None:
     assert found == [[2, *text[:7]]]
 
 
-def test_at_most_so_many(engine: HFEngine, data: Path) -> None:
-    """Chosen by content: the same whatever was asked first."""
-    evaluator = evaluators.build("length", {"data": data, "max_new_tokens": 3})
-    ids = evaluator.items("search").ids[:12]
-    first = tokens(record_inputs(evaluator, engine, ids, most=5))
-    again = tokens(record_inputs(evaluator, engine, ids[::-1], most=5))
-    assert len(first) == 5
-    assert sorted(first) == sorted(again)
-    assert first == again[::-1]
-
-
 @pytest.mark.parametrize("kept", [False, True])
 def test_whichever_engine_it_asks(engine: HFEngine, kept: bool) -> None:
     prompt = engine.encode("w1 w2", special=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import Family
+from families import Family
 from test_architectures import GROUPED, IDS, IMAGE, MODELS, SPECIAL, TEXT, V
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests: importlib mode adds no folder
 
 import torch
-from transformers import GPT2Config, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config
+from families import Family, save
+from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from merging.materialize import Sources
@@ -39,22 +39,6 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=53, n_embd=24, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
     "mistral-sharded": MistralConfig(**SIZE, tie_word_embeddings=False),
 }
-
-
-@dataclass(frozen=True)
-class Family:
-    """Folders of a base and two experts."""
-
-    base: Path
-    a: Path
-    b: Path
-
-    def load(self) -> Sources:
-        return Sources.load(self.base, {"a": self.a, "b": self.b})
-
-
-def save(model: PreTrainedModel, folder: Path, shard: str) -> None:
-    model.save_pretrained(folder, max_shard_size=shard)
 
 
 def make_family(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Family:

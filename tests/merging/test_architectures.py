@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import Family
+from families import Family
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

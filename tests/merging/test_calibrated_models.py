@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from calibration_models import inputs_of, materializer, save_family
-from conftest import Family
+from families import Family
 from torch import Tensor
 
 from merging.calibration import CollectedCalibration, Samples

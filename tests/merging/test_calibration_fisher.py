@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
 
 from merging.calibration import CollectedCalibration, Samples
-from merging.calibration.fisher import _seeded, log_likelihood
+from merging.calibration.fisher import _seeded, collect_fisher, log_likelihood
+from merging.calibration.store import Store
 from merging.checkpoint import SINGLE
 from merging.materialize import load_model
 from merging.recipe import Assignment, MergingError
@@ -224,6 +225,33 @@ def test_several_passes_and_any_order_give_the_same_bits(load: Callable[[str], S
         other, same = collected(sources, given, tmp_path / f"{memory}", memory)
         assert same == pytest.approx(norm, rel=1e-12)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("memory", [None, 1])
+def test_one_stored_tensor_in_several_parameters_is_collected_at_once(tmp_path: Path, memory: int | None) -> None:
+    """Query and key are stored fused, with a bias of their own between them in the model."""
+
+    class Attention(nn.Module):
+        def __init__(self, fused: Tensor) -> None:
+            super().__init__()
+            self.query, self.key = nn.Linear(3, 4), nn.Linear(3, 4)
+            self.query.weight, self.key.weight = nn.Parameter(fused[:4]), nn.Parameter(fused[4:])
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.query(x) + 2.0 * self.key(x)
+            return logits
+
+    torch.manual_seed(0)
+    fused = torch.randn(8, 3)
+    model = Attention(fused).requires_grad_(False)
+    tensors = {"qk": fused, "q.bias": model.query.bias, "k.bias": model.key.bias}
+    store = Store(tmp_path)
+    writer = store.begin()
+    samples = Samples.of([{"x": torch.randn(1, 3, generator=torch.Generator().manual_seed(each))} for each in range(5)])
+    collect_fisher(model, tensors, samples, "a", writer, memory or 1 << 30)
+    entry = store.commit(writer, "key")
+    query, key = entry.read(entry.names["qk"]["file"], "qk").split(4)
+    assert query.any() and torch.allclose(key, 4.0 * query)
 
 
 def test_a_model_without_a_distribution_is_refused() -> None:

@@ -61,16 +61,14 @@ def grams(calibration: CollectedCalibration, sources: Sources) -> dict[str, Gram
     return {name: gram for name, gram in found.items() if gram is not None}
 
 
-def largest(found: dict[str, Gram], sources: Sources, name: str) -> int:
-    """The most rows that a weight of the same block saw; outside the blocks a weight is alone."""
-    group = sources.layout.group(name)
-    if group.depth is None:
-        return max(found[name].rows)
-    groups = {other: sources.layout.group(other) for other in found}
-    return max(
-        max(found[other].rows)
-        for other, each in groups.items()
-        if (each.stack, each.depth) == (group.stack, group.depth)
+def together(found: dict[str, Gram], name: str) -> int:
+    """The rows of a weight, or of its like in all experts of a mixture."""
+    before, experts, after = name.partition(".experts.")
+    leaf = after.partition(".")[2]
+    return sum(
+        sum(found[each].rows)
+        for each in found
+        if each == name or (experts and leaf and each.startswith(before + experts) and each.endswith(f".{leaf}"))
     )
 
 
@@ -96,7 +94,7 @@ def test_they_are_those_of_forward_hooks(load: Callable[[str], Sources], tmp_pat
         assert torch.equal(gram.matrix, gram.matrix.t())
         assert len(gram.matrix) == (shape[1:].numel() if gram.axis else shape[0])
         exact = 1e-5 if each.endswith("mlp.gate.weight") else 1e-9  # a router that works in float32, always
-        torch.testing.assert_close(gram.matrix * largest(found, sources, each), total, rtol=exact, atol=exact)
+        torch.testing.assert_close(gram.matrix * together(found, each), total, rtol=exact, atol=exact)
 
 
 @pytest.mark.parametrize("tokens", [1, 20])
@@ -111,7 +109,7 @@ def test_experts_of_a_mixture_and_those_that_no_token_reaches(
     assert {each for each in found if ".experts." in each} == expected.keys()
     for name, (total, rows) in expected.items():
         assert found[name].rows == (rows,)
-        torch.testing.assert_close(found[name].matrix * tokens, total, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found[name].matrix * 2 * tokens, total, rtol=1e-9, atol=1e-12)
     unreached = [name for name, (_, rows) in expected.items() if rows == 0]
     assert len(unreached) == (6 if tokens == 1 else 0), "two of three experts a token, in two layers"
     assert all(not found[name].matrix.any() for name in unreached)
@@ -298,3 +296,17 @@ def test_every_model_needs_inputs_and_few_are_remarked_on(load: Callable[[str], 
     lines.clear()
     plenty.collect(made, [regmean(plenty, "a")], notify=lines.append)
     assert lines == ["Gram matrices of a on 30 inputs"]
+
+
+def test_what_other_code_made_is_collected_anew_and_still_found_by_its_fingerprint(
+    load: Callable[[str], Sources], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, samples = load("llama"), inputs_of("llama")
+    first, made = calibrated(sources, samples, tmp_path)
+    calls = counted(made)
+    monkeypatch.setattr("merging.calibration.live.code_hash", lambda folder: "other")
+    again = CollectedCalibration({sources.refs["a"].content: Samples.of(samples)}, tmp_path)
+    late = CollectedCalibration.from_cache(first.fingerprint, tmp_path)
+    assert grams(late, sources).keys() == grams(first, sources).keys() and not calls
+    again.collect(made, [regmean(again, "a")])
+    assert calls

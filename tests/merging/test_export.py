@@ -49,6 +49,8 @@ def test_a_folder_has_all_that_loading_needs(families: Callable[..., Any], unifo
     config = json.loads((folder / "config.json").read_text())
     assert config["dtype"] == "float32" and config["model_type"] == "llama"
     assert (folder.stat().st_mode & 0o077) == ((tmp_path / "deep").stat().st_mode & 0o077)
+    (tmp_path / "plain").touch()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_the_recipe_in_the_folder_makes_the_same_folder(llama: Sources, uniform: Build, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from merging.calibration.given import GivenCalibration
 from merging.kernel import Task, merge_tensor
 from merging.methods import canonical, get
-from merging.methods.contract import Values
+from merging.methods.contract import Elementwise, Values
 from merging.pool import Pool
 from merging.recipe import Assignment, MergingError, Value
 
@@ -161,3 +161,32 @@ def test_information_of_another_model_is_refused() -> None:
         merge(weights, {**fishers, "b": {**fishers["b"], "first": fishers["b"]["second"]}}, assignment([1.0, 1.0]))
     with pytest.raises(MergingError, match="the Fisher information for a, not b"):
         merge(weights, {"a": fishers["a"]}, assignment([1.0, 1.0]))
+
+
+def test_pools_of_any_sources_share_the_information() -> None:
+    """A search that sets coefficients to zero meets every set of sources: what is kept must not grow with them."""
+
+    class FromDisk(GivenCalibration):
+        """Reads anew every time."""
+
+        def fisher(self, content: str, name: str) -> Tensor:
+            return super().fisher(content, name).clone()
+
+    weights = models(0, 3)
+    calibration = FromDisk(fishers=information(1, 3), fingerprint="sha256:here")
+    kept: list[Tensor] = []  # an address is nobody else's as long as it is held
+
+    def fields(coefficients: Sequence[float]) -> dict[str, int]:
+        spelled = canonical(assignment(coefficients))
+        aliases = tuple(alias for alias, _ in spelled.sources)
+        pool = Pool("base", aliases, tuple(SHAPES), lambda alias, name: weights[alias][name])
+        pool.calibration, pool.searching = calibration, True
+        method = get("fisher")
+        assert isinstance(method, Elementwise)
+        elements = method.prepare(pool, "first", Values.of(spelled))
+        kept.extend(elements.fields)
+        return {alias: each.data_ptr() for alias, each in zip(aliases, elements.fields, strict=True)}
+
+    every = fields([1.0, 2.0, 3.0])
+    assert fields([0.0, 2.0, 3.0]) == {alias: every[alias] for alias in "bc"}
+    assert fields([1.0, 0.0, 3.0]) == {alias: every[alias] for alias in "ac"}

@@ -13,7 +13,7 @@ import torch
 import transformers
 import transformers.conversion_mapping as conversion_mapping
 import transformers.core_model_loading as loading
-from conftest import Family
+from families import Family
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 

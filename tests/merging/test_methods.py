@@ -268,6 +268,7 @@ def test_sources_of_no_weight_are_left_out() -> None:
     ],
 )
 def test_bad_assignments_are_told_apart(assignment: Assignment, message: str) -> None:
+    canonical(of("linear", 1.0, normalize=True))  # equal to one of the bad ones, as 1.0 is to True
     with pytest.raises(MergingError) as caught:
         canonical(assignment)
     assert message in str(caught.value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save
+from families import save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config

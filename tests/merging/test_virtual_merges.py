@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from merging import virtual
 from merging.checkpoint import SINGLE, Checkpoint
+from merging.code import code_hash
 from merging.configs import read_config
 from merging.export import export
 from merging.materialize import Materializer, MergeFailed, Sources, load_model
@@ -71,13 +72,32 @@ def test_joined_sources_are_those_of_loading_them_together(llama: Sources, recip
     assert "sum" not in llama.refs
 
 
-def test_another_recipe_or_another_version_is_another_folder(
+def test_another_recipe_or_other_code_is_another_folder(
     llama: Sources, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = virtual.folder_of(recipe)
     assert virtual.folder_of(replace(recipe, dtype="bfloat16")) != folder
-    monkeypatch.setattr(virtual.metadata, "version", lambda name: "0.0.0.other")
+    monkeypatch.setattr(virtual, "code_hash", lambda folder: "other")
     assert virtual.folder_of(recipe) != folder
+
+
+def test_the_dtype_of_the_live_model_tells_calibrated_ones_apart(
+    llama: Sources, recipe: Recipe, uniform: Build
+) -> None:
+    """Its statistics are other ones, under the same fingerprint of the data."""
+    calibrated = uniform(llama, Assignment.of("regmean", BOTH, calibration="sha256:data"))
+    assert virtual.folder_of(calibrated, live_dtype="bfloat16") != virtual.folder_of(calibrated, live_dtype="float32")
+    assert virtual.folder_of(recipe, live_dtype="bfloat16") == virtual.folder_of(recipe, live_dtype="float32")
+
+
+def test_any_change_of_code_is_seen(tmp_path: Path) -> None:
+    hashes = set()
+    for name, text in (("a.py", "x = 1"), ("a.py", "x = 2"), ("inner/b.py", ""), ("c.txt", "no code")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        code_hash.cache_clear()
+        hashes.add(code_hash(tmp_path))
+    assert len(hashes) == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "another weight", "no facts", "half a folder"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
@@ -11,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.methods import CALIBRATION
-from merging.recipe import Group, Recipe, SourceRef
+from merging.recipe import Group, MergingError, Recipe, SourceRef
 from search.calibration import calibrated, default_evaluator, options_of
 from search.config import load_config, resolved_yaml
 from search.errors import SearchError
 from search.events import RunStarted, from_payload
 from search.judge import Judge
+from search.live_experts import LiveExperts
 from search.objectives import Objectives
 from search.optimizers.contract import Genome
 from search.schema import Config, VirtualConfig
@@ -25,6 +27,9 @@ from search.space.methods import PLANNED, example, searched
 from search.stages import LAMBDA_GRID, Stage, build_stages
 from search.store import Candidate
 from search.virtual import assignment_of, experts_of, recipe_of, references
+
+if TYPE_CHECKING:
+    from merging import Sources
 
 GOOD = """\
 name: demo
@@ -161,6 +166,19 @@ WRONG = {
 def test_what_is_wrong_is_said_with_its_place(change: tuple[str, str], says: str, tmp_path: Path) -> None:
     said = refused(tmp_path, change)
     assert says in said and "config.yaml:" in said
+
+
+def test_a_name_that_an_expert_has_is_one_mistake(tmp_path: Path) -> None:
+    said = refused(tmp_path, (MEAN, "math: {method: linear}"))
+    assert "is the name of an expert" in said and "virtual itself" not in said
+
+
+@pytest.mark.parametrize("tokenizer", ["union", "path:sha256:0"])
+def test_nothing_is_calibrated_in_another_vocabulary(tokenizer: str) -> None:
+    """The inputs are the base's tokens, and the live model would have other rows in their places."""
+    live = LiveExperts(cast("Sources", SimpleNamespace(tokenizer=tokenizer, path=Path("base"))))
+    with pytest.raises(MergingError, match=r"tokenizer: base"):
+        live.engine("math")
 
 
 def test_all_that_is_wrong_comes_at_once(tmp_path: Path) -> None:
