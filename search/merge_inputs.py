@@ -59,7 +59,10 @@ class MergeInputs:
                 try:
                     return kept_calibration(recipe, sources, dtype)
                 except MergingError as error:
-                    raise MergingError(f"{error}; or name the data with --calibration FILE") from error
+                    raise MergingError(
+                        f"{error}; or name the data with --calibration FILE. What a run recorded from its evaluators, "
+                        "`paretomerge export RUN` records again"
+                    ) from error
             calibration = self._from_file(self._file, recipe, sources, dtype)
         if calibration.fingerprint != wanted:
             raise MergingError(

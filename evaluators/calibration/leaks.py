@@ -1,10 +1,11 @@
 """Whether calibration data hold what an evaluator judges with at the end.
 
 Calibration never sees a reference, but a merge that has been fitted to the inputs of the holdout is no longer judged on
-inputs that it has not seen. Four things give an item away: the same line of the same file (or row of a data set); the
+inputs that it has not seen. Five things give an item away: the same line of the same file (or row of a data set); the
 same image or recording, by bytes; a text of the item inside a text of the row; a row whose fields are all of the item's
-texts. Case, width of letters (NFKC) and white space do not count. What many items have in common (a system prompt, an
-instruction) says nothing of any of them, nor does a short text by itself.
+texts; and of three items and more, rows whose longest text is the item's longest, or all of its texts in one field.
+Case, width of letters (NFKC) and white space do not count. What many items have in common (a system prompt, an
+instruction) says nothing of any of them, nor do one or two short texts.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from evaluators.tables import Media, Row
 # UTF-8 bytes of a text, folded, that give an item away inside another text: about eight English words, or the 13 tokens
 # by which training data are searched for benchmarks (Brown et al. 2020, "Language models are few-shot learners").
 _TELLING: Final = 40
-# Bytes of all texts of an item together, where they are all fields of one row.
+# Bytes of all texts of an item together, where they are all fields of one row, and of one that is a row's whole text.
 _TELLING_TOGETHER: Final = 12
+# Items whose short texts are those of rows: fewer may be chance ("How are you doing today?").
+_BY_CHANCE: Final = 3
 # A text of more items of the holdout than so many, or than this share of them, belongs to none of them.
 _COMMON: Final = 8
 _COMMON_SHARE: Final = 0.01
@@ -72,7 +75,7 @@ def overlap(rows: Iterable[Content], evaluator: Evaluator, name: str = "") -> bo
     known = _holdout(evaluator)
     given = list(rows)
     found = _same_place(given, known) or _same_media(given, known) or _same_texts(given, known)
-    found = found or _contained(given, known)
+    found = found or _same_whole(given, known) or _contained(given, known)
     if found is None:
         return True
     row, item, how = found
@@ -217,6 +220,24 @@ def _same_texts(rows: Sequence[Content], known: Sequence[_Known]) -> _Found | No
                 if own.issuperset(item.texts):
                     return row, item, "this row has the same texts as"
     return None
+
+
+def _same_whole(rows: Sequence[Content], known: Sequence[_Known]) -> _Found | None:
+    """Rows that say what an item says and nothing else, too short to be told inside another text: its prompt alone, or
+    prompt and answer in one field. One such row may be chance, rows of several items are not."""
+    by_text: dict[str, _Known] = {}
+    for item in known:
+        longest = max(item.texts, key=len, default="")
+        wholes = [longest] if longest in item.own else []
+        if item.own and len(item.texts) > 1:
+            wholes.append(folded(" ".join(item.texts)))
+        by_text |= {_bare(each): item for each in wholes if len(_bare(each).encode()) >= _TELLING_TOGETHER}
+    found: dict[str, _Found] = {}
+    for row in rows:
+        match = by_text.get(_bare(max(map(folded, row.texts), key=len, default="")))
+        if match is not None:
+            found.setdefault(match.id, (row, match, "this row and others say the same as items of the holdout, as"))
+    return next(iter(found.values())) if len(found) >= _BY_CHANCE else None
 
 
 def _contained(rows: Sequence[Content], known: Sequence[_Known]) -> _Found | None:

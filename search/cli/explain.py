@@ -90,7 +90,7 @@ def needs_text(needs: dict[str, Any]) -> str:
         parts.append(f"exactly {low} source{'s' * (low != 1)}")
     else:
         parts += [f"at least {low} sources"] * (low > 1) + [f"at most {high} sources"] * (high is not None)
-    return ", ".join(parts + ["data"] * needs["calibration"]) or "nothing but sources"
+    return ", ".join(parts + ["calibration"] * needs["calibration"]) or "nothing but sources"
 
 
 def print_method(facts: dict[str, Any], console: Console) -> None:

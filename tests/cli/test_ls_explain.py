@@ -174,7 +174,7 @@ def test_ranges_read_as_a_person_would_say_them(facts: dict[str, object], text: 
 def test_a_method_in_a_file_is_explained(plug_in: str, wide: None, capsys: pytest.CaptureFixture[str]) -> None:
     facts = method_facts(f"{plug_in}:Mine")
     assert facts["doc"] == ["Does as it likes.", "At length, over two lines."]
-    assert needs_text(facts["needs"]) == "base, at least 3 sources, data"
+    assert needs_text(facts["needs"]) == "base, at least 3 sources, calibration"
     sources = facts["example"]["sources"]
     assert len(sources) == 3 and all(2.0 <= values["must"] <= 4.0 for values in sources.values())
     assert facts["example"]["parameters"]["steps"] == 2

@@ -140,6 +140,17 @@ def test_short_and_common_prompts_say_nothing(tmp_path: Path, common: str) -> No
     assert not refused(tmp_path, evaluator, [{"text": common}, {"text": f"{common} I said {common}"}])
 
 
+@pytest.mark.parametrize("template", ["{prompt}", "{prompt} {answer}", "{prompt}\n{answer}."])
+def test_a_copy_of_short_items_is_no_chance(tmp_path: Path, template: str) -> None:
+    """One short prompt may be there by chance, three are a copy."""
+    row = lambda i: {"prompt": f"add up {i} and 3", "answer": f"{i + 3}"}  # noqa: E731
+    items = {"search": [row(1)], "selection": [row(2)], "holdout": [row(i) for i in range(10, 30)]}
+    evaluator = evaluators.build("exact_match", {"data": write_splits(tmp_path / "sums", items)})
+    copied = [{"text": template.format(**row(i))} for i in (11, 12, 13)]
+    assert refused(tmp_path, evaluator, copied)
+    assert not refused(tmp_path, evaluator, copied[:2])
+
+
 def test_what_many_items_share_says_nothing(tmp_path: Path) -> None:
     """A system prompt, of the holdout alone even (splits may be different tasks), an instruction, worked examples."""
     system = "You are a careful assistant who answers in one short sentence and never makes anything up."
