@@ -24,7 +24,7 @@ def facts(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
 
 
 @pytest.mark.parametrize("architecture", [
-    "qwen2", "gpt2", pytest.param("llama", marks=pytest.mark.slow), pytest.param("mistral", marks=pytest.mark.slow),
+    "qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "llama", "mistral")),
 ])  # fmt: skip
 def test_any_causal_model_goes_the_whole_way(
     architecture: str, tiny_project: Project, capsys: pytest.CaptureFixture[str]

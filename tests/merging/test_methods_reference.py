@@ -174,7 +174,14 @@ def compare(method: str, example: Example, tally: Tally) -> None:
         )
 
 
-@pytest.mark.parametrize("method", sorted(reference.METHODS))
+# Those whose drawing of masks takes long stand beside others of the same stages.
+_LONG = {"della_linear", "dare_linear", "breadcrumbs_ties"}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(each, marks=[pytest.mark.slow] if each in _LONG else []) for each in sorted(reference.METHODS)],
+)
 def test_the_backend_equals_the_reference(method: str) -> None:
     tally = Tally()
 

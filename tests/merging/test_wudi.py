@@ -57,6 +57,7 @@ def test_it_is_the_limit_of_gradient_descent_from_the_sum(shape: tuple[int, int]
     assert far == sorted(far, reverse=True) and far[-1] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_authors_optimizer_goes_there() -> None:
     """Adam, its steps made smaller to the end: never below the closed form, and close to it."""
     deltas = random_matrices(3, (10, 8), 2)

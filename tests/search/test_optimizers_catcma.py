@@ -53,6 +53,7 @@ def search(name, box, budget, seed=0, evaluate=planted, **more):
     return optimizer, points
 
 
+@pytest.mark.slow
 def test_catcma_learns_choices_whose_order_means_nothing():
     box = Box(5, (4, 4, 4, 4))
     best = {name: [max(search(name, box, 300, seed)[1])[0] for seed in range(3)] for name in ("catcma", "cma")}

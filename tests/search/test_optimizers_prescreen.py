@@ -82,7 +82,7 @@ def test_a_smooth_problem_needs_fewer_evaluations(kind):
     assert np.mean(screened) < 0.75 * np.mean(plain)
 
 
-@pytest.mark.parametrize("kind", ["quadratic", "gp"])
+@pytest.mark.parametrize("kind", ["quadratic", pytest.param("gp", marks=pytest.mark.slow)])
 def test_noise_is_found_out_and_the_search_is_the_one_without(kind):
     def noise(genome):
         return tuple(np.random.default_rng(int(1e9 * sum(genome.values))).random(2).tolist())

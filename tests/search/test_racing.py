@@ -186,6 +186,7 @@ def test_a_member_that_another_dominates_where_they_promote_is_nobodys_opponent(
     assert verdict.opponent == 1
 
 
+@pytest.mark.slow
 def test_one_better_objective_is_enough_to_go_on() -> None:
     """Intersection-union: however far behind in one objective, who equals the opponent in another is not dropped."""
     benches = [Bench("a", n=400), Bench("b", n=400)]
