@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests: importlib mode adds no folder
 
 import torch
+import transformers
 from families import Family, save
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -56,6 +57,14 @@ def make_family(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> 
                 parameter.add_(0.02 * torch.randn_like(parameter))
         save(model, path, shard)
     return family
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
+    transformers.utils.logging.disable_progress_bar()
+    yield
+    transformers.utils.logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

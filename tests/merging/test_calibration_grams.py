@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from calibration_models import ALL, bring, canonical_of, hooked, hooked_experts, inputs_of, materializer, one_expert
 from torch import Tensor
 
@@ -25,11 +24,7 @@ FAST = ("llama", "gpt2", "nomic-bert", "whisper")
 BARE = re.compile(r"\.experts\.|vision_tower\.head\.attention\.|mm_input_projection_weight|mixer\.dt_proj")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from calibration_models import canonical_of, hooked, inputs_of, materializer, save_family
 from torch import Tensor
 
@@ -19,12 +18,7 @@ from merging.materialize import Materializer
 from merging.recipe import Assignment, MergingError, Recipe
 from merging.sources import Sources
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
