@@ -24,6 +24,7 @@ from merging.calibration.store import default_cache
 from merging.checkpoint import Checkpoint
 from merging.code import code_hash
 from merging.configs import needed_calibration
+from merging.durable import flush, write_text
 from merging.export import export
 from merging.recipe import MergingError, Recipe
 from merging.sources import Sources
@@ -125,10 +126,10 @@ def _make(recipe: Recipe, sources: Sources, calibration: Calibration | None, pla
         export(recipe, sources, partial, calibration=calibration)
         content = Checkpoint.open(partial).content
         (partial / "mergekit.yaml").unlink(missing_ok=True)  # it would name folders of this machine
-        _write(partial / _FACTS, json.dumps({"content": content, "recipe": recipe.hash}) + "\n")
+        write_text(partial / _FACTS, json.dumps({"content": content, "recipe": recipe.hash}) + "\n")
         shutil.rmtree(place / _MODEL, ignore_errors=True)  # damaged, or it would have been found
         partial.rename(place / _MODEL)
-        _flush(place)
+        flush(place)
     except OSError as error:
         raise MergingError(_why(error, place)) from error
     finally:
@@ -157,21 +158,6 @@ def locked(place: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             on_wait()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _why(error: OSError, place: Path) -> str:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merging.durable import flush, write_text
 from merging.recipe import MergingError
 
 # Of how it is stored; another number and nothing that was stored is found again.
@@ -133,7 +134,7 @@ class Writer(Entry):
         path = self.folder / file
         try:
             save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, path)
-            _flush(path)
+            flush(path)
             self.files[file] = (path.stat().st_size, _hash_of(path))
         except (OSError, SafetensorError) as error:
             raise _unwritable(path, error) from error
@@ -193,13 +194,13 @@ class Store:
         data = {"sha256": hashlib.sha256(_json(content).encode()).hexdigest(), "content": content}
         target = self.root / key
         try:
-            _write(writer.folder / _INDEX, _json(data))
+            write_text(writer.folder / _INDEX, _json(data))
             if target.exists() and self.intact(key) is None:
                 target.rename(aside := self.root / f"{_PARTIAL}{uuid4().hex}")
                 shutil.rmtree(aside, ignore_errors=True)
             if not target.exists():
                 writer.folder.rename(target)
-                _flush(self.root)
+                flush(self.root)
         except OSError as error:
             if not target.exists():
                 raise _unwritable(target, error) from error
@@ -244,7 +245,7 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{_PARTIAL}{uuid4().hex}")
-            _write(temporary, _json({"samples": dict(samples), "contexts": [*contexts, dict(context)]}))
+            write_text(temporary, _json({"samples": dict(samples), "contexts": [*contexts, dict(context)]}))
             temporary.replace(path)
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -287,19 +288,6 @@ def _hash_of(path: Path) -> str:
         while piece := file.read(_HASHED_AT_ONCE):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: Exception) -> MergingError:

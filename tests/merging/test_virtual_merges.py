@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_paragraph_and_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(virtual, "_write", full)
+    monkeypatch.setattr(virtual, "write_text", full)
     with pytest.raises(MergingError, match=r"the disk is full.*PARETOMERGE_CACHE") as caught:
         virtual.make(recipe, llama, cache=tmp_path)
     assert "\n" not in str(caught.value)
