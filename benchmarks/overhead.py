@@ -27,10 +27,12 @@ from search.events import Event, RunStarted  # noqa: E402
 from search.loop import Search  # noqa: E402
 from search.objectives import Objectives, aggregate, standard_errors  # noqa: E402
 from search.racing import Racer  # noqa: E402
+from search.schema import Budget  # noqa: E402
 from search.setup import build_evaluators, model_paths  # noqa: E402
 from search.stages import build_optimizer, build_stages  # noqa: E402
 from search.store import Store  # noqa: E402
 from search.workers.evaluation import Evaluation, Items  # noqa: E402
+from search.workers.inline import InlinePool  # noqa: E402
 
 
 def main() -> None:
@@ -83,7 +85,7 @@ def main() -> None:
             lambda stage, seconds: build_optimizer(
                 loaded.config, stage, arguments.candidates, len(objectives.targets), seconds=arguments.seconds
             ),
-            Made(),
+            InlinePool(Made()),
             objectives,
             emit,
             evaluators=evaluators,
@@ -96,7 +98,7 @@ def main() -> None:
         for tenth in range(1, 11):
             upto = arguments.candidates * tenth // 10
             start, before = time.process_time(), made["seconds"]
-            search.run(upto)
+            search.run(Budget(candidates=upto))
             spent = time.process_time() - start - (made["seconds"] - before)
             print(f"  candidates {done:5d}–{upto - 1:<5d} {1000 * spent / max(1, upto - done):7.2f} CPU-ms each")
             done = upto

@@ -22,6 +22,7 @@ from evaluators.base import FAILED, ItemEvaluator, Verdict
 from evaluators.contract import Engine, EvaluatorError, Metric
 from evaluators.engines.batching import batches
 from evaluators.engines.forward import text_config
+from evaluators.engines.memory import fitting, passing
 from evaluators.engines.tokenizer import has_tokenizer, load_tokenizer
 from evaluators.items import DataOptions, Item, Parsed
 from evaluators.other_models import content_hash, local_model
@@ -124,8 +125,8 @@ class Drift(ItemEvaluator[DriftOptions, str, _Reference]):
         found: dict[str, _Reference] = {}
         with engine.forward() as live:
             reference = self._load(live).to(engine.device)
-            self._check_vocabulary(reference, live, tokens[order[0]], engine.device)
-            for index, logits in _logits(reference, [tokens[name] for name in order], engine.device):
+            self._check_vocabulary(engine, reference, live, tokens[order[0]])
+            for index, logits in _logits(engine, reference, [tokens[name] for name in order]):
                 found[order[index]] = self._kept(tokens[order[index]], logits, items[index])
         return found
 
@@ -133,7 +134,7 @@ class Drift(ItemEvaluator[DriftOptions, str, _Reference]):
         """One verdict an item, in order."""
         verdicts: dict[int, Verdict] = {}
         with engine.forward() as live:
-            for index, logits in _logits(live, [kept.tokens for _, kept in items], engine.device):
+            for index, logits in _logits(engine, live, [kept.tokens for _, kept in items]):
                 verdicts[index] = self._verdict(items[index][1], logits)
         return [verdicts[index] for index in range(len(items))]
 
@@ -183,10 +184,10 @@ class Drift(ItemEvaluator[DriftOptions, str, _Reference]):
                     "live model's, so that their distributions cannot be compared; name a model with the same tokenizer"
                 )
 
-    def _check_vocabulary(self, reference: nn.Module, live: nn.Module, tokens: list[int], device: torch.device) -> None:
+    def _check_vocabulary(self, engine: Engine, reference: nn.Module, live: nn.Module, tokens: list[int]) -> None:
         widths = []
         for model in (reference, live):
-            _, logits = next(_logits(model, [tokens[:1]], device))
+            _, logits = next(_logits(engine, model, [tokens[:1]]))
             widths.append(logits.shape[-1])
         if widths[0] != widths[1]:
             raise EvaluatorError(
@@ -223,13 +224,16 @@ def _divergence(reference: Tensor, candidate: Tensor) -> Tensor:
     return torch.where(logp > -math.inf, terms, torch.zeros_like(terms)).sum(-1)
 
 
-def _logits(model: nn.Module, texts: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[int, Tensor]]:
+def _logits(engine: Engine, model: nn.Module, texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
     """Index of a text and its logits [tokens, vocabulary], in batches whose logits are bounded in number."""
+    device = engine.device
     width = int(text_config(model).vocab_size)
     accepted = inspect.signature(type(model).forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
-    for batch in batches([len(tokens) for tokens in texts], tokens=max(1, min(_TOKENS, _LOGITS // width))):
+    most = max(1, min(_TOKENS, _LOGITS // width))
+    for batch in batches([len(tokens) for tokens in texts], tokens=fitting(engine, most)):
         longest = max(len(texts[index]) for index in batch)
+        passing(engine, len(batch), len(batch) * longest, most)
         # A row is filled up with its own first token: what is masked is still read, and another's embedding may be NaN.
         rows = [[*texts[index], *[texts[index][0]] * (longest - len(texts[index]))] for index in batch]
         lengths = torch.tensor([len(texts[index]) for index in batch])

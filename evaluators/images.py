@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evaluators.contract import Engine, EvaluatorError
+from evaluators.engines.memory import fitting, passing
 from evaluators.tables import Media, Row
 
 _BATCH_VALUES = 8_000_000
@@ -133,9 +134,11 @@ def image_logits(engine: Engine, images: Sequence[Tensor]) -> Tensor:
     parts: list[Tensor] = []
     with engine.forward() as module:
         for shape, indices in by_shape.items():
-            size = max(1, min(_BATCH_IMAGES, _BATCH_VALUES // max(1, int(np.prod(shape)))))
+            most = max(1, min(_BATCH_IMAGES, _BATCH_VALUES // max(1, int(np.prod(shape)))))
+            size = fitting(engine, most)
             for start in range(0, len(indices), size):
                 batch = indices[start : start + size]
+                passing(engine, len(batch), len(batch), most)
                 pixels = torch.stack([images[index] for index in batch]).to(engine.device)
                 parts.append(module(pixel_values=pixels).logits.double())
                 order += batch

@@ -11,8 +11,10 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from pydantic import BaseModel, ValidationError
 from evaluators.contract import Evaluator, EvaluatorError
 
 GROUP = "paretomerge.evaluators"
+
+_LOG = logging.getLogger("paretomerge")
 
 BUILT_IN = {
     "exact_match": "evaluators.exact_match:ExactMatch",
@@ -122,12 +126,18 @@ def _from_package(name: str) -> Any:
         raise EvaluatorError(
             f'no evaluator is called "{name}"; {hint} one of your own is named by its file, path/to/file.py:ClassName'
         )
+    _announce(points[name].value)
     try:
         return points[name].load()
-    except Exception as error:  # a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything, and must not end the run
         raise EvaluatorError(
             f'the evaluator "{name}" ({points[name].value}) cannot be imported: {type(error).__name__}: {error}'
         ) from error
+
+
+@cache
+def _announce(entry_point: str) -> None:
+    _LOG.warning("note: the code of a plug-in is run: %s, of an installed package", entry_point)
 
 
 def object_in_file(path: Path, attribute: str) -> Any:
@@ -149,6 +159,9 @@ def object_in_file(path: Path, attribute: str) -> Any:
             raise EvaluatorError(f"{path} cannot be imported as a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
+        _LOG.warning(
+            "note: the code of a plug-in is run: %s (sha256:%s…)", path, hashlib.sha256(source).hexdigest()[:12]
+        )
         try:
             # Not by its loader: a compiled file of the same second and size would be taken for this one.
             exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from evaluators.contract import Engine, EvaluatorError
 from evaluators.engines.batching import batches
+from evaluators.engines.memory import fitting, passing
 from evaluators.engines.tokenizer import load_tokenizer
 
 _BATCH_TOKENS = 4096
@@ -154,8 +155,10 @@ class SequencePasses:
         order: list[int] = []
         parts: list[Tensor] = []
         with engine.forward() as module:
-            for batch in self._batches([len(tokens.ids) for tokens in sequences]):
+            lengths = [len(tokens.ids) for tokens in sequences]
+            for batch in self._batches(lengths, fitting(engine, _BATCH_TOKENS)):
                 rows = [sequences[index] for index in batch]
+                passing(engine, len(batch), len(batch) * max(lengths[index] for index in batch), _BATCH_TOKENS)
                 inputs, padding = _collate(rows, _own_padding(module), _vocabulary(module), engine.device)
                 with _padding_token(module, padding):
                     parts.append(self._read(module, inputs).double())
@@ -165,13 +168,13 @@ class SequencePasses:
         result[order] = answers
         return result
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+    def _batches(self, lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         if self._padded:
-            yield from batches(lengths, tokens=_BATCH_TOKENS)
+            yield from batches(lengths, tokens=most)
             return
         for length in sorted(set(lengths)):
             same = [index for index, each in enumerate(lengths) if each == length]
-            for group in batches([length] * len(same), tokens=_BATCH_TOKENS):
+            for group in batches([length] * len(same), tokens=most):
                 yield [same[index] for index in group]
 
 

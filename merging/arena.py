@@ -5,8 +5,12 @@ Memory-mapped files are read as fast only while the system keeps their pages, an
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -14,49 +18,87 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from merging import shared
+from merging.checkpoint import TensorInfo
+from merging.code import code_hash
+from merging.memory import free_memory, free_on
 from merging.pool import ALIGNMENT
 from merging.recipe import MergingError
 from merging.sources import Sources
 
-Home = Literal["auto", "device", "host", "mmap"]
+Home = Literal["auto", "device", "host", "shared", "mmap"]
+Where = Literal["device", "host", "shared", "files"]
+
+HOMES: tuple[Home, ...] = ("auto", "device", "host", "shared", "mmap")
 
 # Of what is free, how much sources may take where ``auto`` decides: the live model's own work needs the rest.
-_SHARE = 0.8
+SHARE = 0.8
 
-_HELD: WeakKeyDictionary[Sources, torch.device] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[Sources, Where] = WeakKeyDictionary()
 
 
-def hold(sources: Sources, device: torch.device, home: Home = "auto") -> torch.device | None:
-    """Read the sources' merged tensors into arenas, one for each model and dtype. A second call does nothing.
+def hold(sources: Sources, beside: torch.device | Mapping[str, torch.device], home: Home = "auto") -> Where:
+    """Read the sources' merged tensors into arenas, one for each model, dtype and device. A second call does nothing.
 
     Args:
         sources: afterwards :meth:`Sources.tensor` returns views of the arenas.
-        device: of the live model.
-        home: ``device`` holds them beside the live model, ``host`` in main memory, ``mmap`` leaves them in their files;
-            ``auto`` takes the first of these that has room.
+        beside: device of the live model, or of each of its tensors.
+        home: ``device`` holds them beside the live tensors, ``host`` in main memory, ``mmap`` leaves them in their
+            files; ``auto`` takes the first of these that has room. ``shared`` does so too, but what lies in main memory
+            lies there once for all processes of this machine that say so.
 
     Returns:
-        Where they are; None where they stay in their files.
+        Where they are.
 
     Raises:
         MergingError: an unknown home, or one without room.
     """
-    if home not in {"auto", "device", "host", "mmap"}:
-        raise MergingError(f"expected sources to be kept in auto, device, host or mmap, found {home!r}")
+    if home not in HOMES:
+        raise MergingError(f"expected sources to be kept in {', '.join(HOMES[:-1])} or {HOMES[-1]}, found {home!r}")
     if sources in _HELD:
         return _HELD[sources]
-    place = _place(_bytes(sources), device, home)
-    if place is not None:
-        try:
-            for alias in sources.checkpoints:
-                _fill(sources, alias, place)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            raise MergingError(
-                f"the sources need {_bytes(sources) / 1e9:.1f} GB on {place}, and that much is not free ({error}); "
-                "keep them in host memory or in their files (home='host' or home='mmap')"
-            ) from error
-        _HELD[sources] = place
-    return place
+    order = layout_order(sources)
+    devices = {name: beside if isinstance(beside, torch.device) else beside[name] for name in order}
+    needed = sum(map(size_of, _infos(sources, order)))
+    # Of shared ones some may be there already: what is missing is known once it is this process's turn to make it.
+    where = choose(home, 0 if home == "shared" else needed, free_memory(), _on_accelerators(sources, devices))
+    try:
+        if where == "shared":
+            where = _hold_shared(sources)
+        elif where != "files":
+            places = devices if where == "device" else dict.fromkeys(order, torch.device("cpu"))
+            for arena in _arenas(sources, places):
+                _fill(sources, arena, allocate(arena.elements, arena.dtype, arena.device)[0])
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError) as error:
+        raise MergingError(
+            f"the sources need {needed / 1e9:.1f} GB in {where} memory, and that much is not free "
+            f"({error}); keep them in host memory or in their files (home='host' or home='mmap')"
+        ) from error
+    _HELD[sources] = where
+    return where
+
+
+def choose(home: Home, needed: int, host: int, accelerators: Sequence[tuple[int, int]] = ()) -> Where:
+    """Where sources go.
+
+    Args:
+        home: see :func:`hold`.
+        needed: bytes of all sources; of those that are not there yet, where they are shared.
+        host: bytes of main memory that are free, or will be.
+        accelerators: for each device that the live model lies on, CPUs left out: (bytes of the sources of its tensors,
+            bytes that are free there once the live model is in place).
+    """
+    if home == "mmap":
+        return "files"
+    if home in ("device", "host"):
+        return "device" if home == "device" and accelerators else "host"
+    if accelerators and all(own <= SHARE * free for own, free in accelerators):
+        return "device"
+    if needed > SHARE * host:
+        return "files"
+    if home == "shared":
+        return "shared" if shared.available() else "files"  # of which the system keeps one copy too, as long as it can
+    return "host"
 
 
 def layout_order(sources: Sources) -> list[str]:
@@ -65,52 +107,113 @@ def layout_order(sources: Sources) -> list[str]:
     return sorted(sources.tensors, key=lambda name: (order[sources.layout.group(name)], name))
 
 
-def _bytes(sources: Sources) -> int:
-    return sum(
-        info.numel * info.dtype.itemsize
-        for alias in sources.checkpoints
-        for info in (sources.info(alias, name) for name in sources.tensors)
-    )
+def size_of(info: TensorInfo) -> int:
+    """Bytes of a tensor."""
+    return info.numel * info.dtype.itemsize
 
 
-def _place(needed: int, device: torch.device, home: Home) -> torch.device | None:
-    host = torch.device("cpu")
-    if home == "mmap":
-        return None
-    if home != "auto":
-        return device if home == "device" else host
-    if device.type == "cuda" and needed <= _SHARE * torch.cuda.mem_get_info(device)[0]:
-        return device
-    return host if needed <= _SHARE * free_memory() else None
+def _infos(sources: Sources, names: Iterable[str]) -> Iterator[TensorInfo]:
+    return (sources.info(alias, name) for name in names for alias in sources.checkpoints)
 
 
-def free_memory() -> int:
-    """Bytes of main memory that can be taken without swapping; a guess of half of it where the system does not tell."""
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+def _on_accelerators(sources: Sources, devices: Mapping[str, torch.device]) -> list[tuple[int, int]]:
+    found = []
+    for device in sorted({device for device in devices.values() if device.type != "cpu"}, key=str):
+        own = _infos(sources, (name for name in devices if devices[name] == device))
+        found.append((sum(map(size_of, own)), free_on(device)))
+    return found
 
 
-def _fill(sources: Sources, alias: str, place: torch.device) -> None:
-    names = layout_order(sources)
-    for dtype in sorted({sources.info(alias, name).dtype for name in names}, key=str):
-        own = [name for name in names if sources.info(alias, name).dtype == dtype]
-        arena, offsets = allocate([sources.info(alias, name).numel for name in own], dtype, place)
-        for name, offset in zip(own, offsets, strict=True):
-            info = sources.info(alias, name)
-            view = arena[offset : offset + info.numel].view(info.shape)
-            if place.type == "cpu":
-                sources.read_into(alias, name, view)
-            else:
-                staged = torch.empty(info.shape, dtype=dtype)
-                sources.read_into(alias, name, staged)
-                view.copy_(staged)
-            sources.place(alias, name, view)
+@dataclass(frozen=True)
+class _Arena:
+    """Tensors of one model that lie in one piece."""
+
+    alias: str
+    dtype: torch.dtype
+    device: torch.device
+    names: tuple[str, ...]
+    elements: tuple[int, ...]
+
+
+def _arenas(sources: Sources, places: Mapping[str, torch.device]) -> list[_Arena]:
+    """In the order of the models; ``places`` is in that of the layout."""
+    found = []
+    for alias in sources.checkpoints:
+        infos = {name: sources.info(alias, name) for name in places}
+        for dtype, device in sorted({(infos[name].dtype, places[name]) for name in places}, key=str):
+            names = [name for name in places if (infos[name].dtype, places[name]) == (dtype, device)]
+            elements = tuple(infos[name].numel for name in names)
+            found.append(_Arena(alias, dtype, device, tuple(names), elements))
+    return found
+
+
+def _fill(sources: Sources, arena: _Arena, memory: Tensor) -> None:
+    """Read an arena's tensors into its memory, and let the sources have them there."""
+    _read(sources, arena, memory)
+    _place(sources, arena, memory)
+
+
+def _read(sources: Sources, arena: _Arena, memory: Tensor) -> None:
+    for name, view in _views(sources, arena, memory):
+        if arena.device.type == "cpu":
+            sources.read_into(arena.alias, name, view)
+        else:
+            staged = torch.empty(view.shape, dtype=arena.dtype)
+            sources.read_into(arena.alias, name, staged)
+            view.copy_(staged)
+
+
+def _place(sources: Sources, arena: _Arena, memory: Tensor) -> None:
+    for name, view in _views(sources, arena, memory):
+        sources.place(arena.alias, name, view)
+
+
+def _views(sources: Sources, arena: _Arena, memory: Tensor) -> Iterator[tuple[str, Tensor]]:
+    offsets, _ = _spread(arena.elements, arena.dtype)
+    for name, offset, size in zip(arena.names, offsets, arena.elements, strict=True):
+        yield name, memory[offset : offset + size].view(sources.info(arena.alias, name).shape)
+
+
+def _hold_shared(sources: Sources) -> Where:
+    """One copy for all processes of this machine; none where there is no room for it."""
+    arenas = _arenas(sources, dict.fromkeys(layout_order(sources), torch.device("cpu")))
+    keys = {arena: (_key(sources, arena), _spread(arena.elements, arena.dtype)[1] * arena.dtype.itemsize)
+            for arena in arenas if sum(arena.elements)}  # fmt: skip
+    found = {arena: piece for arena, each in keys.items() if (piece := shared.find(*each)) is not None}
+    if len(found) < len(keys):
+        with shared.making():
+            for arena, each in keys.items():
+                piece = found.get(arena) or shared.find(*each)
+                if piece is not None:
+                    found[arena] = piece
+            missing = {arena: each for arena, each in keys.items() if arena not in found}
+            if choose("shared", sum(size for _, size in missing.values()), free_memory()) != "shared":
+                return "files"
+            for arena, (key, size) in missing.items():
+                found[arena] = shared.make(key, size, partial(_write, sources, arena))
+    for arena in arenas:
+        memory = (
+            torch.frombuffer(found[arena], dtype=arena.dtype) if arena in found else torch.empty(0, dtype=arena.dtype)
+        )
+        _place(sources, arena, memory)
+    return "shared"
+
+
+def _write(sources: Sources, arena: _Arena, piece: mmap.mmap) -> None:
+    _read(sources, arena, torch.frombuffer(piece, dtype=arena.dtype))
+
+
+def _key(sources: Sources, arena: _Arena) -> str:
+    """All that the bytes of an arena depend on."""
+    models = [arena.alias] if sources.tokenizer is None else [sources.base, arena.alias, *sorted(sources.checkpoints)]
+    said = [
+        code_hash(Path(__file__).parent),
+        sources.tokenizer,
+        [sources.refs[alias].content for alias in models],
+        str(arena.dtype),
+        [[sources.source_name(arena.alias, name), list(sources.info(arena.alias, name).shape)] for name in arena.names],
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:40]
 
 
 def allocate(sizes: Sequence[int], dtype: torch.dtype, place: torch.device) -> tuple[Tensor, list[int]]:
@@ -124,15 +227,21 @@ def allocate(sizes: Sequence[int], dtype: torch.dtype, place: torch.device) -> t
     Returns:
         The flat arena, zero between the tensors and uninitialised in them; where each tensor starts.
     """
+    offsets, end = _spread(sizes, dtype)
+    arena = torch.empty(end, dtype=dtype, device=place)
+    for size, start, stop in zip(sizes, offsets, [*offsets[1:], end], strict=True):
+        arena[start + size : stop].zero_()
+    return arena, offsets
+
+
+def _spread(sizes: Sequence[int], dtype: torch.dtype) -> tuple[list[int], int]:
+    """(where each of some tensors in a row starts, where the last ends), in elements."""
     step = ALIGNMENT // dtype.itemsize
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
         end += -(-size // step) * step
-    arena = torch.empty(end, dtype=dtype, device=place)
-    for size, start, stop in zip(sizes, offsets, [*offsets[1:], end], strict=True):
-        arena[start + size : stop].zero_()
-    return arena, offsets
+    return offsets, end
 
 
 def rehome(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.bounded import read_json
 from merging.files import PickleFile, Read, SafetensorsFile, TensorInfo, WeightFile, unique
 from merging.recipe import MergingError
 
@@ -314,7 +315,7 @@ def _read_json(
     file: Path, missing: str, objects: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict
 ) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=objects)
+        data = read_json(file, objects)
     except FileNotFoundError as error:
         raise MergingError(missing) from error
     except (ValueError, OSError) as error:

@@ -34,10 +34,11 @@ def is_frozen(name: str, info: TensorInfo) -> bool:
 
 def is_tied(checkpoint: Checkpoint, head: str, embedding: str) -> bool:
     """Stored twice, but one parameter: the config says so and the bytes agree."""
-    return _ties_embeddings(checkpoint) and _same_bits(checkpoint, head, embedding)
+    return declares_ties(checkpoint) and _same_bits(checkpoint, head, embedding)
 
 
-def _ties_embeddings(checkpoint: Checkpoint) -> bool:
+def declares_ties(checkpoint: Checkpoint) -> bool:
+    """Whether the config says that head and embedding are one parameter."""
     config = checkpoint.config
     for level in (config, config.get("text_config"), config.get("decoder")):
         if isinstance(level, dict) and "tie_word_embeddings" in level:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from merging import bounded, plain_yaml
 from merging.calibration.contract import Calibration
 from merging.methods.contract import CALIBRATION
 from merging.methods.registry import get
@@ -105,7 +104,7 @@ def read_text(path: Path) -> str:
         MergingError: not a readable text file.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return bounded.read_text(path, bounded.LARGEST_RECIPE)
     except (OSError, UnicodeDecodeError) as error:
         raise MergingError(f"expected a merge config in YAML at {path}, could not read it: {error}") from error
 
@@ -117,8 +116,8 @@ def load_yaml(text: str, path: Path) -> Any:
         MergingError: not YAML.
     """
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
+        return plain_yaml.load(text)
+    except plain_yaml.PlainYamlError as error:
         raise MergingError(f"expected YAML in {path}, found something else: {error}") from error
 
 

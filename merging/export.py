@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merging.bounded import copy_within
 from merging.calibration.contract import Calibration
 from merging.checkpoint import INDEX, SINGLE
 from merging.compiled import Mode
@@ -185,7 +186,7 @@ def _write_companions(folder: Path, recipe: Recipe, sources: Sources, dtypes: di
             (folder / name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name in _COMPANIONS:
         if (sources.path / name).is_file():
-            shutil.copyfile(sources.path / name, folder / name)
+            copy_within(sources.path / name, sources.path, folder / name)
     sources.write_tokenizer(folder)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 

@@ -100,6 +100,12 @@ class Layout:
         return tuple(sorted(name for name, each in self._groups.items() if each == group))
 
 
+def block_of(name: str) -> str:
+    """The numbered module that holds a tensor, the outermost one; the tensor's own name where none does."""
+    prefix, number, _ = _split(name)
+    return name if prefix is None else f"{prefix}.{number}"
+
+
 def is_buffer(name: str, shape: Shape) -> bool:
     """True for constants that old checkpoints store as if they were weights: causal masks, rotary frequencies.
 

@@ -18,8 +18,16 @@ from merging.kernel import torch_dtype
 from merging.recipe import MergingError
 from merging.sources import Sources
 
+# Where accelerate puts the modules of a model: "auto", or module name -> device.
+DeviceMap = str | Mapping[str, str | int | torch.device]
 
-def load_model(base_path: Path | str, dtype: torch.dtype | str | None = None, device: str = "cpu") -> nn.Module:
+
+def load_model(
+    base_path: Path | str,
+    dtype: torch.dtype | str | None = None,
+    device: str = "cpu",
+    device_map: DeviceMap | None = None,
+) -> nn.Module:
     """Load the base as the live model: evaluation mode, no gradients, nothing from the network, no remote code.
 
     The class is the one that ``architectures`` in config.json names; where it names none that transformers has, the
@@ -29,22 +37,27 @@ def load_model(base_path: Path | str, dtype: torch.dtype | str | None = None, de
         base_path: model folder.
         dtype: of the live weights; None keeps what is stored.
         device: where the model lives.
+        device_map: spreads the model over several devices instead, by accelerate: ``auto`` fills all that this process
+            sees alike. Every weight stays on its device: what they have no room for
+            is refused, not moved to and fro.
 
     Raises:
-        MergingError: not a model that transformers can load, or an unknown dtype.
+        MergingError: not a model that transformers can load, an unknown dtype, or devices that it does not fit on.
     """
     wanted = torch_dtype(dtype) if isinstance(dtype, str) else dtype
     path = Path(base_path)
+    if device_map is not None:
+        _check_accelerate()
     try:
         with _quiet():
-            model = _load(path, wanted)
+            model = _load(path, wanted, device_map)
     except Exception as error:  # transformers raises whatever its model classes raise
         raise MergingError(
             f"expected a causal language model that transformers can load, or another architecture that it knows, at "
             f"{path}; it refused ({type(error).__name__}: {error})"
         ) from error
     try:
-        model = model.to(device)
+        model = _spread(model, path) if device_map is not None else model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise MergingError(f"the model of {path} could not be moved to device {device!r}: {error}") from error
     return model.eval().requires_grad_(False)
@@ -115,7 +128,7 @@ def map_live(sources: Sources, model: nn.Module) -> LiveMap:
     return LiveMap(dict(sorted(tensors.items())), unused, slots)
 
 
-def _load(path: Path, dtype: torch.dtype | None) -> nn.Module:
+def _load(path: Path, dtype: torch.dtype | None, device_map: DeviceMap | None) -> nn.Module:
     import transformers
 
     options: dict[str, Any] = {
@@ -123,6 +136,8 @@ def _load(path: Path, dtype: torch.dtype | None) -> nn.Module:
         "local_files_only": True,
         "use_safetensors": True,
     }
+    if device_map is not None:
+        options["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
     cls = _named_class(path)
     if cls is None:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -130,6 +145,35 @@ def _load(path: Path, dtype: torch.dtype | None) -> nn.Module:
         cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
         options["trust_remote_code"] = False  # a question of the auto classes only: a named class is the library's own
     model: nn.Module = cls.from_pretrained(path, **options)
+    return model
+
+
+def _check_accelerate() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("accelerate") is None:
+        raise MergingError(
+            "a model that lies on several devices needs accelerate, which is not installed: pip install accelerate"
+        )
+
+
+def _spread(model: nn.Module, path: Path) -> nn.Module:
+    """A model that accelerate placed, refused where part of it lies nowhere or moves in and out.
+
+    Raises:
+        MergingError: it does not fit on the devices.
+    """
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    moved = places & ({"disk"} if places <= {"cpu", "disk"} else {"cpu", "disk"})
+    nowhere = [name for name, each in _named_tensors(model).items() if each.is_meta]
+    if moved or nowhere:
+        size = sum(each.numel() * each.itemsize for each in model.parameters())
+        where = ", ".join(sorted(moved)) or "nowhere"
+        raise MergingError(
+            f"the model of {path} needs {size / 1e9:.1f} GB for its weights, and this worker's devices do not hold all "
+            f"of it: part of it would lie on {where}. Every candidate is written and run where it lies: give each "
+            "worker more devices (workers.gpus) or larger ones; `paretomerge plan` says how many"
+        )
     return model
 
 

@@ -100,7 +100,8 @@ class Materializer:
         del found
         self._map = map_live(sources, model)
         # Only now: what from_pretrained mapped is gone, and the two never stand in memory together.
-        hold(sources, next(model.parameters()).device, home)
+        home_of = {name: each.device for name, each in self._map.tensors.items()}
+        hold(sources, {name: home_of.get(name, torch.device("cpu")) for name in order}, home)
         # What the class does not load is merged beside the model: what is exported has it, and the digest covers it.
         beside = {name: sources.tensor(sources.base, name).clone() for name in self._map.unused}
         self._live = {name: {**self._map.tensors, **beside}[name] for name in order}
@@ -148,6 +149,11 @@ class Materializer:
             tuple(changed),
             time.perf_counter() - start,
         )
+
+    def forget(self) -> None:
+        """Take nothing for granted of what the live tensors hold: the next :meth:`apply` writes all of them. For after
+        something else may have written to the model."""
+        self._written.clear()
 
     def digest(self) -> str:
         """Hash of the live canonical tensors, by the scheme of :attr:`merging.checkpoint.Checkpoint.content`: equal to

@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from merging import plain_yaml
+
 FORMAT = "paretomerge-recipe/1"
 
 Value = float | int | bool | str
@@ -251,8 +253,8 @@ class Recipe:
             MergingError: not YAML, not a recipe, an unknown format or a malformed entry.
         """
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            data = plain_yaml.load(text)
+        except plain_yaml.PlainYamlError as error:
             raise MergingError(f"expected a recipe in YAML, found something that is not YAML: {error}") from error
         try:
             return Recipe.from_data(data)

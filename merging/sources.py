@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from merging.alignment import Alignment, renumbered, resized
+from merging.bounded import read_json
 from merging.checkpoint import Checkpoint, TensorInfo, check_compatible, check_finite, check_room, content_hash
 from merging.compatibility import check_plain, check_ties, is_frozen, is_tied, may_lack, optional_heads
 from merging.files import Read
@@ -165,9 +165,11 @@ class Sources:
         if not file.is_file():
             return None
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_json(file)
         except (OSError, ValueError) as error:
             raise MergingError(f"expected JSON in {file}, found something else: {error}") from error
+        if not isinstance(data, dict):
+            raise MergingError(f"expected a JSON object in {file}, found {type(data).__name__}")
         return data if self._alignment is None else renumbered(data, self._alignment)
 
     def write_tokenizer(self, folder: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from merging.bounded import copy_within, read_json
 from merging.recipe import MergingError
 
 # The files that make a tokenizer, by pattern. Never code: remote code is not run, and not passed on.
@@ -333,11 +333,11 @@ def _copy(source: Path, folder: Path, without: tuple[str, ...]) -> None:
     for pattern in TOKENIZER_FILES:
         for file in sorted(source.glob(pattern)):
             if file.is_file() and file.suffix != ".py" and file.name not in without:
-                shutil.copyfile(file, folder / file.name)
+                copy_within(file, source, folder / file.name)
 
 
 def _json(file: Path) -> dict[str, Any]:
-    data = json.loads(file.read_text(encoding="utf-8"))
+    data = read_json(file)
     if not isinstance(data, dict):
         raise ValueError(f"{file.name} holds no JSON object")
     return data

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from merging.bounded import read_json
 from merging.calibration.contract import Calibration
 from merging.calibration.store import default_cache
 from merging.checkpoint import Checkpoint
@@ -79,7 +80,7 @@ def find(recipe: Recipe, cache: Path | None = None, live_dtype: str | None = Non
     """
     folder = folder_of(recipe, cache, live_dtype) / _MODEL
     try:
-        wanted = json.loads((folder / _FACTS).read_text(encoding="utf-8"))["content"]
+        wanted = read_json(folder / _FACTS)["content"]
         content = Checkpoint.open(folder).content
     except (OSError, ValueError, KeyError, TypeError, MergingError):
         return None

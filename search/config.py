@@ -19,6 +19,7 @@ from evaluators import registry as evaluators
 from evaluators.calibration import InputsOptions
 from evaluators.contract import EvaluatorError
 from evaluators.items import Table
+from merging import plain_yaml
 from search.calibration import calibrated, settings_of
 from search.calibration import problems as calibration_problems
 from search.errors import SearchError
@@ -150,8 +151,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not sign or not key:
         raise SearchError(f"--set {override}: expected key.path=value, such as search.budget.candidates=500")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = plain_yaml.load(text)
+    except plain_yaml.PlainYamlError as error:
         raise SearchError(f"--set {override}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
     place: Any = data

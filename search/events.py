@@ -58,6 +58,8 @@ class RunStarted(Event):
         version: of the meaning of this log: 1 had task-arithmetic baselines only and scored every item at once.
         made_by: virtual expert -> its recipe, in YAML.
         calibration: fingerprint of the calibration data, where a method of the space needs any.
+        schedule: "strict" or "steady", for good; "" in older logs, which were strict.
+        window: of a strict schedule: candidate i + window is proposed when all up to i were told.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -82,10 +84,12 @@ class RunStarted(Event):
     version: int = 1
     made_by: dict[str, str] = field(default_factory=dict)
     calibration: str = ""
+    schedule: str = ""
+    window: int = 1
 
     def payload(self) -> dict[str, Any]:
         """See :meth:`Event.payload`. What a run has nothing of is left out, as in the logs of old."""
-        later = ("made_by", "calibration")
+        later = ("made_by", "calibration", "schedule")
         return {name: value for name, value in super().payload().items() if value or name not in later}
 
 
@@ -215,6 +219,10 @@ class Told(Event):
 
     Attributes:
         seconds: what the framework itself spent on this candidate: "optimize", "store".
+        elapsed: wall seconds of searching since the last one was told, or since this start of the run; a clock that is
+            set meanwhile does not count.
+        busy: seconds that workers spent on it.
+        gpus: that such a worker keeps busy.
     """
 
     kind: ClassVar[str] = "told"
@@ -222,6 +230,68 @@ class Told(Event):
     stage: int
     outcome: Outcome
     seconds: dict[str, float] = field(default_factory=dict)
+    elapsed: float = 0.0
+    busy: float = 0.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settled(Event):
+    """What became of a candidate is known, but under a strict schedule it is not its turn to be told yet."""
+
+    kind: ClassVar[str] = "settled"
+    candidate: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Incident(Event):
+    """Something went wrong and was mended: a worker died and its task was issued again, a batch did not fit.
+
+    Attributes:
+        candidate: which was being evaluated.
+        what: one of :data:`search.workers.contract.Trouble`.
+        detail: for people.
+        value: of "batch halved": ``batch_tokens`` from then on.
+    """
+
+    kind: ClassVar[str] = "incident"
+    candidate: int
+    what: str
+    detail: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class BudgetSpent(Event):
+    """The search ends here, and the finals begin.
+
+    Attributes:
+        limit: "candidates", "items", "hours", "gpu_hours" or "plateau".
+        detail: for people: how much of what.
+        budget: as it then was: under this one the search has ended for good.
+    """
+
+    kind: ClassVar[str] = "budget_spent"
+    limit: str
+    detail: str
+    budget: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Salvaged(Event):
+    """The database was damaged, and this log is what could be read of the one before; what is lost is done again.
+
+    Attributes:
+        events_lost: events that could not be read, or that made no sense without those.
+        candidates_lost: candidates of which nothing is left, or whose scores have to be made again.
+        detail: for people: what was lost, and where the damaged file is.
+    """
+
+    kind: ClassVar[str] = "salvaged"
+    events_lost: int
+    candidates_lost: int
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -289,7 +359,7 @@ EVENTS: dict[str, type[Event]] = {
     each.kind: each
     for each in (
         RunStarted, StageBegun, OptimizerNoted, Resumed, Asked, EvaluationStarted, RungReached, Scored, Failed, Told,
-        FinalistsNamed, Chosen, Picked, Opened, Interrupted, Finished,
+        FinalistsNamed, Chosen, Picked, Opened, Interrupted, Finished, Settled, Incident, BudgetSpent, Salvaged,
     )
 }  # fmt: skip
 

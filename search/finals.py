@@ -9,21 +9,24 @@ ever chosen on.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.contract import Evaluator, Split
 from search.constraints import Constraints
 from search.errors import Interrupted, NothingFeasible
-from search.events import Chosen, EvaluationStarted, Event, Failed, FinalistsNamed, Finished, Opened, Told
+from search.events import Chosen, EvaluationStarted, Event, Failed, FinalistsNamed, Finished, Incident, Opened, Told
 from search.events import Interrupted as InterruptedEvent
 from search.judge import CHOICE_RULE, Judge
 from search.ledger import Ledger
 from search.loop import Emit, scored
 from search.objectives import Objectives
+from search.patience import Patience
 from search.schema import SearchSettings
 from search.stages import Stage
 from search.store import Store
-from search.workers.evaluation import CandidateFailed, Worker
+from search.workers.contract import Done, Pool, Task
+from search.workers.evaluation import CandidateFailed
 
 LEAST_FINALISTS = 4
 """However small the reserve: fewer leave nothing to choose from."""
@@ -36,7 +39,7 @@ class Finals:
         self,
         store: Store,
         stages: Sequence[Stage],
-        worker: Worker,
+        pool: Pool,
         evaluators: Mapping[str, Evaluator],
         objectives: Objectives,
         emit: Emit,
@@ -44,16 +47,18 @@ class Finals:
         *,
         constraints: Constraints | None = None,
         ledger: Ledger | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._store = store
         self._stages = list(stages)
-        self._worker = worker
+        self._pool = pool
         self._evaluators = evaluators
         self._objectives = objectives
         self._emit = emit
         self._should_stop = should_stop
         self._constraints = constraints or Constraints()
         self._ledger = ledger
+        self._patience = patience or Patience()
 
     def run(self, settings: SearchSettings, items: int) -> int:
         """Re-score, choose, open.
@@ -144,21 +149,50 @@ class Finals:
             self._emit(event)
 
     def _evaluate(self, ids: Sequence[int], split: Split) -> None:
+        """Score every one that has no scores on the split yet, on as many workers as there are."""
         known = {each.id: each for each in self._store.candidates()}
         done = self._store.scores(split)
-        for id in dict.fromkeys(ids):
-            if id in done:
-                continue
-            if self._should_stop():
-                self._emit(InterruptedEvent("stopped by the user"))
-                raise Interrupted
-            candidate = known[id]
-            self._emit(EvaluationStarted(id, split))
-            recipe = self._stages[candidate.stage].space.decode(candidate.genome)
-            try:
-                self._emit(scored(id, split, self._worker.evaluate(recipe, split), self._constraints))
-            except CandidateFailed as failure:
-                self._emit(Failed(id, split, failure.reason, failure.seconds))
+        begun = [each for each in self._store.events(EvaluationStarted) if isinstance(each, EvaluationStarted)]
+        starts = Counter(each.candidate for each in begun if each.split == split)
+        waiting = deque(id for id in dict.fromkeys(ids) if id not in done)
+        size = self._size(split)
+        under_way, stopping = 0, False
+        while True:
+            stopping = stopping or (bool(waiting) and self._should_stop())
+            while waiting and not stopping and under_way < self._pool.slots:
+                id = waiting.popleft()
+                if self._patience.is_over(starts[id]):
+                    reason = f"its evaluation was begun {starts[id]} times, and every time the process ended before it"
+                    self._emit(Failed(id, split, reason))
+                    continue
+                self._emit(EvaluationStarted(id, split))
+                recipe = self._stages[known[id].stage].space.decode(known[id].genome)
+                self._pool.submit(Task(id, recipe, split, timeout=self._patience.limit(size)))
+                under_way += 1
+            if not under_way:
+                break
+            for each in self._pool.wait():
+                under_way -= 1
+                self._record(each)
+        if waiting:
+            self._emit(InterruptedEvent("stopped by the user"))
+            raise Interrupted
+
+    def _record(self, done: Done) -> None:
+        id, split, result = done.task.candidate, done.task.split, done.result
+        notes = [Incident(id, note.what, note.detail, note.value) for note in done.notes]
+        if isinstance(result, CandidateFailed):
+            self._emit(*notes, Failed(id, split, result.reason, result.seconds))
+        else:
+            self._emit(*notes, scored(id, split, result, self._constraints))
+
+    def _size(self, split: Split) -> float:
+        """How many times as many items as the search split has."""
+        counts = [
+            (len(evaluator.items(split)), max(1, len(evaluator.items("search"))))
+            for evaluator in self._evaluators.values()
+        ]
+        return max([1.0, *(here / there for here, there in counts)])
 
 
 _SPLITS: tuple[Split, ...] = ("search", "selection")

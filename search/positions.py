@@ -14,9 +14,13 @@ from typing import Any
 
 import yaml
 
+from merging import bounded, plain_yaml
 from search.errors import SearchError
 
 Location = tuple[str | int, ...]
+
+_WIDEST = 1000
+"""Characters of a line that is still shown: beyond it a caret helps nobody."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class YamlSource:
         """
         self.path = path
         try:
-            self.text = path.read_text(encoding="utf-8")
+            self.text = bounded.read_text(path, bounded.LARGEST_CONFIG)
         except FileNotFoundError as error:
             raise SearchError(f"{path}: expected a config file, found nothing there{_nearby(path)}") from error
         except IsADirectoryError as error:
@@ -55,23 +59,20 @@ class YamlSource:
             raise SearchError(f"{path}: cannot be read: {error.strerror}") from error
         self._lines = self.text.splitlines()
         try:
-            loader = yaml.SafeLoader(self.text)
-            try:
-                self._node = loader.get_single_node()
-                self.data: Any = {} if self._node is None else loader.construct_document(self._node)
-            finally:
-                loader.dispose()
-        except yaml.MarkedYAMLError as error:
+            self._node = plain_yaml.compose(self.text)
+            self.data: Any = {} if self._node is None else plain_yaml.construct(self._node)
+        except plain_yaml.PlainYamlError as error:
             mark = error.problem_mark or error.context_mark
-            raise SearchError(self._at(mark, f"not valid YAML: {error.problem or error.context}")) from error
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise SearchError(f"{path}: not valid YAML: {error}") from error
+            raise SearchError(self._at(mark, f"not valid YAML: {error.reason}")) from error
         if not isinstance(self.data, dict):
             raise SearchError(
                 f"{path}: expected keys such as `models:` and `evaluators:` at the top, found "
                 f"{type(self.data).__name__}"
             )
-        repeated = list(self._repeated_keys(self._node, set()))
+        repeated = [
+            self._at(second, f"key {key!r} stands here and in line {first.line + 1}; keep one of them")
+            for key, first, second in plain_yaml.repeated_keys(self._node)
+        ]
         if repeated:
             raise SearchError("\n\n".join(repeated))
 
@@ -105,28 +106,10 @@ class YamlSource:
         if mark is None:
             return f"{self.path}: {message}"
         text = f"{self.path}:{mark.line + 1}:{mark.column + 1}: {message}"
-        if mark.line < len(self._lines):
-            text += f"\n    {self._lines[mark.line]}\n    {' ' * mark.column}^"
+        line = self._lines[mark.line] if mark.line < len(self._lines) else ""
+        if line and len(line) <= _WIDEST:
+            text += f"\n    {line}\n    {' ' * mark.column}^"
         return text
-
-    def _repeated_keys(self, node: Any, seen_nodes: set[int]) -> Iterable[str]:
-        if node is None or id(node) in seen_nodes:  # an alias points at a node seen before
-            return
-        seen_nodes.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            keys: dict[str, Any] = {}
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in keys:
-                        first = keys[key.value].line + 1
-                        yield self._at(
-                            key.start_mark, f"key {key.value!r} stands here and in line {first}; keep one of them"
-                        )
-                    keys[key.value] = key.start_mark
-                yield from self._repeated_keys(value, seen_nodes)
-        elif isinstance(node, yaml.SequenceNode):
-            for value in node.value:
-                yield from self._repeated_keys(value, seen_nodes)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

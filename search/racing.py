@@ -64,6 +64,12 @@ class Racer:
         self._promoted: dict[int, list[float]] = {}
         self._frozen: dict[int, tuple[int, Scores]] = {}
         self._reached: list[list[tuple[float, ...]]] = [[] for _ in self.rungs]
+        self._entered: dict[int, _Entered] = {}
+
+    def enter(self, id: int) -> None:
+        """A candidate was proposed: it will be judged by what is known now, whatever arrives before its own scores."""
+        archive = dict(self._archive) if all(view.ready for view in self._views) else {}
+        self._entered[id] = _Entered(archive, [len(each) for each in self._reached])
 
     def admit(self, id: int, scores: Scores) -> None:
         """A complete, feasible candidate joins the archive: those that nobody dominates on the promoting items.
@@ -94,13 +100,14 @@ class Racer:
             scores: its item scores so far.
             utilities: [objectives] on the items so far.
         """
+        entered = self._state(id)
+        entered.utilities.append(tuple(utilities))
         if self._settings.rule == "halving":
-            reached = self._reached[rung]
-            reached.append(tuple(utilities))
+            reached = [*self._reached[rung][: entered.before[rung]], tuple(utilities)]
             stays = fidelity.halve(reached, len(reached) - 1, self._settings.keep)
             return Verdict(dropped=not stays, reason="" if stays else "not among the best of its rung")
-        if rung == 0 and all(view.ready for view in self._views):
-            self._freeze(id, scores)
+        if rung == 0:
+            self._freeze(id, scores, entered.archive)
         if id not in self._frozen:
             return Verdict()
         opponent, theirs = self._frozen[id]
@@ -118,23 +125,47 @@ class Racer:
             id: the candidate.
             rung: at which it was judged.
             utilities: [objectives] that it had.
-            opponent: whom the log names; at the first rung a member of the archive as it then was.
+            opponent: whom the log names; at the first rung a member of the archive when the candidate entered.
         """
-        self._reached[rung].append(tuple(utilities))
-        if rung == 0 and opponent in self._archive:
-            self._frozen[id] = (opponent, self._archive[opponent])
+        entered = self._state(id)
+        entered.utilities.append(tuple(utilities))
+        if rung == 0 and opponent in entered.archive:
+            self._frozen[id] = (opponent, entered.archive[opponent])
 
     def release(self, id: int) -> None:
-        """A candidate has ended, however it ended."""
+        """A candidate has ended, however it ended, and those that enter from now on know what it reached."""
         self._frozen.pop(id, None)
+        entered = self._entered.pop(id, None)
+        for rung, utilities in enumerate(entered.utilities if entered is not None else ()):
+            self._reached[rung].append(utilities)
 
-    def _freeze(self, id: int, mine: Scores) -> None:
+    def _state(self, id: int) -> _Entered:
+        if id not in self._entered:
+            self.enter(id)
+        return self._entered[id]
+
+    def _freeze(self, id: int, mine: Scores, archive: Mapping[int, Scores]) -> None:
         """Choose the opponent: on promoting items alone, so that the others may test it."""
-        ids = list(self._archive)
-        leads = [[view.lead(self._archive[each], mine) for view in self._views] for each in ids]
+        ids = list(archive)
+        leads = [[view.lead(archive[each], mine) for view in self._views] for each in ids]
         best = fidelity.choose_opponent(np.zeros(len(self._views)), np.reshape(leads, (len(ids), len(self._views))))
         if best is not None:
-            self._frozen[id] = (ids[best], self._archive[ids[best]])
+            self._frozen[id] = (ids[best], archive[ids[best]])
+
+
+@dataclass(frozen=True)
+class _Entered:
+    """What was known when a candidate was proposed, and what it reached since.
+
+    Attributes:
+        archive: the possible opponents; none before it is known what one item may count for.
+        before: [rungs] how many candidates had been judged there.
+        utilities: [its rungs so far][objectives].
+    """
+
+    archive: dict[int, Scores]
+    before: list[int]
+    utilities: list[tuple[float, ...]] = field(default_factory=list)
 
 
 class _View:

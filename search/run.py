@@ -17,27 +17,43 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
-from evaluators import registry
-from evaluators.contract import SPLITS, Evaluator
+from search.beginning import beginning
+from search.budget import Progress
 from search.config import LoadedConfig, resolved_yaml
 from search.errors import NothingFeasible, SearchError
-from search.events import LOG_VERSION, Event, Finished, Listener, Picked, Resumed, RunStarted, Told
-from search.finals import Finals, holdout_hashes
+from search.events import (
+    LOG_VERSION,
+    BudgetSpent,
+    Event,
+    Failed,
+    Finished,
+    Listener,
+    Picked,
+    Resumed,
+    RunStarted,
+    Settled,
+    Told,
+)
+from search.finals import Finals
 from search.ledger import Ledger
 from search.lock import RunLock
 from search.loop import Search
-from search.objectives import clusters_of
-from search.optimizers import registry as optimizers
+from search.optimizers.contract import Outcome
+from search.patience import Patience
 from search.racing import Racer
 from search.results import Results
-from search.schema import Config, OptimizerConfig
+from search.schema import OptimizerConfig
 from search.setup import Setup, set_up, stages_of
 from search.stages import Stage, build_optimizer
+from search.standing import Schedule
 from search.store import CONTROL, DATABASE, Store
 from search.unchanged import refuse_changed_config, refuse_changed_inputs, with_its_defaults
 from search.virtual import Say
-from search.workers.inline import InlineWorker
+from search.workers.contract import Pool
+from search.workers.inline import HANGS, InlinePool, InlineWorker
+from search.workers.opening import open_pool, worker_threads
 
 _LOG = logging.getLogger("paretomerge")
 
@@ -56,18 +72,25 @@ class Run:
         folder: Path,
         listeners: Sequence[Listener] = (),
         say: Say = _LOG.info,
+        restart: Callable[[], NoReturn] = lambda: os._exit(HANGS),
     ) -> None:
         """Args:
         loaded: the config.
         folder: the run directory; made if it is not there.
         listeners: hear every event after it is stored.
         say: told one line for every step of the set-up that takes long.
+        restart: begins this process anew, after a candidate that hangs where nothing can interrupt it. By default the
+            process ends: the same command goes on.
         """
         self._say = say
+        self._restart = restart
         self._loaded = loaded
         self.folder = folder
         self._listeners = list(listeners)
         self._store: Store | None = None
+        workers = loaded.config.workers
+        # workers of their own die alone: that the driver ended is no sign against what they were evaluating
+        self._patience = Patience(workers.timeout, workers.attempts if workers.kind == "inline" else None)
 
     @staticmethod
     def reopen(folder: Path) -> Run:
@@ -108,9 +131,11 @@ class Run:
             if started is not None:
                 self._loaded = with_its_defaults(self._loaded, started)
                 refuse_changed_config(self._loaded.config, started, self.folder)
-                if self._is_finished():
+                if self._is_finished(started):
                     return None
-            setup = set_up(self._loaded, started.threads if started else None, say=self._say)
+            threads = started.threads if started else worker_threads(self._loaded)
+            live = self._loaded.config.workers.kind == "inline"
+            setup = set_up(self._loaded, threads, live=live, say=self._say)
             return self._search(setup, started, should_stop)
         finally:
             if self._store is not None:
@@ -136,16 +161,20 @@ class Run:
             path.unlink()
         return started
 
-    def _is_finished(self) -> bool:
-        """Whether there is nothing left to do: of a budget with two limits, either may have grown."""
-        budget, reserve = self._loaded.config.search.budget, self._loaded.config.search.reserve
-        finished = [each for each in self._opened.events(Finished) if isinstance(each, Finished)]
-        if not any(each.budget >= budget.candidates for each in finished):
-            return False
-        told = [each.outcome for each in self._opened.events(Told) if isinstance(each, Told)]
-        items = sum(each.items for each in told if each.state != "duplicate")
-        spent = budget.items is not None and items >= round(budget.items * (1.0 - reserve))
-        return spent or len(told) >= budget.candidates
+    def _is_finished(self, started: RunStarted) -> bool:
+        """Whether there is nothing left to do: the finals are over, and no limit has grown beyond what was spent."""
+        settings = self._loaded.config.search
+        progress = Progress(started.reference, len(started.stage_ends))
+        ended: BudgetSpent | None = None
+        finished = False
+        for event in self._opened.events(Told, BudgetSpent, Finished):
+            if isinstance(event, Told):
+                progress.note(event)
+            elif isinstance(event, BudgetSpent):
+                ended = event
+            finished = isinstance(event, Finished)
+        as_it_ended = ended is not None and ended.budget == settings.budget.model_dump(mode="json")
+        return finished and (as_it_ended or progress.reached(settings.budget, settings.reserve) is not None)
 
     @property
     def _opened(self) -> Store:
@@ -157,30 +186,61 @@ class Run:
         config = self._loaded.config
         version = started.version if started else LOG_VERSION
         stages = stages_of(config, setup, started.stage_ends if started else None, version)
-        now = self._beginning(setup, stages)
-        if started is None:
-            _write_run_files(self.folder, self._loaded)
-            self._store = Store.create(self.folder)
-            self._emit(now)
-        else:
-            refuse_changed_inputs(started, now, self.folder)
-        worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
-        search = self._driver(setup, stages, worker, started or now, should_stop)
         if started is not None:
-            store = self._opened
-            different = search.restore(store.events(), lambda id: store.item_scores(id, "search"))
-            self._emit(Resumed(config.search.budget.candidates, different))
-        budget = config.search.budget
-        reserved = config.search.reserve
-        search.run(budget.candidates, None if budget.items is None else round(budget.items * (1.0 - reserved)))
-        return self._finals(setup, stages, worker, should_stop).run(config.search, search.items)
+            self._refuse_changes(setup, stages, started)
+        pool = self._open_pool(setup)
+        try:
+            schedule = self._schedule(started, pool)
+            if started is None:
+                _write_run_files(self.folder, self._loaded)
+                self._store = Store.create(self.folder)
+                started = beginning(self._loaded, setup, stages, schedule, _threads())
+                self._emit(started)
+                search = self._driver(setup, stages, pool, started, schedule, should_stop)
+            else:
+                search = self._driver(setup, stages, pool, started, schedule, should_stop)
+                store = self._opened
+                different = search.restore(store.events(), lambda id: store.item_scores(id, "search"))
+                self._emit(Resumed(config.search.budget.candidates, different))
+            search.run(config.search.budget, config.search.reserve)
+            return self._finals(setup, stages, pool, should_stop).run(config.search, search.items)
+        finally:
+            pool.close()
+
+    def _open_pool(self, setup: Setup) -> Pool:
+        pool = open_pool(self._loaded, setup, self.folder, _threads(), self._say, self._on_hang)
+        if self._loaded.config.search.budget.gpu_hours is not None and not pool.gpus:
+            pool.close()
+            raise self._loaded.error(
+                ("search", "budget", "gpu_hours"), "expected workers that have a GPU; these have none: use hours"
+            )
+        return pool
+
+    def _schedule(self, started: RunStarted | None, pool: Pool) -> Schedule:
+        """As the run began, or as the config says."""
+        settings = self._loaded.config.workers
+        if started is None:
+            kind = settings.schedule or ("strict" if settings.kind == "inline" else "steady")
+            return Schedule(kind, pool.slots)
+        kind = "steady" if started.schedule == "steady" else "strict"
+        if settings.schedule not in (None, kind):
+            raise SearchError(
+                f"{self.folder}: this run was started under a {kind} schedule, and workers.schedule is now "
+                f"{settings.schedule}. Its log would say neither; set it back, or give the search another --name."
+            )
+        return Schedule(kind, started.window)
+
+    def _refuse_changes(self, setup: Setup, stages: list[Stage], started: RunStarted) -> None:
+        now = beginning(self._loaded, setup, stages, Schedule(), _threads())
+        refuse_changed_inputs(started, now, self.folder)
 
     def _driver(
         self,
         setup: Setup,
         stages: Sequence[Stage],
-        worker: InlineWorker,
+        pool: Pool,
         started: RunStarted,
+        schedule: Schedule,
         should_stop: Callable[[], bool],
     ) -> Search:
         config, objectives = self._loaded.config, setup.objectives
@@ -192,29 +252,39 @@ class Run:
             lambda stage, seconds: build_optimizer(
                 config, stage, planned[stage.index], len(objectives.targets), seconds, self._loaded.path.parent
             ),
-            worker,
+            pool,
             objectives,
             self._emit,
             should_stop,
             evaluators=setup.evaluators,
             racer=racer if staged else None,
             constraints=setup.constraints,
+            schedule=schedule,
+            patience=self._patience,
         )
 
-    def _finals(
-        self, setup: Setup, stages: Sequence[Stage], worker: InlineWorker, should_stop: Callable[[], bool]
-    ) -> Finals:
+    def _finals(self, setup: Setup, stages: Sequence[Stage], pool: Pool, should_stop: Callable[[], bool]) -> Finals:
         return Finals(
             self._opened,
             stages,
-            worker,
+            pool,
             setup.evaluators,
             setup.objectives,
             self._emit,
             should_stop,
             constraints=setup.constraints,
             ledger=Ledger(self.folder),
+            patience=self._patience,
         )
+
+    def _on_hang(self, candidate: int, detail: str) -> None:
+        """A candidate hangs where nothing can interrupt it: note that it failed, and begin this process anew."""
+        store = Store.open(self.folder)  # from now on what hangs cannot write any more, should it wake
+        if any(each.id == candidate and each.state == "running" for each in store.candidates()):
+            store.append(Failed(candidate, "search", detail), Settled(candidate, Outcome("failed", reason=detail)))
+        store.close()
+        print(f"candidate {candidate}: {detail}", file=sys.stderr, flush=True)
+        self._restart()
 
     def open_holdout(self, candidate: int, rule: str, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Look at the holdout for one more candidate, that somebody picked for another mix.
@@ -242,59 +312,13 @@ class Run:
                 refuse_changed_config(self._loaded.config, started, self.folder)
                 setup = set_up(self._loaded, started.threads, say=self._say)
                 stages = stages_of(self._loaded.config, setup, started.stage_ends, started.version)
-                refuse_changed_inputs(started, self._beginning(setup, stages), self.folder)
-                worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
+                self._refuse_changes(setup, stages, started)
+                pool = InlinePool(InlineWorker(setup.materializer, setup.engine, setup.evaluators))
                 if not known:
                     self._emit(picked)
-                self._finals(setup, stages, worker, should_stop).open([candidate])
+                self._finals(setup, stages, pool, should_stop).open([candidate])
             finally:
                 self._opened.close()
-
-    def _beginning(self, setup: Setup, stages: Sequence[Stage]) -> RunStarted:
-        import torch
-
-        checkpoints = setup.sources.checkpoints
-        return RunStarted(
-            config=self._loaded.config.model_dump(mode="json"),
-            sources={alias: ref.content for alias, ref in setup.sources.refs.items()},
-            paths={alias: str(each.path.absolute()) for alias, each in checkpoints.items()},
-            groups=[str(group) for group in setup.sources.layout.groups],
-            tensors=_tensors(self._loaded.config, setup),
-            objectives=setup.objectives.as_data(),
-            evaluators={name: self._identity(name, each) for name, each in setup.evaluators.items()},
-            engine=setup.engine.fingerprint,
-            threads=torch.get_num_threads(),
-            stage_ends=[stage.end for stage in stages if stage.end is not None],
-            reference=list(setup.objectives.reference),
-            items={
-                name: {split: list(evaluator.items(split).ids) for split in SPLITS}
-                for name, evaluator in setup.evaluators.items()
-            },
-            clusters={
-                name: {id: of for split in SPLITS for id, of in (clusters_of(evaluator, split) or {}).items()}
-                for name, evaluator in setup.evaluators.items()
-                if any(clusters_of(evaluator, split) for split in SPLITS)
-            },
-            constraints=setup.constraints.as_data(),
-            metrics={
-                f"{name}.{each.name}": {"direction": each.direction, "low": each.low, "high": each.high}
-                for name, evaluator in setup.evaluators.items()
-                for each in evaluator.metrics
-            },
-            plugins=_plugins(self._loaded),
-            holdouts=holdout_hashes(setup.evaluators),
-            folder=str(self._loaded.path.parent.absolute()),
-            version=LOG_VERSION,
-            made_by={alias: recipe.to_yaml() for alias, recipe in setup.made_by.items()},
-            calibration="" if setup.calibration is None else setup.calibration.fingerprint,
-        )
-
-    def _identity(self, name: str, evaluator: Evaluator) -> str:
-        """An evaluator's fingerprint, and of a plug-in its source: a changed one gives other scores."""
-        kind = str(self._loaded.config.evaluators[name]["type"])
-        if kind in registry.BUILT_IN:
-            return evaluator.fingerprint
-        return f"{evaluator.fingerprint} {registry.source_hash(kind, folder=self._loaded.path.parent)}"
 
     def _emit(self, *events: Event) -> None:
         self._opened.append(*events)
@@ -314,20 +338,11 @@ def _control(loaded: LoadedConfig) -> LoadedConfig:
     return replace(loaded, config=loaded.config.model_copy(update={"search": settings}))
 
 
-def _tensors(config: Config, setup: Setup) -> dict[str, str]:
-    """Tensor -> group, where the space needs it."""
-    if config.space.granularity != "tensor":
-        return {}
-    layout = setup.sources.layout
-    return {name: str(layout.group(name)) for name in layout.names}
+def _threads() -> int:
+    """Of torch: as the config, or the run's first start, has set them."""
+    import torch
 
-
-def _plugins(loaded: LoadedConfig) -> dict[str, str]:
-    """An optimizer of the user's own -> hash of its source: a changed one proposes otherwise."""
-    name = loaded.config.search.optimizer.name
-    if name in optimizers.BUILT_IN:
-        return {}
-    return {name: optimizers.source_hash(name, folder=loaded.path.parent)}
+    return torch.get_num_threads()
 
 
 def _planned(stages: Sequence[Stage], budget: int) -> list[int]:

@@ -94,13 +94,36 @@ class Objective(_Strict):
     )
 
 
+class PlateauConfig(_Strict):
+    """The search ends when it does not get better any more."""
+
+    candidates: int = Field(200, ge=1, description="over so many candidates of the last stage")
+    gain: float = Field(0.001, ge=0.0, lt=1.0, description="the hypervolume grew by less than this share of what it is")
+
+
 class Budget(_Strict):
-    """When the search ends: at whichever comes first. May grow between two starts; nothing else may change."""
+    """When the search ends: at whichever comes first. May grow between two starts; a finished run then goes on."""
 
     candidates: int = Field(ge=1, description="candidates in all, baselines among them")
     items: int | None = Field(
         None, ge=1, description="scored items in all, those reserved for the finalists among them; no limit if left out"
     )
+    hours: float | None = Field(
+        None, gt=0.0, description="hours of searching, over all starts, without the finals; no limit if left out"
+    )
+    gpu_hours: float | None = Field(
+        None, gt=0.0, description="GPU-hours of materialising and evaluating in the search; no limit if left out"
+    )
+    plateau: PlateauConfig | None = Field(
+        None, description="end when the hypervolume has stopped growing; never if left out"
+    )
+
+    @model_serializer(mode="wrap")
+    def _said_only_where_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        for key in ("hours", "gpu_hours", "plateau"):
+            _without(data, key, None)
+        return data
 
 
 class ConstraintConfig(_Strict):
@@ -207,6 +230,64 @@ class EngineConfig(_Strict):
         return self
 
 
+class WorkersConfig(_Strict):
+    """Who scores the candidates. May change between two starts, but for the schedule."""
+
+    kind: Literal["inline", "ray"] = Field(
+        "inline", description="inline: this process; ray: actors of Ray, here or on a cluster"
+    )
+    count: int | None = Field(
+        None, ge=1, description="workers; with ray, as many as the cluster has GPUs for (1 on CPUs) if left out"
+    )
+    schedule: Literal["strict", "steady"] | None = Field(
+        None,
+        description="strict: the same seed gives the same run, whatever arrives when; steady: nobody ever waits. "
+        "strict inline and steady with ray if left out",
+    )
+    address: str | None = Field(
+        None, description="of a Ray cluster, host:port or auto; Ray is started on this machine if left out"
+    )
+    gpus: float | None = Field(
+        None,
+        ge=0.0,
+        description="GPUs of each worker: a fraction shares one, several spread a large model; 1 where engine.device "
+        "is cuda and 0 elsewhere if left out",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of each worker; the cores divided by the workers if left out"
+    )
+    timeout: float | Literal["auto"] | None = Field(
+        "auto",
+        description="seconds after which the evaluation of a candidate, or of its next rung, has failed; auto: 20 "
+        "times the longest one so far, and 10 minutes at least; null: never",
+    )
+    attempts: int = Field(
+        5, ge=1, description="a candidate whose evaluation ended its process so many times has failed"
+    )
+
+    @field_validator("timeout")
+    @classmethod
+    def _some_time(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, float) and not value > 0.0:
+            raise ValueError(f"expected seconds > 0, auto or null, found {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> WorkersConfig:
+        if self.kind == "inline":
+            for name in ("address", "gpus"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}: this is a setting of kind: ray, and kind is inline; drop it, or set kind"
+                    )
+            if self.count not in (None, 1):
+                raise ValueError("count: one process is one worker; set kind: ray for more of them")
+        return self
+
+
+TrackerName = Literal["tensorboard", "wandb"]
+
+
 class Config(_Strict):
     """A whole run."""
 
@@ -221,6 +302,10 @@ class Config(_Strict):
     space: SpaceConfig = SpaceConfig()
     search: SearchSettings
     engine: EngineConfig = EngineConfig()
+    workers: WorkersConfig = WorkersConfig()
+    trackers: dict[TrackerName, dict[str, Any]] = Field(
+        default_factory=dict, description="experiment trackers that hear of every candidate, with their own options"
+    )
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -238,7 +323,9 @@ class Config(_Strict):
 
     @model_serializer(mode="wrap")
     def _said_only_where_it_stands(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(handler(self), "calibration", None)
+        data = _without(handler(self), "calibration", None)
+        _without(data, "workers", WorkersConfig().model_dump(mode="json"))
+        return _without(data, "trackers", {})
 
 
 def _without(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

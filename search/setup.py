@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from evaluators import registry
 from evaluators.contract import Evaluator, EvaluatorError
@@ -25,9 +25,23 @@ from search.virtual import Say
 if TYPE_CHECKING:
     from evaluators.contract import Engine
     from merging import Materializer, Sources
+    from merging.arena import Home
+    from merging.calibration import CollectedCalibration
     from merging.calibration.contract import Calibration
 
 _LOG = logging.getLogger("paretomerge")
+
+
+class Live(NamedTuple):
+    """A live model of this process.
+
+    Attributes:
+        materializer: writes recipes into it.
+        engine: asks it.
+    """
+
+    materializer: Materializer
+    engine: Engine
 
 
 @dataclass
@@ -36,23 +50,39 @@ class Setup:
 
     Attributes:
         sources: the models, virtual experts among them.
-        materializer: writes recipes into the live model.
-        engine: asks the live model.
-        evaluators: name -> prepared evaluator.
+        evaluators: name -> evaluator, prepared where there is a live model.
         objectives: resolved.
         constraints: resolved.
+        engine_fingerprint: what of the engine scores depend on; "" where only a worker can know it (vLLM).
         made_by: virtual expert -> its recipe.
         calibration: statistics on the experts' inputs, where a method of the space needs any.
+        live: what stands over the live model; None where others score the candidates.
     """
 
     sources: Sources
-    materializer: Materializer
-    engine: Engine
     evaluators: dict[str, Evaluator]
     objectives: Objectives
     constraints: Constraints
+    engine_fingerprint: str
     made_by: dict[str, Recipe] = field(default_factory=dict)
     calibration: Calibration | None = None
+    live: Live | None = None
+
+    @property
+    def materializer(self) -> Materializer:
+        """Writes recipes into the live model."""
+        return self._live.materializer
+
+    @property
+    def engine(self) -> Engine:
+        """Asks the live model."""
+        return self._live.engine
+
+    @property
+    def _live(self) -> Live:
+        if self.live is None:
+            raise RuntimeError("this set-up was made with live=False: there is no live model in this process")
+        return self.live
 
     @cached_property
     def refs(self) -> dict[str, SourceRef]:
@@ -80,7 +110,15 @@ def stages_of(
     )
 
 
-def set_up(loaded: LoadedConfig, threads: int | None = None, *, make: bool = True, say: Say = _LOG.info) -> Setup:
+def set_up(
+    loaded: LoadedConfig,
+    threads: int | None = None,
+    *,
+    make: bool = True,
+    live: bool = True,
+    home: Home = "auto",
+    say: Say = _LOG.info,
+) -> Setup:
     """Load models, data and engine, and check all of it.
 
     Args:
@@ -88,6 +126,10 @@ def set_up(loaded: LoadedConfig, threads: int | None = None, *, make: bool = Tru
         threads: CPU threads; the config's, or torch's own choice, if None.
         make: make the virtual experts, and collect what calibrated methods need; otherwise only check that it can be
             done: candidates cannot be materialised then.
+        live: have a live model here that scores candidates; otherwise others do, and this process only proposes and
+            remembers: whether evaluators take the engine is checked by those others.
+        home: where the live model's sources are kept; one of several workers of a machine takes ``shared``: see
+            :func:`merging.arena.hold`.
         say: told one line for every step that takes long.
 
     Raises:
@@ -95,9 +137,8 @@ def set_up(loaded: LoadedConfig, threads: int | None = None, *, make: bool = Tru
     """
     import torch
 
-    from evaluators import open_engine
-    from merging import Materializer, Sources, load_model
-    from search.ingredients import collect, gather
+    from merging import Sources
+    from search.ingredients import gather
 
     config = loaded.config
     torch.set_num_threads(threads or config.engine.threads or torch.get_num_threads())
@@ -109,23 +150,71 @@ def set_up(loaded: LoadedConfig, threads: int | None = None, *, make: bool = Tru
     sources, made_by, calibration = gather(loaded, Sources.load(base, experts), evaluators, make=make, say=say)
     for note in sources.notes:
         _LOG.warning("note: %s", note)
-    model = load_model(base, dtype=config.models.dtype, device=config.engine.device)
-    materializer = Materializer(sources, model)
+    model = _open_model(loaded, base, sources, calibration, home, say) if live else None
+    if model is not None:
+        prepare_evaluators(loaded, evaluators, model.engine)
+        fingerprint = model.engine.fingerprint
+    else:
+        if calibration is not None and make:
+            _collect_once(loaded, base, sources, calibration, say)
+        fingerprint = _planned_fingerprint(loaded, base)
+    return Setup(sources, evaluators, objectives, constraints, fingerprint, made_by, calibration, model)
+
+
+def _open_model(
+    loaded: LoadedConfig,
+    base: Path,
+    sources: Sources,
+    calibration: CollectedCalibration | None,
+    home: Home,
+    say: Say,
+) -> Live:
+    """The live model, what writes into it and what asks it."""
+    from evaluators import open_engine
+    from merging import Materializer, load_model
+    from search.ingredients import collect
+
+    settings = loaded.config.engine
+    spread = "auto" if (loaded.config.workers.gpus or 0.0) > 1.0 else None
+    model = load_model(base, dtype=loaded.config.models.dtype, device=settings.device, device_map=spread)
+    materializer = Materializer(sources, model, home=home)
     if calibration is not None:
         collect(loaded, calibration, materializer, say)
         materializer.calibration = calibration
-    settings = config.engine
     engine = open_engine(
         model,
         base,
         kind=settings.kind,
         batch_tokens=settings.batch_tokens,
-        device=settings.device,
+        device=settings.device if spread is None else None,
         tensors=materializer.tensors,
         vllm=settings.vllm,
     )
-    prepare_evaluators(loaded, evaluators, engine)
-    return Setup(sources, materializer, engine, evaluators, objectives, constraints, made_by, calibration)
+    return Live(materializer, engine)
+
+
+def _collect_once(
+    loaded: LoadedConfig, base: Path, sources: Sources, calibration: CollectedCalibration, say: Say
+) -> None:
+    """Put what calibrated methods need into the cache, where workers find it. The live model for it is let go."""
+    from merging import Materializer, load_model
+    from search.ingredients import collect
+
+    model = load_model(base, dtype=loaded.config.models.dtype, device=loaded.config.engine.device)
+    collect(loaded, calibration, Materializer(sources, model, home="mmap"), say)
+
+
+def _planned_fingerprint(loaded: LoadedConfig, base: Path) -> str:
+    """The fingerprint that the engine has where it runs, told from settings alone; "" where it cannot be."""
+    from evaluators import open_engine
+    from merging.skeleton import load_skeleton
+
+    settings = loaded.config.engine
+    if settings.kind != "hf":
+        return ""
+    model = load_skeleton(base, dtype=loaded.config.models.dtype)
+    engine = open_engine(model, base, kind="hf", batch_tokens=settings.batch_tokens, device=settings.device)
+    return engine.fingerprint
 
 
 def model_paths(loaded: LoadedConfig) -> tuple[Path, dict[str, Path]]:

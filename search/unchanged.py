@@ -16,7 +16,7 @@ from merging.recipe import Recipe
 from search.config import LoadedConfig, resolved_yaml
 from search.errors import SearchError
 from search.events import RunStarted
-from search.schema import Budget, Config, FidelityConfig, OptimizerConfig
+from search.schema import Budget, Config, FidelityConfig, OptimizerConfig, PlateauConfig
 
 
 def with_its_defaults(loaded: LoadedConfig, started: RunStarted) -> LoadedConfig:
@@ -31,11 +31,13 @@ def with_its_defaults(loaded: LoadedConfig, started: RunStarted) -> LoadedConfig
 
 
 def refuse_changed_config(now: Config, started: RunStarted, folder: Path) -> None:
-    """Raises SearchError with a diff unless the config is the stored one, or differs in a grown budget only."""
+    """Raises SearchError with a diff unless the config is the stored one, or differs in a grown budget, or in who works
+    and who looks on, only."""
     before = _stored_config(started)
     grown = _grown(before.search.budget, now.search.budget)
     # a control is a run of its own beside this one: it may be asked for later
     settings = before.search.model_copy(update={"budget": now.search.budget, "control": now.search.control})
+    before = before.model_copy(update={"workers": now.workers, "trackers": now.trackers})
     if grown and before.model_copy(update={"search": settings}) == now:
         return
     lines = list(
@@ -99,8 +101,15 @@ def _stored_config(started: RunStarted) -> Config:
 
 
 def _grown(before: Budget, now: Budget) -> bool:
-    more = now.items is None or (before.items is not None and now.items >= before.items)
-    return more and now.candidates >= before.candidates
+    limits = ((before.items, now.items), (before.hours, now.hours), (before.gpu_hours, now.gpu_hours))
+    more = all(new is None or (old is not None and new >= old) for old, new in limits)
+    return more and now.candidates >= before.candidates and _more_patient(before.plateau, now.plateau)
+
+
+def _more_patient(before: PlateauConfig | None, now: PlateauConfig | None) -> bool:
+    if before is None or now is None:
+        return now is None
+    return now.candidates >= before.candidates and now.gain <= before.gain
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from search.stages import Stage, build_optimizer, build_stages
 from search.statistics import Interval
 from search.store import Store
 from search.workers.evaluation import Evaluation
+from search.workers.inline import InlinePool
 
 Array = npt.NDArray[np.float64]
 
@@ -202,19 +203,16 @@ class _Run:
         search = Search(
             self._stages,
             self._optimizer,
-            self._worker,
+            InlinePool(self._worker),
             self._objectives,
             self._emit,
             evaluators=self._evaluators,
             racer=racer if len(racer.rungs) > 1 else None,
         )
-        items = settings.budget.items
-        if items is not None and finals:
-            items = round(items * (1.0 - settings.reserve))
-        search.run(settings.budget.candidates, items)
+        search.run(settings.budget, settings.reserve if finals else 0.0)
         if finals:
             after = Finals(
-                self.store, self._stages, self._worker, self._evaluators, self._objectives, self._emit
+                self.store, self._stages, InlinePool(self._worker), self._evaluators, self._objectives, self._emit
             )  # fmt: skip
             after.run(settings, search.items)
 

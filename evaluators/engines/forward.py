@@ -7,16 +7,22 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from evaluators.contract import EvaluatorError, Generation, LogLikelihood, Request, Sampling
+from evaluators.engines.memory import BatchLimit, release_unused
+from evaluators.engines.recovery import ModuleState
 from evaluators.engines.tokenizer import chat_template_hash, end_tokens, tokenizer_hash
 
 # Raised whenever this module's own way to a score changes what the score is.
 _VERSION = 1
+
+# Measured on a 0.5 M parameter Llama: activations that stay in a CPU's cache beat larger batches by up to 30 %.
+_BATCH_TOKENS = {"cpu": 1024}
+_BATCH_TOKENS_ELSEWHERE = 16384
 
 # What of a model's folder shapes its inputs and outputs, beside weights and tokenizer.
 _SETTINGS = (
@@ -39,7 +45,12 @@ class HFModule:
         tokenizer: its tokenizer, or None.
         folder: where the model came from, for those who need its processor; None where it came from nowhere.
         device: where inputs go; None for the device of the input embeddings, or else of the first parameter.
+
+    Attributes:
+        interruptible: whether it can go on after an exception at any instruction (a time limit's).
     """
+
+    interruptible: ClassVar[bool] = True
 
     def __init__(
         self, model: nn.Module, tokenizer: Any, *, folder: Path | None = None, device: torch.device | str | None = None
@@ -53,6 +64,7 @@ class HFModule:
         self._attention = str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "default")
         self._ends = () if tokenizer is None else end_tokens(model, tokenizer)
         self._fingerprint = ""  # whoever derives from this knows what it depends on
+        self._state = ModuleState(model)
 
     @property
     def writes_text(self) -> bool:
@@ -150,6 +162,11 @@ class HFModule:
     def weights_changed(self) -> None:
         """Nothing here depends on the weights."""
 
+    def recover(self) -> None:
+        """Be as fresh as when it was made, after an evaluation that broke off at any place: the module's hooks, modes
+        and settings are put back. Its weights are not looked at."""
+        self._state.restore()
+
     def _asked_tokenizer(self) -> Any:
         if self._tokenizer is None:
             raise EvaluatorError(
@@ -159,16 +176,59 @@ class HFModule:
         return self._tokenizer
 
 
-class HFForwardEngine(HFModule):
+def default_batch_tokens(device: torch.device) -> int:
+    """So many tokens a forward pass, where nothing else is asked for."""
+    return _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
+
+
+class Batching:
+    """What an engine says of its batches whose sizes are its own (see :mod:`evaluators.engines.memory`).
+
+    Attributes:
+        limit: of its forward passes, and of those of the evaluators that run its module themselves.
+    """
+
+    limit: BatchLimit
+
+    @property
+    def batch_tokens(self) -> int:
+        """At most so many tokens a forward pass, padding included. May be set: what a resumed run had come down to.
+
+        Raises:
+            EvaluatorError: set to less than one.
+        """
+        return self.limit.tokens
+
+    @batch_tokens.setter
+    def batch_tokens(self, value: int) -> None:
+        self.limit.tokens = value
+
+    def release(self) -> None:
+        """Give back all memory that is not needed to go on."""
+        release_unused()
+
+
+class HFForwardEngine(Batching, HFModule):
     """The engine of every model that is no causal language model: evaluators run :meth:`forward` themselves.
 
-    Arguments as those of :class:`HFModule`.
+    Arguments as those of :class:`HFModule`, and:
+
+    Args:
+        batch_tokens: no batch is ever that large: every evaluator has a size of its own. Where memory does not suffice
+            this number is halved, and all of them get smaller in proportion.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, folder: Path | None = None, device: torch.device | str | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        batch_tokens: int | None = None,
+        folder: Path | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(model, tokenizer, folder=folder, device=device)
+        self.limit = BatchLimit(default_batch_tokens(self._device) if batch_tokens is None else batch_tokens)
         text = "none" if tokenizer is None else tokenizer_hash(tokenizer)
         self._fingerprint = "/".join(
             [

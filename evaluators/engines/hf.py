@@ -14,8 +14,9 @@ from evaluators.engines.batching import batches
 from evaluators.engines.cache import Beginning
 from evaluators.engines.causal import CausalModule
 from evaluators.engines.decoding import Decoder
-from evaluators.engines.forward import settings_hash
+from evaluators.engines.forward import Batching, default_batch_tokens, settings_hash
 from evaluators.engines.logits import ScoredLogits
+from evaluators.engines.memory import BatchLimit
 from evaluators.engines.prefix import Cluster, clusters
 from evaluators.engines.sampling import check_sampling
 from evaluators.engines.scoring import Scorer
@@ -25,10 +26,6 @@ from evaluators.engines.tokenizer import chat_template_hash, tokenizer_hash
 # Raised whenever this package's own way to a score changes what the score is.
 _VERSION = 2
 
-# Measured on a 0.5 M parameter Llama: activations that stay in a CPU's cache beat larger batches by up to 30 %.
-_BATCH_TOKENS = {"cpu": 1024}
-_BATCH_TOKENS_ELSEWHERE = 16384
-
 # A decoding step reads one token a row and costs mostly its calls: measured on the same model, 120 answers in one batch
 # take three quarters of the time that two batches take. What limits it is the memory of keys and values.
 _GENERATION = 8
@@ -37,14 +34,15 @@ _GENERATION = 8
 _HELD = 2**31
 
 
-class HFEngine(CausalModule):
+class HFEngine(Batching, CausalModule):
     """Asks a live model. Holds nothing that depends on its weights, which may change in place between calls.
 
     Args:
         model: any Hugging Face causal language model, already on its device and in its dtype. It is put into
             evaluation mode for the length of each call and left as it was.
         tokenizer: its tokenizer. A missing padding token is no problem, and nothing is added.
-        batch_tokens: at most so many tokens a forward pass, padding included; None chooses by device.
+        batch_tokens: at most so many tokens a forward pass, padding included; None chooses by device. Where memory does
+            not suffice for them, they become fewer (see :mod:`evaluators.engines.memory`).
         device: where inputs go; None for the device of the input embeddings.
         folder: where the model came from, for evaluators that need its processor.
 
@@ -70,16 +68,14 @@ class HFEngine(CausalModule):
                 "the hf engine asks causal language models (AutoModelForCausalLM), and "
                 f"{type(model).__name__} is none; load the decoder-only model of this family"
             )
-        if batch_tokens is not None and batch_tokens < 1:
-            raise EvaluatorError(f"batch_tokens must be at least 1, got {batch_tokens}")
         super().__init__(model, tokenizer, device=device, folder=folder)
-        self._batch_tokens = batch_tokens or _BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS_ELSEWHERE)
+        self.limit = BatchLimit(default_batch_tokens(self._device) if batch_tokens is None else batch_tokens)
         self._logits = ScoredLogits(model, self._device)
         self._scorer = Scorer(
             model,
             self._logits,
             self._device,
-            batch_tokens=self._batch_tokens,
+            limit=self.limit,
             vocabulary=self._vocabulary,
             check=self._check,
         )
@@ -91,7 +87,7 @@ class HFEngine(CausalModule):
                 self._dtype,
                 self._device.type,
                 self._attention,
-                f"tokens={self._batch_tokens}",
+                f"tokens={self.limit.tokens}",
                 f"settings={settings_hash(folder)}",
                 f"tokenizer={tokenizer_hash(tokenizer)}{chat_template_hash(tokenizer)}",
                 f"ends={','.join(map(str, self._ends))}",
@@ -125,6 +121,7 @@ class HFEngine(CausalModule):
         results: dict[int, Generation] = {}
         with self.forward():
             for batch, beginning in self._generation_batches(prompts, max_new_tokens):
+                self.limit.passing(len(batch), self._taken(prompts, batch, beginning, max_new_tokens))
                 generations = self._decoder(
                     [prompts[index] for index in batch],
                     [self._budget(prompts[index], max_new_tokens) for index in batch],
@@ -145,10 +142,30 @@ class HFEngine(CausalModule):
             beginning = self._decoder.begin(prompts[part.members[0]][: part.shared]) if part.shared else None
             rows = None
             if beginning is not None:
-                rows = max(1, _HELD // (beginning.bytes_per_token * longest))
+                rows = max(1, self.limit.part(_HELD) // (beginning.bytes_per_token * longest))
             lengths = [len(prompts[index]) - part.shared + new for index in part.members]
-            for batch in batches(lengths, tokens=_GENERATION * self._batch_tokens, rows=rows):
+            for batch in batches(lengths, tokens=_GENERATION * self.limit.tokens, rows=rows):
                 yield [part.members[place] for place in batch], beginning
+
+    def _taken(
+        self, prompts: Sequence[Sequence[int]], batch: Sequence[int], beginning: Beginning | None, new: int
+    ) -> float:
+        """Which share of a batch's first limit, in tokens or in bytes of keys and values, a batch takes."""
+        longest = max(len(prompts[index]) for index in batch) + new
+        own = longest - (0 if beginning is None else beginning.length)
+        tokens = len(batch) * own / (_GENERATION * self.limit.whole)
+        held = 0.0 if beginning is None else len(batch) * longest * beginning.bytes_per_token / _HELD
+        return max(tokens, held)
+
+    def release(self) -> None:
+        """Give back all memory that is not needed to go on, inputs that were kept ready among it."""
+        self._scorer.forget()
+        super().release()
+
+    def recover(self) -> None:
+        """See :meth:`evaluators.engines.forward.HFModule.recover`."""
+        super().recover()
+        self._scorer.forget()
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[LogLikelihood]:
         """See :class:`evaluators.contract.Engine`. Log-softmax in float32 or wider, sums in float64.

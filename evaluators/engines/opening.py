@@ -50,7 +50,7 @@ def open_engine(
         tokenizer = load_tokenizer(folder)
         return HFEngine(model, tokenizer, batch_tokens=batch_tokens, device=device, folder=folder)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    return HFForwardEngine(model, tokenizer, device=device, folder=folder)
+    return HFForwardEngine(model, tokenizer, batch_tokens=batch_tokens, device=device, folder=folder)
 
 
 def _is_causal(model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from evaluators.contract import Request
 from evaluators.engines.batching import batches
 from evaluators.engines.logits import right_padded
+from evaluators.engines.memory import BatchLimit
 from evaluators.engines.prefix import Cluster, clusters
 
 Integers = npt.NDArray[np.int64]
@@ -106,23 +107,30 @@ class Planner:
     """Makes batches of requests.
 
     Args:
-        batch_tokens: at most so many tokens a forward pass, padding included.
-        scored_limit: at most so many positions whose logits are wanted a forward pass.
+        limit: of the tokens of a forward pass, padding included; may change between two calls.
+        scored_limit: at most so many positions whose logits are wanted a forward pass, fewer where the limit is lower
+            than at first.
         worth: attending to so many positions costs what all else costs for one token.
     """
 
-    def __init__(self, batch_tokens: int, scored_limit: int, worth: int) -> None:
-        self._batch_tokens = batch_tokens
+    def __init__(self, limit: BatchLimit, scored_limit: int, worth: int) -> None:
+        self._limit = limit
         self._scored_limit = scored_limit
         self._worth = worth
+
+    def passing(self, batch: Batch) -> None:
+        """Take note that a batch is about to be read."""
+        self._limit.passing(
+            len(batch.requests), max(batch.ids.numel() / self._limit.whole, len(batch.index) / self._scored_limit)
+        )
 
     def plain(self, requests: Sequence[Request], indices: Sequence[int]) -> Iterator[Batch]:
         """Each of the requests in a row of its own; continuations are not empty."""
         for batch in batches(
             [len(requests[index].context) + len(requests[index].continuation) - 1 for index in indices],
-            tokens=self._batch_tokens,
+            tokens=self._limit.tokens,
             scored=[len(requests[index].continuation) for index in indices],
-            scored_limit=self._scored_limit,
+            scored_limit=self._limit.part(self._scored_limit),
         ):
             part = [indices[place] for place in batch]
             # The last token is predicted, never read.
@@ -156,10 +164,10 @@ class Planner:
             chosen = [groups[place] for place in part.members]
             for batch in batches(
                 [len(group.context) - part.shared + group.branched for group in chosen],
-                tokens=self._batch_tokens,
+                tokens=self._limit.tokens,
                 scored=[1 + group.branched for group in chosen],
-                scored_limit=self._scored_limit,
-                rows=max(1, _READ * self._batch_tokens // part.shared) if part.shared else None,
+                scored_limit=self._limit.part(self._scored_limit),
+                rows=max(1, _READ * self._limit.tokens // part.shared) if part.shared else None,
             ):
                 rows = [chosen[place] for place in batch]
                 if part.shared or any(len(group.requests) > 1 for group in rows):
@@ -191,6 +199,8 @@ class Planner:
         context = len(group.context)
         if branch in group.branches:
             return True
+        if self._limit.tokens < self._limit.whole and context + group.branched + len(branch) > self._limit.tokens:
+            return False  # memory did not suffice, and a row cannot be divided
         return 2 * group.branched * len(branch) < context * (self._worth + context)
 
 

@@ -17,6 +17,7 @@ from evaluators.contract import LogLikelihood, Request
 from evaluators.engines.cache import Beginning
 from evaluators.engines.forward import text_config
 from evaluators.engines.logits import ScoredLogits, target_scores
+from evaluators.engines.memory import BatchLimit
 from evaluators.engines.planning import Batch, Planner, Tree
 from evaluators.engines.tree import TreeLogits
 
@@ -40,7 +41,7 @@ class Scorer:
         model: a Hugging Face causal language model, in evaluation mode when called.
         logits: the same model's logits at chosen positions.
         device: where its inputs go.
-        batch_tokens: at most so many tokens a forward pass, padding included.
+        limit: of the tokens of a forward pass, padding included; may change between two calls.
         vocabulary: how wide the logits are.
         check: raises for a request (with its index) that the model cannot read.
     """
@@ -51,7 +52,7 @@ class Scorer:
         logits: ScoredLogits,
         device: torch.device,
         *,
-        batch_tokens: int,
+        limit: BatchLimit,
         vocabulary: int,
         check: Callable[[int, Sequence[int], Sequence[int]], None],
     ) -> None:
@@ -61,13 +62,18 @@ class Scorer:
         self._check = check
         self._tree = TreeLogits(model, logits, device)
         worth = _POSITIONS * int(getattr(text_config(model), "hidden_size", 0) or 512)
-        self._planner = Planner(batch_tokens, max(1, LOGITS // vocabulary), worth)
-        self._plans: OrderedDict[tuple[_Key, bool, bool], list[Batch]] = OrderedDict()
+        self._planner = Planner(limit, max(1, LOGITS // vocabulary), worth)
+        self._limit = limit
+        self._plans: OrderedDict[tuple[_Key, bool, bool, int], list[Batch]] = OrderedDict()
 
     @property
     def tree(self) -> TreeLogits:
         """The way with trees, and what is proved of it."""
         return self._tree
+
+    def forget(self) -> None:
+        """Drop the inputs that are kept ready."""
+        self._plans.clear()
 
     def __call__(self, requests: Sequence[Request]) -> list[LogLikelihood]:
         """One answer a request; nan where the numbers are not finite, 0.0 for empty continuations."""
@@ -76,6 +82,7 @@ class Scorer:
         beginning: Beginning | None = None
         read: tuple[int, ...] = ()
         for batch in self._plan(requests):
+            self._planner.passing(batch)
             if batch.tree is None:
                 self._plainly(batch, totals, greedy)
                 continue
@@ -87,6 +94,7 @@ class Scorer:
             else:
                 again = batch.requests.tolist()
             for each in self._planner.plain(requests, again):
+                self._planner.passing(each)
                 self._plainly(each, totals, greedy)
         finite = np.isfinite(totals)
         return [
@@ -100,7 +108,7 @@ class Scorer:
         lengths = [len(context) + len(continuation) for context, continuation in content]
         longest = max(lengths, default=0)
         trees, apart = self._tree.knows(0, longest) is not False, self._tree.knows(1, longest) is not False
-        key = (content, trees, apart)
+        key = (content, trees, apart, self._limit.tokens)
         kept = self._plans.get(key)
         if kept is not None:
             self._plans.move_to_end(key)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from evaluators.engines.cache import Beginning, plain_limit
 from evaluators.engines.logits import ScoredLogits, same_logits
+from evaluators.engines.memory import is_out_of_memory
 
 # Implementations of attention that take any mask; others (flash) know causal ones only.
 _MASKABLE = ("eager", "sdpa")
@@ -94,9 +95,9 @@ class TreeLogits:
                 position_ids=positions.to(self._device),
                 **inputs,
             )
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             if self._proven.get(_key(shared, shared + ids.shape[1])):  # it worked before, so this is something else
                 raise
             return None

@@ -65,6 +65,8 @@ class VLLMEngine(CausalModule):
     """
 
     reads_last_token = True
+    interruptible = False
+    """Its scheduler and caches, of which nothing is known here, may have been left half-way."""
 
     def __init__(
         self,

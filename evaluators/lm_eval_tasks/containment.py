@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from evaluators.lm_eval_tasks.code_of_tasks import sandboxed
+
 # What lm-eval's command line seeds the global generators with: tasks that shuffle their documents come out as there.
 _PYTHON_SEED = 0
 _OTHER_SEED = 1234
@@ -20,9 +22,9 @@ _NOISY = ("lm_eval", "datasets", "evaluate", "fsspec", "filelock", "urllib3")
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Global generators seeded as lm-eval's command line does, warnings and messages held back; after the block all of
-    it is as it was before."""
-    with _same_generators(), _same_loggers(), warnings.catch_warnings():
+    """Global generators seeded as lm-eval's command line does, templates in a sandbox, warnings and messages held back;
+    after the block all of it is as it was before."""
+    with _same_generators(), _same_loggers(), sandboxed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reseed()
         torch.default_generator.manual_seed(_OTHER_SEED)  # torch.manual_seed would seed idle devices, too

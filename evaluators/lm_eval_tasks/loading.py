@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.contract import EvaluatorError
+from evaluators.lm_eval_tasks.code_of_tasks import check_code
 from evaluators.lm_eval_tasks.containment import contained
 from evaluators.lm_eval_tasks.options import LmEvalOptions, as_tuple
 from evaluators.tables import Row, kind_of
@@ -121,6 +122,7 @@ class TaskLoader:
             raise EvaluatorError(f"include_path: expected a folder with YAML files of tasks at {path}, found none")
         if path is not None:
             if self._own is None:
+                check_code(path)
                 self._own = TaskManager(include_path=str(path), include_defaults=False)
             self._manager = self._own
             if name in self._own.task_index:

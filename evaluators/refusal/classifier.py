@@ -58,6 +58,7 @@ class ClassifierJudge:
         self._calls = _calls(options)
         self._model: Any = None
         self._tokenizer: Any = None
+        self._engine: Engine | None = None
         self._limit = _NO_LIMIT
 
     def prepare(self, engine: Engine) -> None:
@@ -74,6 +75,7 @@ class ClassifierJudge:
             # of text as one they read the token before it. Nothing is padded here, so that no id is padding.
             self._model.config.get_text_config().pad_token_id = -1
             self._limit = self._options.max_length or _readable(self._model, self._tokenizer)
+        self._engine = engine
         device = engine.device if self._options.device == "auto" else self._options.device
         self._model.to(device)
 
@@ -88,13 +90,17 @@ class ClassifierJudge:
         Raises:
             EvaluatorError: not prepared, or the classifier's outputs are not finite.
         """
+        from evaluators.engines.memory import fitting, passing
+
         if self._model is None:
             raise EvaluatorError("the classifier that judges refusals is not loaded yet; call prepare before score")
         encoded, cut = zip(*map(self._encode, answers), strict=True) if answers else ((), ())
         if any(cut):
             _LOG.info("the refusal judge reads %d tokens: %d answers lost their end", self._limit, sum(cut))
         found: dict[int, Ruling] = {}
-        for batch in _equal_lengths(encoded, self._options.batch):
+        most = self._options.batch
+        for batch in _equal_lengths(encoded, fitting(self._engine, most)):
+            passing(self._engine, len(batch), len(batch), most)
             for index, (label, share) in zip(batch, self._labels([encoded[i] for i in batch]), strict=True):
                 found[index] = Ruling(self._calls[label], f"label {label} ({share:.2f})")
         return [found[index] for index in range(len(answers))]

@@ -163,7 +163,7 @@ class Refusal(ItemEvaluator[RefusalOptions, Question, list[int]]):
         """
         self._judge.prepare(engine)
         if self._fluency is not None:
-            self._fluency.prepare([item.value.text for item in self._items.values()])
+            self._fluency.prepare([item.value.text for item in self._items.values()], engine)
         super().prepare(engine)
 
     def prepare_item(self, item: Item[Question], engine: Engine) -> list[int]:

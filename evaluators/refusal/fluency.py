@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,7 @@ from evaluators.other_models import content_hash, load_tokenizer, local_model
 
 if TYPE_CHECKING:
     from evaluators.contract import Engine
+    from evaluators.engines.hf import HFEngine
 
 _LEAST_INDEX: Final = 0.6
 _FEWEST_TEXTS: Final = 20
@@ -51,21 +52,28 @@ class Fluency:
     def __init__(self, options: FluencyOptions) -> None:
         self._options = options
         self._hash = content_hash(options.model, "fluency")
-        self._engine: Engine | None = None
+        self._engine: HFEngine | None = None
+        self._asked: Engine | None = None
         self.threshold = options.threshold or math.nan
 
     def identity(self) -> object:
         """The reference's content and the limit, as JSON."""
         return ["fluency", self._hash, self._options.threshold, self._options.shortest]
 
-    def prepare(self, prompts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[str], asked: Engine) -> None:
         """Load the reference and calibrate the limit on these texts.
+
+        Args:
+            prompts: texts of people.
+            asked: the engine of the model whose answers are tested: where its batches get smaller for want of memory,
+                so do those of the reference.
 
         Raises:
             EvaluatorError: it cannot be loaded, or cannot tell these texts from nonsense.
         """
         from evaluators.engines.hf import HFEngine
 
+        self._asked = asked
         if self._engine is None:
             model = local_model("AutoModelForCausalLM", self._options.model, "fluency")
             self._engine = HFEngine(model, load_tokenizer(self._options.model, "fluency"))
@@ -74,9 +82,12 @@ class Fluency:
 
     def surprise(self, texts: Sequence[str]) -> list[float]:
         """Nats a token of each text; 0 for one that is too short to be tested."""
-        engine: Any = self._engine
+        from evaluators.engines.memory import fitting
+
+        engine = self._engine
         if engine is None:
             raise EvaluatorError("fluency has no reference model yet; call prepare before score")
+        engine.batch_tokens = fitting(self._asked, engine.limit.whole)
         limit = engine.max_length or 2**31
         sequences = [engine.encode(text.strip(), special=True)[:limit] for text in texts]
         tested = [index for index, ids in enumerate(sequences) if len(ids) >= self._options.shortest]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evaluators.base import FAILED, ItemEvaluator, Verdict
 from evaluators.contract import Engine, EvaluatorError, Metric
+from evaluators.engines.memory import fitting, passing
 from evaluators.items import DataOptions, Item, Parsed
 from evaluators.tables import Media, Row
 from evaluators.wer.audio import read_audio
@@ -148,8 +149,10 @@ class WordErrorRate(ItemEvaluator[WordErrorRateOptions, Said, Asked]):
         )
         shapes = [asked.shape for _, asked in items]
         heard: dict[int, str | None] = {}
+        most = self.options.batch_size
         with engine.forward() as model:
-            for batch in batches_of(shapes, order, self.options.batch_size, pad=self._asked().may_pad):
+            for batch in batches_of(shapes, order, fitting(engine, most), pad=self._asked().may_pad):
+                passing(engine, len(batch), len(batch), most)
                 features = [self._kept_features(*items[at]) for at in batch]
                 heard.update(zip(batch, self._asked().transcribe(model, features, engine.device), strict=True))
         return [self._verdict(asked.reference, heard[at]) for at, (_, asked) in enumerate(items)]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from merging.arena import free_memory
 from merging.calibration.contents import by_content
 from merging.calibration.contract import Statistic
 from merging.calibration.fisher import collect_fisher, plan_fisher
@@ -16,6 +15,7 @@ from merging.calibration.grams import CalibrationPlan, collect_grams, plan_grams
 from merging.calibration.live import Live
 from merging.calibration.sequential import collect_sequential
 from merging.calibration.store import Entry
+from merging.memory import free_memory
 from merging.methods.contract import CALIBRATION
 from merging.methods.registry import canonical, get
 from merging.recipe import Assignment, MergingError

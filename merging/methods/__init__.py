@@ -13,7 +13,7 @@ from merging.methods.contract import (
     Values,
     suggest,
 )
-from merging.methods.registry import canonical, canonical_recipe, get, names, source_hash
+from merging.methods.registry import canonical, canonical_recipe, get, is_ready, names, source_hash
 
 __all__ = [
     "CALIBRATION",
@@ -29,6 +29,7 @@ __all__ = [
     "canonical",
     "canonical_recipe",
     "get",
+    "is_ready",
     "names",
     "source_hash",
     "suggest",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import logging
 import sys
 import types
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from merging.methods.contract import Method, suggest
 from merging.recipe import Assignment, MergingError, Recipe
 
 ENTRY_POINTS = "paretomerge.methods"
+
+_LOG = logging.getLogger("paretomerge")
 
 # Shared parameter of a plug-in's canonical assignments: sha256 of the file that defines it.
 SOURCE = "source"
@@ -149,7 +152,16 @@ def canonical_recipe(recipe: Recipe) -> Recipe:
 def forget() -> None:
     """Look for methods afresh when they are next asked for: files are read again, installed packages too."""
     _find.cache_clear()
+    _loaded.clear()
     _canonical.cache_clear()
+
+
+def is_ready(name: str) -> bool:
+    """Whether :func:`get` runs no code that has not run before: a built-in method, or a plug-in that was loaded."""
+    return name in BUILT_IN or name in _loaded
+
+
+_loaded: set[str] = set()
 
 
 @cache
@@ -157,6 +169,12 @@ def _find(name: str) -> _Loaded:
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
         return _Loaded(getattr(importlib.import_module(module), attribute)(), None)
+    found = _plug_in(name)
+    _loaded.add(name)
+    return found
+
+
+def _plug_in(name: str) -> _Loaded:
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
         return _from_file(name, Path(path), attribute)
@@ -174,6 +192,7 @@ def _plug_ins() -> dict[str, EntryPoint]:
 
 
 def _from_package(point: EntryPoint) -> _Loaded:
+    _LOG.warning("note: the code of a plug-in is run: %s, of an installed package", point.value)
     method = _checked(point.name, point.value, _tried(point.name, point.value, point.load))
     file = getattr(sys.modules.get(type(method).__module__), "__file__", None)
     try:
@@ -196,6 +215,8 @@ def _from_file(name: str, path: Path, attribute: str) -> _Loaded:
     module = types.ModuleType(f"paretomerge_method_{source[7:23]}")
     module.__file__ = str(path.resolve())
 
+    _LOG.warning("note: the code of a plug-in is run: %s (%s…)", path.resolve(), source[:19])
+
     def execute() -> Any:
         sys.modules[module.__name__] = module
         exec(compile(content, str(path), "exec"), module.__dict__)
@@ -217,7 +238,7 @@ def _tried(name: str, where: str, load: Callable[[], Any]) -> Any:
     try:
         found = load()
         return found() if isinstance(found, type) else found
-    except Exception as error:  # it may raise anything
+    except (Exception, SystemExit) as error:  # it may raise anything, and must not end the run
         raise MergingError(
             f"the merge method {name!r} of {where} failed to load ({type(error).__name__}): {error}"
         ) from error

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli import check, choose, evaluate, explain, export, ls, merge, power, report, run, status, zoo
+from search.cli import check, choose, evaluate, explain, export, ls, merge, plan, power, report, run, status, zoo
 
 app = typer.Typer(
     name="paretomerge",
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for module in (check, power, run, status, report, choose, export, merge, evaluate, ls, explain):
+for module in (check, plan, power, run, status, report, choose, export, merge, evaluate, ls, explain):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(zoo.app, name="zoo", help="Small model families that are really trained here, for trying things out.")
 
@@ -70,10 +70,11 @@ def run_command(arguments: list[str]) -> int:
 def _explain(error: Exception) -> int:
     """A user's mistake as one paragraph; anything else goes on as a traceback."""
     from search.errors import Interrupted, NothingFeasible, user_errors
+    from search.report.terminal import visible
 
     if isinstance(error, Interrupted):
         return 130
     if isinstance(error, user_errors()):
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 3 if isinstance(error, NothingFeasible) else 2
     raise error

@@ -40,9 +40,9 @@ def merge(
     size = parse_size(max_shard_size)
     from merging.configs import read_config
     from merging.export import export
-    from merging.methods import source_hash
     from search.errors import SearchError
     from search.merge_inputs import MergeInputs, wants_file
+    from search.report.terminal import visible
 
     inputs = MergeInputs(config, partial(typer.echo, err=True), calibration)
     recipe, sources = read_config(
@@ -54,11 +54,8 @@ def merge(
         read_inputs=inputs.read,
     )
     for note in sources.notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(visible(f"note: {note}"), err=True)
     methods = sorted({each.method for each in (*recipe.groups.values(), *recipe.tensors.values())})
-    for method in methods:
-        if (content := source_hash(method)) is not None:
-            typer.echo(f"note: {method} is a plug-in; its code ({content[:19]}…) is run", err=True)
     if calibration is not None and not wants_file(recipe, config):
         raise SearchError(
             f"--calibration {calibration}: it is for recipes that were made with calibration data, and {config} is "
@@ -67,7 +64,9 @@ def merge(
     collected = inputs.calibrate(recipe, sources, recipe.dtype)
     folder = export(recipe, sources, out, max_shard_size=size, calibration=collected)
     typer.echo(
-        f"merged {len(sources.tensors)} tensors of {len(recipe.sources)} models by {', '.join(methods)}: {folder}"
+        visible(
+            f"merged {len(sources.tensors)} tensors of {len(recipe.sources)} models by {', '.join(methods)}: {folder}"
+        )
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,6 +21,10 @@ def run(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories lie.")] = Path("runs"),
     name: Annotated[str | None, typer.Option("--name", help="The run's name; the config's if left out.")] = None,
     set: SetOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="So many processes, by Ray: here, or on workers.address."),
+    ] = None,
     control: Annotated[
         bool, typer.Option("--control", help="Also a random search with the same budget, as one more baseline.")
     ] = False,
@@ -44,7 +49,7 @@ def run(
     kinds = ("auto", "rich", "plain", "json", "none")
     if display not in kinds:
         raise SearchError(f"--display {display}: expected one of {', '.join(kinds)}")
-    set = [*(set or []), *(["search.control=true"] if control else [])]
+    set = [*(set or []), *(["search.control=true"] if control else []), *_several(workers)]
     loaded = load_config(config, set)
     folder = runs / _checked_name(name or loaded.config.name)
     shown = make_display(display, loaded.config.search.budget.candidates)  # type: ignore[arg-type]
@@ -55,7 +60,8 @@ def run(
     try:
         with stop:
             say = _nothing if display in ("json", "none") else partial(print, file=sys.stderr, flush=True)
-            chosen = Run(loaded, folder, [shown] if shown is not None else [], say).execute(stop.requested)
+            search = Run(loaded, folder, [shown] if shown is not None else [], say, _begin_anew)
+            chosen = search.execute(stop.requested)
     except Interrupted:
         again = " ".join(["paretomerge run", str(config), *_given(runs, name, set)])
         print(f"\nstopped; everything scored is stored. To go on:\n  {again}", file=sys.stderr)
@@ -74,12 +80,24 @@ def run(
     print(f"report: {report}")
 
 
+def _several(workers: int | None) -> list[str]:
+    """What --workers sets: one process needs no Ray."""
+    if workers is None:
+        return []
+    return [f"workers.count={workers}", *(["workers.kind=ray"] if workers > 1 else [])]
+
+
+def _begin_anew() -> NoReturn:
+    """The same command in this process' place: it resumes."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def _nothing(line: str) -> None:
     """What is said of the set-up where nobody reads it."""
 
 
 class _StopRequest:
-    """Ctrl-C and SIGTERM: the first asks for a tidy end after the present candidate, the second ends at once."""
+    """Ctrl-C and SIGTERM: the first asks for a tidy end after what is under way, the second ends at once."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -102,7 +120,7 @@ class _StopRequest:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        print("\nstopping after this candidate; once more stops at once", file=sys.stderr, flush=True)
+        print("\nstopping after what is being evaluated; once more stops at once", file=sys.stderr, flush=True)
 
 
 def _checked_name(name: str) -> str:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import logging
 import sys
 from dataclasses import replace
 from functools import cache
@@ -22,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from search.optimizers.contract import Optimizer, OptimizerError, Settings
 
 GROUP = "paretomerge.optimizers"
+
+_LOG = logging.getLogger("paretomerge")
 
 BUILT_IN = {
     "auto": "search.optimizers.auto:Auto",
@@ -145,20 +148,28 @@ def _load(name: str, folder: Path | None) -> Any:
             f"another package must be installed and declare an entry point {GROUP!r}, one of your own is named by its "
             "file, path/to/file.py:ClassName"
         )
+    _announce(_plugins()[name].value)
     try:
         return _plugins()[name].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OptimizerError(
             f"the optimizer {name!r} is declared by the entry point {_plugins()[name].value!r}, which cannot be "
             f"imported: {type(error).__name__}: {error}; reinstall or repair that package"
         ) from error
 
 
+@cache
+def _announce(entry_point: str) -> None:
+    _LOG.warning("note: the code of a plug-in is run: %s, of an installed package", entry_point)
+
+
 def _from_file(path: Path, attribute: str) -> Any:
     if not path.is_file():
         raise OptimizerError(f"expected a Python file with the optimizer {attribute} at {path}, and there is none")
     path = path.resolve()
-    name = f"paretomerge_optimizer_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    source = path.read_bytes()
+    digest = hashlib.sha256(str(path).encode() + b"\0" + source).hexdigest()
+    name = f"paretomerge_optimizer_{digest[:16]}"
     module = sys.modules.get(name)
     if module is None:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -166,9 +177,11 @@ def _from_file(path: Path, attribute: str) -> Any:
             raise OptimizerError(f"{path} cannot be imported as a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        _LOG.warning("note: the code of a plug-in is run: %s (sha256:%s…)", path, hashlib.sha256(source).hexdigest()[:12])
         try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # a stranger's module may raise anything
+            # Not by its loader: a compiled file of the same second and size would be taken for this one.
+            exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        except (Exception, SystemExit) as error:  # a stranger's module may raise anything, and must not end the run
             del sys.modules[name]
             raise OptimizerError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):

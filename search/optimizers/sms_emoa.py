@@ -13,9 +13,9 @@ tells. What a child inherited is remembered until its tell, and is the same in a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,15 +56,56 @@ class Strategy(NamedTuple):
 
 @dataclass(frozen=True)
 class Individual:
-    """A survivor: values [n], categories [m], utilities [objectives], total violation >= 0."""
+    """A survivor: its genome's hash, values [n], categories [m], utilities [objectives], total violation >= 0."""
 
     id: int
     genome: Genome
+    key: int
     values: Array
     categories: npt.NDArray[np.int64]
     strategy: Strategy
     utilities: Array
     violation: float
+
+
+class Standing:
+    """How a population stands: ranks, feasibility first, and, within a rank, contributions. These are computed for a
+    rank when somebody asks: selection needs the last one, and parents seldom meet in the same.
+
+    Args:
+        points: [p, objectives] utilities.
+        corner: [objectives] of the hypervolume.
+        ranks: [p] from 0.
+    """
+
+    def __init__(self, points: Array, corner: Array, ranks: npt.NDArray[np.int64]) -> None:
+        self.ranks = ranks
+        self._points = points
+        self._corner = corner
+        self._shares: dict[int, Array] = {}
+
+    def worst(self) -> int:
+        """Index of the one that goes. Of equals the oldest goes: it lets the population drift over plateaus."""
+        rank = int(self.ranks.max())
+        last = np.flatnonzero(self.ranks == rank)
+        return int(last[np.argmin(self._of(rank)[last])])
+
+    def better(self, one: int, other: int) -> bool:
+        """Whether one comes before the other: by rank, then by contribution."""
+        rank, theirs = int(self.ranks[one]), int(self.ranks[other])
+        if rank != theirs or one == other:
+            return rank < theirs
+        shares = self._of(rank)
+        return bool(shares[one] > shares[other])
+
+    def _of(self, rank: int) -> Array:
+        """[p] contributions of those of a rank, 0 elsewhere."""
+        if rank not in self._shares:
+            here = self.ranks == rank
+            shares = np.zeros(len(self._points))
+            shares[here] = pareto.contributions(self._points[here], self._corner)
+            self._shares[rank] = shares
+        return self._shares[rank]
 
 
 class SmsEmoa:
@@ -88,7 +129,7 @@ class SmsEmoa:
         self._hashes: set[int] = set()
         self._asked: dict[int, Strategy] = {}
         self._told: dict[int, None] = {}  # hashes of the last genomes told, oldest first
-        self._standing: tuple[npt.NDArray[np.int64], Array] | None = None
+        self._standing: Standing | None = None
 
     @property
     def population(self) -> tuple[Individual, ...]:
@@ -115,17 +156,22 @@ class SmsEmoa:
         """See :class:`search.optimizers.contract.Optimizer`. Only complete outcomes enter the population; a duplicate's
         original is, or was, there itself."""
         strategy = self._asked.pop(trial.id, self._first)
-        self._told[hash(trial.genome)] = None
+        key = hash(trial.genome)
+        self._told[key] = None
         if len(self._told) > REMEMBERED:
             del self._told[next(iter(self._told))]
         found = utilities(outcome, self._objectives)
         if outcome.state != "complete" or found is None:
             return
-        self._population = [each for each in self._population if each.id != trial.id]
+        before = self._standing
+        if any(each.id == trial.id for each in self._population):
+            self._population = [each for each in self._population if each.id != trial.id]
+            before = None
         self._population.append(
             Individual(
                 trial.id,
                 trial.genome,
+                key,
                 np.asarray(trial.genome.values, dtype=np.float64),
                 np.asarray(trial.genome.categories, dtype=np.int64),
                 strategy,
@@ -135,38 +181,48 @@ class SmsEmoa:
         )
         self._standing = None
         if len(self._population) > self._mu:
-            del self._population[self._worst()]
-            self._standing = None
-        self._hashes = {hash(each.genome) for each in self._population}
+            self._select(before)
+        self._hashes = {each.key for each in self._population}
+
+    def remembered(self, id: int) -> dict[str, Any]:
+        """See :class:`search.optimizers.contract.Recalling`: what the child inherited."""
+        return self._asked[id]._asdict()
+
+    def recall(self, trial: Trial, memo: Mapping[str, Any]) -> None:
+        """See :class:`search.optimizers.contract.Recalling`."""
+        self._asked[trial.id] = Strategy(float(memo["step"]), float(memo["flip"]))
 
     def forget(self, id: int) -> None:
         """See :class:`search.optimizers.prescreen.Screenable`."""
         self._asked.pop(id, None)
 
-    def _ranks_and_contributions(self) -> tuple[npt.NDArray[np.int64], Array]:
-        """Ranks [p] over the population, feasibility first, and contributions [p] within each one's rank."""
+    def _select(self, before: Standing | None) -> None:
+        """Of mu + 1 one goes.
+
+        Args:
+            before: how the first mu of them stood, if that is known.
+        """
+        standing = self._stand()
+        worst = standing.worst()
+        del self._population[worst]
+        # who goes is of the last rank, so that the ranks of the others are as they were; the corner may not be
+        unchanged = worst == len(self._population) and before is not None
+        self._standing = before if unchanged else Standing(*self._points(), np.delete(standing.ranks, worst))
+
+    def _stand(self) -> Standing:
         if self._standing is None:
-            points = np.asarray([each.utilities for each in self._population])
+            points, corner = self._points()
             ranks = pareto.ranks(points, [each.violation for each in self._population])
-            shares = np.zeros(len(points))
-            corner = self._corner(points)
-            for rank in range(int(ranks.max()) + 1):
-                here = ranks == rank
-                shares[here] = pareto.contributions(points[here], corner)
-            self._standing = (ranks, shares)
+            self._standing = Standing(points, corner, ranks)
         return self._standing
 
-    def _corner(self, points: Array) -> Array:
-        """[objectives] The run's reference, or lower where individuals lie below it: they would all contribute nothing,
-        and which of them goes would be arbitrary."""
+    def _points(self) -> tuple[Array, Array]:
+        """[p, objectives] utilities of the population, and the [objectives] corner of its hypervolume: the run's
+        reference, or lower where individuals lie below it: they would all contribute nothing, and which of them goes
+        would be arbitrary."""
+        points = np.asarray([each.utilities for each in self._population])
         low, high = points.min(axis=0), points.max(axis=0)
-        return np.asarray(np.minimum(self._reference, low - 0.1 * np.maximum(high - low, 1e-9)))
-
-    def _worst(self) -> int:
-        """Index of the one that goes. Of equals the oldest goes: it lets the population drift over plateaus."""
-        ranks, shares = self._ranks_and_contributions()
-        last = np.flatnonzero(ranks == ranks.max())
-        return int(last[np.argmin(shares[last])])
+        return points, np.asarray(np.minimum(self._reference, low - 0.1 * np.maximum(high - low, 1e-9)))
 
     def _founder(self, random: np.random.Generator) -> tuple[Strategy, Genome]:
         """A point around the start."""
@@ -202,9 +258,9 @@ class SmsEmoa:
 
     def _parent(self, random: np.random.Generator) -> Individual:
         """The better of two drawn at random: by rank, then by contribution, then the one drawn first."""
-        ranks, shares = self._ranks_and_contributions()
+        standing = self._stand()
         one, two = (int(each) for each in random.integers(0, len(self._population), 2))
-        return self._population[two if (ranks[two], -shares[two]) < (ranks[one], -shares[one]) else one]
+        return self._population[two if standing.better(two, one) else one]
 
     def _cross(
         self, random: np.random.Generator, one: Individual, two: Individual

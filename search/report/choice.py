@@ -11,6 +11,7 @@ from rich.table import Table
 from evaluators.contract import Split
 from merging.recipe import Group
 from search.report.console import items_shown, score_text
+from search.report.terminal import cell, visible
 from search.results import Results
 
 
@@ -39,15 +40,15 @@ def print_choice(results: Results, id: int, rule: str, console: Console, split: 
         split: "selection": what it was chosen on, and its coefficients. "holdout": what it is worth.
     """
     if split == "selection":
-        console.print(f"candidate {id}: {rule}", markup=False, highlight=False)
+        console.print(visible(f"candidate {id}: {rule}"), markup=False, highlight=False)
         console.print(_scores(results, id, "selection"))
         for expert, row in _coefficients(results, id).items():
-            console.print(f"coefficients of {expert} by depth", markup=False, highlight=False)
+            console.print(visible(f"coefficients of {expert} by depth"), markup=False, highlight=False)
             console.print(_depths(row))
     else:
         shown = items_shown(results, "holdout")
         console.print(
-            f"holdout, items that neither search nor choice has seen ({shown}; 95 % intervals)",
+            visible(f"holdout, items that neither search nor choice has seen ({shown}; 95 % intervals)"),
             markup=False, highlight=False,
         )  # fmt: skip
         console.print(_scores(results, id, "holdout"))
@@ -58,7 +59,7 @@ def _scores(results: Results, id: int, split: Split) -> Table:
     table.add_column("")
     metrics = list(results.scores[split][id])
     for name in metrics:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(cell(name), justify="right", no_wrap=True)
     rows = [("this candidate", id)]
     if results.chosen is not None and results.chosen != id:
         rows.append((f"the run's choice ({results.chosen})", results.chosen))
@@ -75,7 +76,7 @@ def _scores(results: Results, id: int, split: Split) -> Table:
         for name in metrics:
             kept = f" ({retention[name]:.0%})" if name in retention else ""
             cells.append(f"{score_text(results, row, split, name)}{kept}")
-        table.add_row(label, *cells, style="bold" if row == id else None)
+        table.add_row(cell(label), *cells, style="bold" if row == id else None)
     return table
 
 
@@ -91,7 +92,7 @@ def _depths(row: dict[Group, float]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("depth", justify="right", no_wrap=True)
     for stack, kind in kinds:
-        table.add_column(f"{stack}/{kind}" if stack else kind, justify="right", no_wrap=True)
+        table.add_column(cell(f"{stack}/{kind}" if stack else kind), justify="right", no_wrap=True)
     for stack, depth in depths:
         cells = [
             f"{row[group]:.2f}" if of == stack and (group := Group(kind, depth, stack)) in row else ""

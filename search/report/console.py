@@ -28,6 +28,7 @@ from search.events import (
 from search.objectives import Objectives
 from search.report.claim import claim_sentences
 from search.report.plain_data import finite
+from search.report.terminal import cell, visible
 from search.results import Results
 
 Display = Literal["auto", "rich", "plain", "json", "none"]
@@ -143,7 +144,7 @@ class PlainDisplay:
         return f"{head} {_scores(self._values)} | {trend} | {took:.2f} s"
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(visible(text), file=self._out, flush=True)
 
 
 class RichDisplay:
@@ -174,8 +175,9 @@ class RichDisplay:
                 note = f"front {self._trend.size}, hypervolume {self._trend.hypervolume:.4f}"
                 if event.outcome.state == "failed":
                     self._progress.console.print(
-                        f"candidate {event.candidate} failed: {event.outcome.reason}", markup=False, highlight=False
-                    )
+                        visible(f"candidate {event.candidate} failed: {event.outcome.reason}"),
+                        markup=False, highlight=False,
+                    )  # fmt: skip
                 self._progress.update(self._task, completed=event.candidate + 1, note=note)
             case FinalistsNamed():
                 total = len(set(event.finalists) | set(event.baselines))
@@ -220,7 +222,7 @@ def print_results(results: Results, console: Console) -> None:
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+        console.print(visible(text), markup=False, highlight=False)
 
     say(
         f"\n{results.name}: {results.state}; {counts['done']} of {results.config.search.budget.candidates} candidates"
@@ -241,13 +243,13 @@ def _front_table(results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("candidate", justify="right", no_wrap=True)
     for name in results.objectives.names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(cell(name), justify="right", no_wrap=True)
     table.add_column("")
     for id in results.front:
         note = [results.candidate(id).label] if results.candidate(id).label else []
         note += ["chosen"] if id == results.chosen else []
         cells = _cells(results, results.split, id, interval=False)
-        table.add_row(str(id), *cells, ", ".join(note), style="bold" if id == results.chosen else None)
+        table.add_row(str(id), *cells, cell(", ".join(note)), style="bold" if id == results.chosen else None)
     return table
 
 
@@ -260,10 +262,10 @@ def _holdout_table(results: Results) -> Table:
     table.add_column("merge (candidate)", min_width=12)
     for name in results.objectives.names:
         # two objectives fit side by side on 80 columns; the scores of more are broken into lines
-        table.add_column(name, justify="right", no_wrap=len(results.objectives.names) <= 2)
+        table.add_column(cell(name), justify="right", no_wrap=len(results.objectives.names) <= 2)
     for id, labels in names.items():
         cells = _cells(results, "holdout", id, interval=True)
-        table.add_row(f"{' = '.join(labels)} ({id})", *cells, style="bold" if id == results.chosen else None)
+        table.add_row(cell(f"{' = '.join(labels)} ({id})"), *cells, style="bold" if id == results.chosen else None)
     return table
 
 

@@ -11,6 +11,7 @@ from search import pareto
 from search.report.facts import Facts, better
 from search.report.figures import Data, Figure, Plot, css
 from search.report.markup import count, for_plot, listed, number, table
+from search.stages import stage_names
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SERIES = ("front", "chosen", "reference", "baseline")
@@ -141,7 +142,8 @@ def _stage_starts(facts: Facts) -> list[tuple[int, str]]:
     starts: dict[int, int] = {}
     for each in facts.results.candidates:
         starts.setdefault(each.stage, each.id)
-    return [(first, facts.results.stages[stage].name) for stage, first in sorted(starts.items())]
+    names = stage_names(facts.results.config)
+    return [(first, names[stage]) for stage, first in sorted(starts.items())]
 
 
 def _caption(facts: Facts, stages: list[tuple[int, str]]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from search.objectives import Target
 from search.report.facts import Facts, Named
 from search.report.markup import Z95, Html, decimals, details, element, for_plot, join, measured, scrolling, table
+from search.stages import stage_names
 
 Data = dict[str, Any]
 
@@ -126,7 +127,7 @@ def page_data(facts: Facts, figures: Sequence[Figure]) -> Data:
         "columns": _columns(facts),
         "names": [each.name for each in facts.targets],
         "decimals": [decimals(each) for each in facts.targets],
-        "stages": [each.name for each in facts.results.stages],
+        "stages": stage_names(facts.results.config),
         "says": {str(id): _hover(facts, id) for id in [*facts.results.front, *(each.id for each in facts.named)]},
         "figures": [plot for figure in figures for plot in figure.data()],
     }

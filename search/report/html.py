@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from merging.methods import is_ready
 from search.errors import SearchError
 from search.report import tables
 from search.report.coefficients import coefficients_figure
@@ -102,6 +103,14 @@ def _found(facts: Facts, figures: list[Figure]) -> list[Html]:
 
 
 def _coefficients(facts: Facts, pick: int, figures: list[Figure]) -> Html:
+    methods = [each if isinstance(each, str) else each.name for each in facts.results.config.space.methods]
+    foreign = [each for each in methods if not is_ready(each)]
+    if foreign:  # a run may be a stranger's, and to read a report is no consent to run what came with it
+        return element(
+            "p",
+            f"They are not drawn, since that would run the code of {', '.join(foreign)}, which a report does not do; "
+            "the report that the search itself writes has them.",
+        )
     try:
         recipe = facts.results.recipe(pick)
         coefficients = facts.results.stages[facts.candidates[pick].stage].space.table(recipe)

@@ -30,7 +30,7 @@ def test_ctrl_c_is_tidy_and_the_same_command_goes_on(tiny_project: Callable[...,
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "stopping after this candidate" in error
+    assert "stopping after what is being evaluated" in error
     assert "paretomerge run config.yaml" in error
     assert "Traceback" not in error
     results = Results.load(Path("runs/tiny"))

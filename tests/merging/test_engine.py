@@ -255,5 +255,5 @@ def test_neighbours_are_joined_only_where_all_arenas_have_them_at_one_distance()
 
 
 def test_an_unknown_home_is_refused(half: Sources) -> None:
-    with pytest.raises(MergingError, match=r"auto, device, host or mmap, found 'moon'"):
+    with pytest.raises(MergingError, match=r"auto, device, host, shared or mmap, found 'moon'"):
         Materializer(half, load_model(half.path), home="moon")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from search.stages import build_optimizer, build_stages
 from search.store import Store
 from search.workers.evaluation import CandidateFailed, Evaluation
 from search.workers.evaluation import Items as SomeItems
+from search.workers.inline import InlinePool
+
+sys.path.insert(0, str(Path(__file__).parent))  # the fakes beside the tests: importlib mode adds no folder
 
 SKILLS = ("string", "language", "sums", "dates")
 GROUPS = [
@@ -201,7 +205,7 @@ def synthetic_run() -> SyntheticRun:
             driver = Search(
                 stages,
                 lambda stage, seconds: build_optimizer(config, stage, candidates, len(kinds), seconds=seconds),
-                worker,
+                InlinePool(worker),
                 targets,
                 emit,
                 should_stop,
@@ -209,9 +213,9 @@ def synthetic_run() -> SyntheticRun:
                 racer=racer if len(racer.rungs) > 1 else None,
                 constraints=constraints,
             )
-            driver.run(candidates)
+            driver.run(config.search.budget)
             finals = Finals(
-                store, stages, worker, skills, targets, emit, constraints=constraints, ledger=Ledger(folder)  # type: ignore[arg-type]
+                store, stages, InlinePool(worker), skills, targets, emit, constraints=constraints, ledger=Ledger(folder)  # type: ignore[arg-type]
             )  # fmt: skip
             finals.run(config.search, driver.items)
         except (Interrupted, SearchError):

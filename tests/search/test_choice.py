@@ -18,6 +18,7 @@ from search.finals import Finals
 from search.optimizers.contract import Outcome
 from search.results import Results
 from search.store import Store
+from search.workers.inline import InlinePool
 
 SyntheticRun = Callable[..., Results]
 NAMES = ("string.accuracy", "language.accuracy", "sums.accuracy")
@@ -222,7 +223,9 @@ def test_a_grown_budget_that_names_the_same_finalists_still_has_a_choice(
     )
     assert Results.load(results.folder).chosen is None
     worker = conftest["PlantedWorker"](skills, lambda id: None)
-    Finals(store, results.stages, worker, skills, results.objectives, store.append).run(results.config.search, 9999)
+    Finals(store, results.stages, InlinePool(worker), skills, results.objectives, store.append).run(
+        results.config.search, 9999
+    )
     store.close()
     again = Results.load(results.folder)
     assert again.chosen == results.chosen is not None

@@ -28,7 +28,7 @@ from search.schema import Config, FidelityConfig
 from search.stages import build_optimizer, build_stages
 from search.store import Store
 from search.workers.evaluation import CandidateFailed, Evaluation, joined
-from search.workers.inline import InlineWorker, score_model
+from search.workers.inline import InlinePool, InlineWorker, score_model
 
 SyntheticRun = Callable[..., Results]
 
@@ -348,7 +348,7 @@ def process(folder: Path, worker: Worker, benches: Sequence[Bench], stop: Callab
     search = Search(
         build_stages(config, GROUPS, SOURCES),
         lambda stage, seconds: build_optimizer(config, stage, 28, 2, seconds=seconds),
-        worker,
+        InlinePool(worker),
         objectives(benches),
         emit,
         evaluators={each.name: each for each in benches},  # type: ignore[misc]
@@ -357,7 +357,7 @@ def process(folder: Path, worker: Worker, benches: Sequence[Bench], stop: Callab
     try:
         if exists:
             assert search.restore(store.events(), lambda id: store.item_scores(id, "search")) == []
-        search.run(28)
+        search.run(config.search.budget)
     finally:
         store.close()
 

@@ -20,11 +20,13 @@ from search.errors import SearchError
 from search.events import (
     EVENTS,
     Asked,
+    BudgetSpent,
     Chosen,
     EvaluationStarted,
     Failed,
     FinalistsNamed,
     Finished,
+    Incident,
     Interrupted,
     Opened,
     OptimizerNoted,
@@ -32,7 +34,9 @@ from search.events import (
     Resumed,
     RungReached,
     RunStarted,
+    Salvaged,
     Scored,
+    Settled,
     StageBegun,
     Told,
     from_payload,
@@ -73,6 +77,10 @@ def test_every_kind_of_event_survives_the_log(tmp_path: Path) -> None:
         Picked(2, "mix of a 1"),
         Opened([1, 0], "hash"),
         Interrupted("user"),
+        Settled(0, outcome),
+        Incident(0, "worker lost", "it ended", 3.0),
+        BudgetSpent("hours", "8 of 8 hours"),
+        Salvaged(2, 1, "events 4 and 5"),
         Finished(10, 0.5),
     ]
     assert {type(each) for each in events} == set(EVENTS.values())
@@ -147,7 +155,7 @@ def test_kill_dash_nine_inside_a_transaction_loses_only_that_one(tmp_path: Path)
         for id in range(5):
             store.append(Asked(id, 0, Genome((0.5,)), str(id)))
         store._connection.execute("BEGIN IMMEDIATE")
-        store._connection.execute("INSERT INTO events (at, kind, payload) VALUES (0, 'chosen', '{}')")
+        store._connection.execute("INSERT INTO events VALUES (6, 0, 'chosen', NULL, '{}', '', x'', x'')")
         print("ready", flush=True)
         sys.stdin.read()
         """
@@ -199,9 +207,9 @@ def test_an_existing_database_is_never_overwritten(tmp_path: Path) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     Store.create(tmp_path).close()
     with sqlite3.connect(tmp_path / DATABASE) as connection:
-        connection.execute("UPDATE meta SET value = '99'")
+        connection.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
     connection.close()
-    with pytest.raises(SearchError, match="run format 1 or 2, found '99'"):
+    with pytest.raises(SearchError, match="run format 1, 2 or 3, found '99'"):
         Store.open(tmp_path)
 
 

@@ -1,0 +1,51 @@
+"""kill -9 at random moments and at chosen ones: nothing is lost, and the end is the undisturbed run's."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from launching import Launcher
+from searches import Searches
+from striking import Struck, random_moment
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+IN_THE_SEARCH = [
+    ("kill_at_call", {"target": "search.store:Store.create"}),
+    ("kill_at_call", {"target": "search.store:Store.create", "after": True}),
+    ("kill_at_statement", {"number": 2}),
+    ("kill_at_call", {"target": "search.setup:prepare_evaluators"}),
+    ("kill_at_call", {"target": "merging.materialize:Materializer.apply", "number": 3}),
+    ("kill_at_call", {"target": "merging.materialize:check_finite_result", "number": 4}),
+    ("kill_at_call", {"target": "evaluators.exact_match:ExactMatch.score_items", "number": 4}),
+    ("kill_at_call", {"target": "evaluators.exact_match:ExactMatch.score_items", "number": 5, "after": True}),
+    *(("kill_at_statement", {"number": number}) for number in (3, 5, 9, 16, 26, 40)),
+    *(("kill_during_commit", {"number": 5, "seconds": seconds}) for seconds in (0.0, 0.0005, 0.002)),
+]
+"""Of the strict search: every kill comes after some progress, and there is more of it to be made."""
+
+
+def test_at_random_moments(launcher: Launcher, calm: Searches) -> None:
+    struck = Struck(launcher, calm, "random")
+    chance = random.Random(1)
+    while struck.kills < 6 and not struck.finished:
+        struck.strike(moment=random_moment(chance, 2.5))
+    assert struck.kills >= 3
+    struck.finish()
+    struck.compare("calm")
+    assert struck.faults == []
+
+
+def test_at_chosen_moments_of_the_search(launcher: Launcher, calm: Searches) -> None:
+    struck = Struck(launcher, calm, "chosen")
+    for fault in IN_THE_SEARCH:
+        assert struck.strike(fault), (fault, struck.faults)
+        assert struck.faults == []
+    assert 0 < struck.concluded < 24
+    struck.finish()
+    struck.compare("calm")
+    assert struck.faults == []
