@@ -31,6 +31,9 @@ KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
+MOST_LAYERS = 100_000
+"""Blocks of a result; a recipe is plain data, and must not stand for more than fits into memory."""
+
 _GROUP = re.compile(r"^(?:(?P<stack>[^/]+)/)?(?P<kind>[a-z]+)(?:\.(?P<depth>\d+))?$")
 
 
@@ -335,6 +338,8 @@ def layers_of(slices: object, aliases: Iterable[str]) -> Layers:
             found = ", ".join(f"{alias} {length}" for alias, length in lengths.items())
             raise MergingError(f"expected all models of {where} to give as many blocks, found {found}")
         length = next(iter(lengths.values()))
+        if len(layers) + length > MOST_LAYERS:
+            raise MergingError(f"expected at most {MOST_LAYERS} blocks in the layers, found more, from {where} on")
         layers += [{alias: first + step for alias, (first, _) in entry.items()} for step in range(length)]
     return tuple(layers)
 

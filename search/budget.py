@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search import pareto
 from search.events import BudgetSpent, Told
+from search.growing_front import GrowingFront
 from search.schema import Budget, PlateauConfig
 
 
@@ -26,10 +26,8 @@ class Progress:
     """
 
     def __init__(self, reference: Sequence[float], last_stage: int) -> None:
-        self._reference = tuple(reference)
         self._last_stage = last_stage
-        self._front: list[tuple[float, ...]] = []
-        self._hypervolume = 0.0
+        self._front = GrowingFront(reference)
         self._grown: list[float] = []
         self.candidates = 0
         self.items = 0
@@ -54,10 +52,9 @@ class Progress:
         self._gpu_seconds += told.busy * told.gpus
         if outcome.state != "duplicate":
             self.items += outcome.items
-        if outcome.state == "complete" and outcome.feasible:
-            self._admit(outcome.utilities)
+        self._front.add(outcome)
         if told.stage == self._last_stage:
-            self._grown.append(self._hypervolume)
+            self._grown.append(self._front.hypervolume)
 
     def reached(self, budget: Budget, reserve: float) -> BudgetSpent | None:
         """The first limit that is reached, or None.
@@ -77,20 +74,10 @@ class Progress:
         if budget.plateau is not None and self._is_flat(budget.plateau):
             return BudgetSpent(
                 "plateau",
-                f"the hypervolume grew by less than {budget.plateau.gain:.3g} of {self._hypervolume:.4g} over "
+                f"the hypervolume grew by less than {budget.plateau.gain:.3g} of {self._front.hypervolume:.4g} over "
                 f"{budget.plateau.candidates} candidates",
             )
         return None
-
-    def _admit(self, utilities: tuple[float, ...]) -> None:
-        if utilities in self._front:
-            return
-        points = [*self._front, utilities]
-        keep = pareto.nondominated(points)
-        if not keep[-1]:
-            return
-        self._front = [point for point, kept in zip(points, keep, strict=True) if kept]
-        self._hypervolume = pareto.hypervolume(self._front, self._reference)
 
     def _is_flat(self, plateau: PlateauConfig) -> bool:
         """Against what the hypervolume was so many candidates ago."""

@@ -20,6 +20,7 @@ from evaluators.calibration import InputsOptions
 from evaluators.contract import EvaluatorError
 from evaluators.items import Table
 from merging import plain_yaml
+from merging.bounded import printable
 from search.calibration import calibrated, settings_of
 from search.calibration import problems as calibration_problems
 from search.errors import SearchError
@@ -147,13 +148,14 @@ def resolved_yaml(config: Config) -> str:
 
 
 def _override(data: dict[str, Any], override: str) -> None:
+    shown = printable(override)
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise SearchError(f"--set {override}: expected key.path=value, such as search.budget.candidates=500")
+        raise SearchError(f"--set {shown}: expected key.path=value, such as search.budget.candidates=500")
     try:
         value = plain_yaml.load(text)
     except plain_yaml.PlainYamlError as error:
-        raise SearchError(f"--set {override}: the value is not valid YAML: {error}") from error
+        raise SearchError(f"--set {shown}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
     place: Any = data
     part = last
@@ -161,11 +163,11 @@ def _override(data: dict[str, Any], override: str) -> None:
         for part in parents:
             place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
             if not isinstance(place, dict | list):
-                raise SearchError(f"--set {override}: {part!r} is a value in the config, not a section with keys")
+                raise SearchError(f"--set {shown}: {part!r} is a value in the config, not a section with keys")
         part = last
         place[int(part) if isinstance(place, list) else part] = value
     except (ValueError, IndexError) as error:
-        raise SearchError(f"--set {override}: {part!r} is not an index of that list") from error
+        raise SearchError(f"--set {shown}: {part!r} is not an index of that list") from error
 
 
 def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:

@@ -132,7 +132,12 @@ class Resumed(Event):
 
 @dataclass(frozen=True)
 class Asked(Event):
-    """A candidate exists, and its evaluation on the search split begins."""
+    """A candidate exists, and its evaluation on the search split begins.
+
+    Attributes:
+        memo: what else the ask left behind in its optimizer (:class:`search.optimizers.contract.Recalling`); None
+            where a replay has to ask again.
+    """
 
     kind: ClassVar[str] = "asked"
     candidate: int
@@ -140,6 +145,11 @@ class Asked(Event):
     genome: Genome
     recipe_hash: str
     label: str = ""
+    memo: dict[str, Any] | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """See :meth:`Event.payload`."""
+        return {name: value for name, value in super().payload().items() if name != "memo" or value is not None}
 
 
 @dataclass(frozen=True)

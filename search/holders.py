@@ -78,8 +78,8 @@ class Holder:
             return "out of sight"
         try:
             process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return "ended"
+            if process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1:
+                return "ended"  # while it has threads left, its files are not closed
             start = process.create_time() - psutil.boot_time()
         except psutil.NoSuchProcess:
             return "ended"

@@ -189,16 +189,17 @@ class Search:
         id = self._standing.next
         stage = self._stage_of(id)
         start = time.perf_counter()
-        label = ""
+        label, memo = "", None
         if stage.fixed:
             label, genome = stage.fixed[id]
         else:
             genome = self._proposals.ask(id, stage, self._standing.pending)
+            memo = self._proposals.remembered(id, stage)
         recipe = stage.space.decode(genome)
         record = self._standing.remember(Known(id, stage.index, genome), recipe.hash)
         record.recipe = recipe
         self._spent["optimize"] += time.perf_counter() - start
-        self._store(Asked(id, stage.index, genome, recipe.hash, label))
+        self._store(Asked(id, stage.index, genome, recipe.hash, label, memo))
         self._begin(id, record)
         self._tell_ready()
 

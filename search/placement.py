@@ -8,8 +8,8 @@ elements, width h, feed-forward width f, a vocabulary of V tokens; see :class:`m
 
 - weights of the live model, as its headers say; where it is spread over n devices, 1/n and one block on each,
 - keys and values: 2·L·k·d bytes a token, for up to 8·T tokens (:data:`GENERATION`), or T while a prompt is only scored,
-- activations: T·(6·h + 3·f)·d bytes, for what a block holds at once: its input, the normed one, queries, keys, values and
-  the result, and three of the feed-forward network. Attention is taken as computed in tiles, which keeps no T²,
+- activations: T·(6·h + 3·f)·d bytes, for what a block holds at once: its input, the normed one, queries, keys, values
+  and the result, and three of the feed-forward network. Attention is taken as computed in tiles, which keeps no T²,
 - logits: min(T·V, 2²⁷)·(4 + d) bytes,
 - where sources lie elsewhere than the live model: the largest tensor of each, on its way to be merged.
 """
@@ -101,7 +101,7 @@ class Placement:
 
     Attributes:
         parts: everything.
-        workers: of the machine; 0 where nothing fits.
+        workers: of the machine: as many as are wanted and as there are devices for.
         gpus: devices of each worker: 0 on CPUs, below 1 where workers share one.
         device_left: bytes that are left of a worker's share of its fullest device; None on CPUs.
         host_left: bytes of main memory that are left.
@@ -129,6 +129,12 @@ class Placement:
 
 def place(sizes: ModelSizes, machine: Machine, work: Work) -> Placement:
     """Where base, experts, live model, keys and values and activations lie on one machine."""
+    found = _laid(sizes, machine, work)
+    return found if found.fits else replace(found, remedies=tuple(_remedies(sizes, machine, work, found)))
+
+
+def _laid(sizes: ModelSizes, machine: Machine, work: Work) -> Placement:
+    """As :func:`place`, without what to do."""
     if not machine.devices:
         return _on_cpus(sizes, machine, work)
     if work.gpus is not None:
@@ -146,19 +152,14 @@ def _on_cpus(sizes: ModelSizes, machine: Machine, work: Work) -> Placement:
     left -= copies * _total(sizes) if where != "files" else 0
     asked = work.batch_tokens or BATCH_TOKENS["cpu"]
     tokens, used = _batch(sizes, work, asked, left / workers)
-    host_left = left - workers * sum(used.values())
+    left -= workers * sum(used.values())
     parts = (_process(), *_models(sizes, work, "host", where), *_parts(used, "host"))
-    found = Placement(parts, workers, 0.0, None, host_left, tokens, asked)
-    if host_left >= 0:
+    found = Placement(parts, workers, 0.0, None, left, tokens, asked)
+    if left >= 0:
         return found
-    needed = machine.host - host_left
-    remedies = [f"{_gb(needed)} of free main memory", *_fewer_workers(sizes, machine, work, workers)]
-    models = f"{workers} live models of {_gb(sizes.live)} each" if workers > 1 else f"a live model of {_gb(sizes.live)}"
-    return _refused(
-        found,
-        f"{models} and what it takes to run them need {_gb(needed)} of main memory, and {_gb(machine.host)} are free",
-        remedies,
-    )
+    live = f"{workers} live models of {_gb(sizes.live)} each" if workers > 1 else f"a live model of {_gb(sizes.live)}"
+    needed, there = _gb(machine.host - left), _gb(machine.host)
+    return replace(found, problem=f"{live} and what it takes to run need {needed} of main memory, and {there} are free")
 
 
 def _on_devices(sizes: ModelSizes, machine: Machine, work: Work, gpus: float) -> Placement:
@@ -181,48 +182,48 @@ def _on_devices(sizes: ModelSizes, machine: Machine, work: Work, gpus: float) ->
         _process(),
         Part("driver and kernels", "device", context * spread),
         *_models(sizes, work, "device", where),
-        *([Part("tensors of all sources on their way", "device", passing * spread)] if passing else []),
+        *([Part("tensors of all sources, passing", "device", passing * spread)] if passing else []),
         *_parts({what: size * spread for what, size in used.items()}, "device"),
     )
     found = Placement(parts, workers, gpus, left, host, tokens, asked)
     if left < 0 or not workers:
         on = f"its {gpus:g} of a device" if gpus < 1 else "one device" if gpus == 1 else f"each of its {gpus:g} devices"
-        what = "the live model" if spread == 1 else "its part of the live model"
+        live = f"{'the live model' if spread == 1 else 'its part of the live model'} {_gb(weights)}"
         there = f"there are {_gb(each)}" if workers else f"this machine has {len(machine.devices)}"
-        problem = f"a worker needs {_gb(each - left)} on {on} ({what} {_gb(weights)}, the rest to run it), and {there}"
-        return _refused(found, problem, _more_devices(sizes, machine, work, gpus, each - left))
-    if host < 0:
-        problem = (
-            f"{workers} worker processes need {_gb(workers * PROCESS)} of main memory, and {_gb(machine.host)} are free"
+        return replace(
+            found, problem=f"a worker needs {_gb(each - left)} on {on} ({live}, the rest to run it), and {there}"
         )
-        remedies = [f"{_gb(workers * PROCESS)} of free main memory", *_fewer_workers(sizes, machine, work, workers)]
-        return _refused(found, problem, remedies)
+    if host < 0:
+        needed, there = _gb(machine.host - host), _gb(machine.host)
+        return replace(found, problem=f"{workers} worker processes need {needed} of main memory, and {there} are free")
     return found
 
 
-def _fewer_workers(sizes: ModelSizes, machine: Machine, work: Work, workers: int) -> list[str]:
-    for fewer in range(workers - 1, 0, -1):
-        if place(sizes, machine, replace(work, workers=fewer)).fits:
-            return [f"{fewer} of the {workers} workers (workers: {{count: {fewer}}})"]
-    return []
+def _remedies(sizes: ModelSizes, machine: Machine, work: Work, found: Placement) -> list[str]:
+    """What would be enough, each by itself."""
+    if found.device_left is not None and (found.device_left < 0 or not found.workers):
+        return _more_or_larger_devices(sizes, machine, work, found)
+    remedies = [f"{_gb(machine.host - found.host_left, up=True)} of free main memory"]
+    for fewer in range(found.workers - 1, 0, -1):
+        if _laid(sizes, machine, replace(work, workers=fewer)).fits:
+            remedies.append(f"{fewer} of the {found.workers} workers (workers: {{count: {fewer}}})")
+            break
+    return remedies
 
 
-def _more_devices(sizes: ModelSizes, machine: Machine, work: Work, gpus: float, needed: int) -> list[str]:
-    size, have = min(machine.devices), len(machine.devices)
-    remedies = []
-    for more in range(math.floor(gpus) + 1, _MOST_DEVICES + 1):
-        if _on_devices(sizes, Machine((size,) * more, machine.host), replace(work, workers=1), float(more)).fits:
+def _more_or_larger_devices(sizes: ModelSizes, machine: Machine, work: Work, found: Placement) -> list[str]:
+    size, have, remedies = min(machine.devices), len(machine.devices), []
+    for more in range(math.floor(found.gpus) + 1 if found.workers else 1, _MOST_DEVICES + 1):
+        alike = Machine((size,) * more, machine.host)
+        if _on_devices(sizes, alike, replace(work, workers=1), float(more)).fits:
             lacking = "" if more <= have else f", of which this machine has {have}"
             devices = "a whole device" if more == 1 else f"{more} devices"
             remedies.append(f"{devices} of {_gb(size)} for each worker (workers: {{kind: ray, gpus: {more}}}){lacking}")
             break
-    if gpus >= 1:
-        remedies.append(f"devices of {_gb(needed)}" if gpus > 1 else f"a device of {_gb(needed)}")
+    if found.workers and found.device_left is not None and found.gpus >= 1:
+        needed = _gb(size - found.device_left, up=True)
+        remedies.append(f"devices of {needed}" if found.gpus > 1 else f"a device of {needed}")
     return remedies
-
-
-def _refused(found: Placement, problem: str, remedies: Sequence[str]) -> Placement:
-    return replace(found, workers=0, problem=problem, remedies=tuple(remedies))
 
 
 def _total(sizes: ModelSizes) -> int:
@@ -306,7 +307,10 @@ def _parts(used: Mapping[str, int], where: Where) -> list[Part]:
     return [Part(what, where, size) for what, size in used.items() if size]
 
 
-def _gb(size: float) -> str:
+def _gb(size: float, *, up: bool = False) -> str:
+    """For people, in three digits; ``up`` rounds to what is enough."""
+    if up:
+        size = math.ceil(size / (GB / 10)) * (GB / 10)
     return f"{size / GB:.3g} GB" if size >= 0.01 * GB else f"{size / 10**6:.3g} MB"
 
 

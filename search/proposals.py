@@ -7,11 +7,11 @@ late. All of that has a place in the log, so that a replay tells each of them th
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from search.events import Event, StageBegun
-from search.optimizers.contract import Asked, Genome, Optimizer, Outcome, Told, Trial, replay
+from search.optimizers.contract import Asked, Genome, Optimizer, Outcome, Told, Trial, remembered, replay
 from search.stages import Stage, translate
 
 
@@ -57,6 +57,10 @@ class Proposals:
         """
         return self._optimizer(stage).ask(id, self._trials(pending, stage))
 
+    def remembered(self, id: int, stage: Stage) -> dict[str, Any] | None:
+        """What is to be logged beside the genome that was just asked for."""
+        return remembered(self._optimizer(stage), id)
+
     def tell(self, known: Known, outcome: Outcome) -> None:
         """What became of a candidate: to its own stage's optimizer, and to later ones that have begun."""
         self._concluded.append((known, outcome))
@@ -83,13 +87,13 @@ class Proposals:
         self._begun[stage] = seconds
         self._histories[stage] = list(self._beginning(self._stages[stage]))
 
-    def recall_asked(self, known: Known, pending: Sequence[Known]) -> None:
-        """A logged proposal."""
+    def recall_asked(self, known: Known, pending: Sequence[Known], memo: Mapping[str, Any] | None = None) -> None:
+        """A logged proposal, and what was logged beside it."""
         stage = self._stages[known.stage]
         if stage.fixed:
             return
         self.recall_begun(stage.index, None)  # logs of old did not say
-        self._histories[stage.index].append(Asked(Trial(known.id, known.genome), self._trials(pending, stage)))
+        self._histories[stage.index].append(Asked(Trial(known.id, known.genome), self._trials(pending, stage), memo))
 
     def recall_told(self, known: Known, outcome: Outcome) -> None:
         """A logged tell."""

@@ -8,20 +8,18 @@ the budget may grow.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 from search.beginning import beginning
 from search.budget import Progress
-from search.config import LoadedConfig, resolved_yaml
+from search.config import LoadedConfig
+from search.environment import write_run_files
 from search.errors import NothingFeasible, SearchError
 from search.events import (
     LOG_VERSION,
@@ -29,6 +27,7 @@ from search.events import (
     Event,
     Failed,
     Finished,
+    Incident,
     Listener,
     Picked,
     Resumed,
@@ -49,6 +48,7 @@ from search.setup import Setup, set_up, stages_of
 from search.stages import Stage, build_optimizer
 from search.standing import Schedule
 from search.store import CONTROL, DATABASE, Store
+from search.trackers import Mirror, open_trackers
 from search.unchanged import refuse_changed_config, refuse_changed_inputs, with_its_defaults
 from search.virtual import Say
 from search.workers.contract import Pool
@@ -56,11 +56,6 @@ from search.workers.inline import HANGS, InlinePool, InlineWorker
 from search.workers.opening import open_pool, worker_threads
 
 _LOG = logging.getLogger("paretomerge")
-
-PACKAGES = (
-    "paretomerge", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "cma", "cmaes", "optuna",
-    "moocore",
-)  # fmt: skip
 
 
 class Run:
@@ -88,6 +83,7 @@ class Run:
         self.folder = folder
         self._listeners = list(listeners)
         self._store: Store | None = None
+        self._lock: RunLock | None = None
         workers = loaded.config.workers
         # workers of their own die alone: that the driver ended is no sign against what they were evaluating
         self._patience = Patience(workers.timeout, workers.attempts if workers.kind == "inline" else None)
@@ -117,8 +113,15 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SearchError(f"{self.folder}: the run directory cannot be made: {error.strerror}") from error
-        with RunLock(self.folder):
-            chosen = self._execute(should_stop)
+        trackers = open_trackers(dict(self._loaded.config.trackers.items()), self.folder, self._loaded.config)
+        listeners, self._listeners = self._listeners, [*self._listeners, *trackers]
+        try:
+            with RunLock(self.folder, self._say, should_stop) as self._lock:
+                chosen = self._execute(should_stop)
+        finally:
+            self._listeners = listeners
+            for tracker in trackers:
+                _close(tracker)
         if self._loaded.config.search.control:
             # where chance finds nothing that keeps the constraints, there is no control's choice to compare with
             with contextlib.suppress(NothingFeasible):
@@ -192,7 +195,7 @@ class Run:
         try:
             schedule = self._schedule(started, pool)
             if started is None:
-                _write_run_files(self.folder, self._loaded)
+                write_run_files(self.folder, self._loaded)
                 self._store = Store.create(self.folder)
                 started = beginning(self._loaded, setup, stages, schedule, _threads())
                 self._emit(started)
@@ -208,13 +211,20 @@ class Run:
             pool.close()
 
     def _open_pool(self, setup: Setup) -> Pool:
-        pool = open_pool(self._loaded, setup, self.folder, _threads(), self._say, self._on_hang)
+        pool = open_pool(
+            self._loaded, setup, self.folder, _threads(), self._say, self._on_hang, batch_tokens=self._halved()
+        )
         if self._loaded.config.search.budget.gpu_hours is not None and not pool.gpus:
             pool.close()
             raise self._loaded.error(
                 ("search", "budget", "gpu_hours"), "expected workers that have a GPU; these have none: use hours"
             )
         return pool
+
+    def _halved(self) -> float | None:
+        """Of batches that did not fit on an earlier start: they are not tried again."""
+        log = self._store.events(Incident) if self._store is not None else ()
+        return min((each.value for each in log if isinstance(each, Incident) and each.value), default=None)
 
     def _schedule(self, started: RunStarted | None, pool: Pool) -> Schedule:
         """As the run began, or as the config says."""
@@ -297,7 +307,7 @@ class Run:
         Raises:
             SearchError, MergingError, EvaluatorError, ZooError: the run cannot be written, or has changed.
         """
-        with RunLock(self.folder):
+        with RunLock(self.folder, self._say, should_stop) as self._lock:
             started = self._open()
             if started is None:
                 raise SearchError(f"{self.folder}: this run has not begun yet")
@@ -321,6 +331,8 @@ class Run:
                 self._opened.close()
 
     def _emit(self, *events: Event) -> None:
+        if self._lock is not None:
+            self._lock.refuse_if_lost()
         self._opened.append(*events)
         for event in events:
             for listener in list(self._listeners):
@@ -335,7 +347,14 @@ def _control(loaded: LoadedConfig) -> LoadedConfig:
     """The same search by chance alone."""
     by_chance = {"optimizer": OptimizerConfig(name="random"), "control": False}
     settings = loaded.config.search.model_copy(update=by_chance)
-    return replace(loaded, config=loaded.config.model_copy(update={"search": settings}))
+    return replace(loaded, config=loaded.config.model_copy(update={"search": settings, "trackers": {}}))
+
+
+def _close(tracker: Mirror) -> None:
+    try:
+        tracker.close()
+    except Exception as error:  # it only looks on
+        print(f"{type(tracker).__name__} could not be closed: {error}", file=sys.stderr)
 
 
 def _threads() -> int:
@@ -362,29 +381,3 @@ def _has_tables(path: Path) -> bool:
             connection.close()
     except sqlite3.Error:
         return True  # damaged is not the same as new
-
-
-def _write_run_files(folder: Path, loaded: LoadedConfig) -> None:
-    environment = {
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-    }
-    files = {
-        "config.yaml": loaded.source.text,
-        "resolved.yaml": resolved_yaml(loaded.config),
-        "environment.json": json.dumps(environment, indent=2) + "\n",
-    }
-    try:
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SearchError(f"{folder}: the run directory cannot be written: {error.strerror}") from error
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

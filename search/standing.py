@@ -180,7 +180,7 @@ class Standing:
             case Asked():
                 self.ended = None
                 known = Known(event.candidate, event.stage, event.genome)
-                self._proposals.recall_asked(known, self.pending)
+                self._proposals.recall_asked(known, self.pending, event.memo)
                 self.remember(known, event.recipe_hash)
             case EvaluationStarted(split="search"):
                 self.records[event.candidate].starts += 1

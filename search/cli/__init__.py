@@ -11,7 +11,22 @@ from typing import Annotated
 
 import typer
 
-from search.cli import check, choose, evaluate, explain, export, ls, merge, plan, power, report, run, status, zoo
+from search.cli import (
+    check,
+    choose,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    ls,
+    merge,
+    plan,
+    power,
+    report,
+    run,
+    status,
+    zoo,
+)
 
 app = typer.Typer(
     name="paretomerge",
@@ -22,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for module in (check, plan, power, run, status, report, choose, export, merge, evaluate, ls, explain):
+for module in (check, plan, power, run, status, report, choose, export, merge, evaluate, ls, explain, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(zoo.app, name="zoo", help="Small model families that are really trained here, for trying things out.")
 

@@ -95,7 +95,7 @@ def facts(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement)
 
 def _of_config(
     path: Path, overrides: list[str], devices: str | None, host: str | None, tokens: int
-) -> tuple[str, ModelSizes, Machine, Work]:
+) -> tuple[str | None, ModelSizes, Machine, Work]:
     from dataclasses import replace
 
     from merging.sizes import sizes_of
@@ -124,7 +124,7 @@ def _of_config(
 
 def _of_numbers(
     parameters: float, experts: int, dtype: str, devices: str | None, host: str | None, tokens: int
-) -> tuple[None, ModelSizes, Machine, Work]:
+) -> tuple[str | None, ModelSizes, Machine, Work]:
     import torch
 
     from search.errors import SearchError
@@ -154,7 +154,7 @@ def _found(loaded: LoadedConfig) -> tuple[int, ...]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise SearchError(
-            f"engine.device is {wanted}, and this machine has none; say what the other one has, such as --devices 2x24GB"
+            f"engine.device is {wanted}, and this machine has none; say what the other has, such as --devices 2x24GB"
         )
     chosen = range(count) if loaded.config.workers.kind == "ray" else [wanted.index or 0]
     return tuple(free_on(torch.device("cuda", number)) for number in chosen)
@@ -211,7 +211,7 @@ def _table(placement: Placement) -> Table:
 
 def sentences(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement) -> list[str]:
     """What the table does not say."""
-    lines = [f"{sizes.parameters / 1e9:.3g} billion parameters a model; {_shown(machine.host)} of main memory free."]
+    lines = [f"{_counted(sizes.parameters)} parameters a model; {_shown(machine.host)} of main memory free."]
     if placement.fits and machine.devices:
         count = len(machine.devices)
         devices = f"{count} device{'s' * (count > 1)} of {_shown(min(machine.devices))}"
@@ -221,19 +221,23 @@ def sentences(sizes: ModelSizes, machine: Machine, work: Work, placement: Placem
     if placement.fits:
         left = "" if placement.device_left is None else f"{_shown(placement.device_left)} of the fullest device and "
         lines.append(f"Left: {left}{_shown(placement.host_left)} of main memory.")
-    if placement.batch_tokens < placement.asked_tokens:
+    if placement.fits and placement.batch_tokens < placement.asked_tokens:
         lines.append(
             f"Batches of {placement.asked_tokens} tokens do not fit: the engine will halve them to "
             f"{placement.batch_tokens}. engine: {{batch_tokens: {placement.batch_tokens}}} spares it the attempts."
         )
     if any(part.where == "files" for part in placement.parts):
         lines.append(
-            "There is no room to keep the sources in memory: every candidate reads them from disk, as far as the system "
-            "has not kept their pages."
+            "There is no room to keep the sources in memory: every candidate reads them from disk, but for the pages "
+            "that the system has kept."
         )
     if sizes.widths is None:
         lines.append("What running the model takes is not known for this architecture: leave room for it.")
     return lines
+
+
+def _counted(number: int) -> str:
+    return f"{number / 1e9:.3g} billion" if number >= 1e9 else f"{number / 1e6:.3g} million"
 
 
 def _shown(size: float) -> str:

@@ -39,14 +39,14 @@ of 0.4 to 1 s) the Gaussian processes predict with R² .95 to .99, and the held-
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from search.optimizers import registry
-from search.optimizers.contract import Genome, Optimizer, Outcome, Settings, Trial
+from search.optimizers.contract import Genome, Optimizer, Outcome, Recalling, Settings, Trial, remembered
 
 FEW_GENES = 24
 GP_TRIALS, GP_SECONDS = 200, 5.0
@@ -141,14 +141,19 @@ class Auto:
 
     def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
         """See :class:`search.optimizers.contract.Optimizer`."""
-        until, then = self._choice.until, self._choice.then
-        if until is not None and then is not None and len(self._told) >= until:
-            self._choice = then
-            self._optimizer = self._build()
-            for trial, outcome in self._told:
-                self._optimizer.tell(trial, outcome)
-            self._told = []
+        self._hand_over()
         return self._optimizer.ask(id, pending)
+
+    def remembered(self, id: int) -> dict[str, Any] | None:
+        """See :class:`search.optimizers.contract.Recalling`."""
+        return remembered(self._optimizer, id)
+
+    def recall(self, trial: Trial, memo: Mapping[str, Any]) -> None:
+        """See :class:`search.optimizers.contract.Recalling`."""
+        self._hand_over()
+        if not isinstance(self._optimizer, Recalling):
+            raise TypeError(f"{self._choice.name} remembers nothing")
+        self._optimizer.recall(trial, memo)
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See :class:`search.optimizers.contract.Optimizer`."""
@@ -160,6 +165,17 @@ class Auto:
         """Which optimizer is at work and why, and what it says of itself."""
         inner: Any = getattr(self._optimizer, "diagnosis", dict)
         return {"optimizer": self._choice.name, "reason": self._choice.reason, **inner()}
+
+    def _hand_over(self) -> None:
+        """To the next optimizer, when its time has come."""
+        until, then = self._choice.until, self._choice.then
+        if until is None or then is None or len(self._told) < until:
+            return
+        self._choice = then
+        self._optimizer = self._build()
+        for trial, outcome in self._told:
+            self._optimizer.tell(trial, outcome)
+        self._told = []
 
     def _build(self) -> Optimizer:
         return registry.build(self._choice.name, replace(self._settings, options=dict(self._choice.options)))

@@ -10,9 +10,9 @@ own, seeded by the settings (never numpy's global one).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 
 class OptimizerError(Exception):
@@ -144,11 +144,32 @@ class Optimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Recalling(Optimizer, Protocol):
+    """An optimizer that need not propose again what its log holds: proposing may cost seconds, and thousands of
+    proposals an hour. Beside each genome the log keeps what else the ask left behind in the optimizer."""
+
+    def remembered(self, id: int) -> dict[str, Any] | None:
+        """What the ask of this id left behind: plain data of JSON's types, numbers finite; {} if it was nothing; None
+        where only another ask can tell. Called at most once, before anything else happens."""
+        ...
+
+    def recall(self, trial: Trial, memo: Mapping[str, Any]) -> None:
+        """Be as after the ask that gave this trial and left this memo, cheaply.
+
+        Raises:
+            KeyError, TypeError, ValueError: a memo that :meth:`remembered` never gave.
+        """
+        ...
+
+
 class Asked(NamedTuple):
-    """History: this trial was proposed, while these were pending."""
+    """History: this trial was proposed, while these were pending; what :class:`Recalling` remembered of it, if that was
+    logged."""
 
     trial: Trial
     pending: tuple[Trial, ...] = ()
+    memo: Mapping[str, Any] | None = None
 
 
 class Told(NamedTuple):
@@ -167,13 +188,36 @@ def replay(optimizer: Optimizer, history: Iterable[Asked | Told]) -> list[int]:
 
     Returns:
         Ids of trials that this optimizer proposed differently from the log: empty unless its code, or a library
-        beneath it, has changed since. The logged genome is the one that counts.
+        beneath it, has changed since. The logged genome is the one that counts. What is recalled from a memo is not
+        proposed again, but for the last one: there a change shows.
+
+    Raises:
+        OptimizerError: a memo that cannot be read.
     """
+    events = list(history)
+    asked = [place for place, event in enumerate(events) if isinstance(event, Asked)]
+    recalling = optimizer if isinstance(optimizer, Recalling) else None
     different = []
-    for event in history:
-        if isinstance(event, Asked):
-            if optimizer.ask(event.trial.id, event.pending) != event.trial.genome:
-                different.append(event.trial.id)
-        else:
+    for place, event in enumerate(events):
+        if isinstance(event, Told):
             optimizer.tell(event.trial, event.outcome)
+        elif recalling is not None and event.memo is not None and place != asked[-1]:
+            _recall(recalling, event.trial, event.memo)
+        elif optimizer.ask(event.trial.id, event.pending) != event.trial.genome:
+            different.append(event.trial.id)
     return different
+
+
+def remembered(optimizer: Optimizer, id: int) -> dict[str, Any] | None:
+    """What is to be logged beside a genome that was just asked for; None where a replay has to ask again."""
+    return optimizer.remembered(id) if isinstance(optimizer, Recalling) else None
+
+
+def _recall(optimizer: Recalling, trial: Trial, memo: Mapping[str, Any]) -> None:
+    try:
+        optimizer.recall(trial, memo)
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptimizerError(
+            f"what the log remembers of the proposal of candidate {trial.id} is not what this optimizer wrote "
+            f"({type(error).__name__}: {error}); the log was changed, or another version wrote it"
+        ) from error

@@ -14,8 +14,8 @@ a fresh sampler, seeded by (seed, id), sees trials made of canonical genomes. Wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -166,6 +166,13 @@ class OptunaOptimizer(ABC):
         if observation is not None:
             self._learn(self._count, observation)
             self._count += 1
+
+    def remembered(self, id: int) -> dict[str, Any]:
+        """See :class:`search.optimizers.contract.Recalling`: asks leave no trace."""
+        return {}
+
+    def recall(self, trial: Trial, memo: Mapping[str, Any]) -> None:
+        """See :class:`search.optimizers.contract.Recalling`."""
 
     def _learn(self, number: int, observation: Observation) -> None:
         """Take in the observation of this number (they count from 0)."""

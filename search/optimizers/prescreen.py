@@ -14,14 +14,23 @@ search is the one without a model, to the bit. A poor model of a rarely broken c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from search import pareto
-from search.optimizers.contract import Genome, Optimizer, OptimizerError, Outcome, Settings, Trial
+from search.optimizers.contract import (
+    Genome,
+    Optimizer,
+    OptimizerError,
+    Outcome,
+    Recalling,
+    Settings,
+    Trial,
+    remembered,
+)
 from search.optimizers.outcomes import Array, utilities
 
 if TYPE_CHECKING:
@@ -94,13 +103,18 @@ class Prescreened:
         self._front: Array = np.zeros((0, settings.objectives))
         self._taken: dict[int, int] = {}
         self._screened = 0
+        self._memo: dict[str, Any] = {}  # of the last ask
+        self._recalled: tuple[list[Evaluated], list[Array]] | None = None
 
     def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
         """See :class:`search.optimizers.contract.Optimizer`."""
+        self._rebuild()
+        self._memo = {}
         if self._count >= self._next:
-            self._fit()
+            self._memo["fit"] = self._fit(self._evaluated, None)
         first = self._inner.ask(id, pending)
         if not self.good:
+            self._memo["inner"] = remembered(self._inner, id)
             return first
         proposals = {id: first}
         for number in range(1, self._options.prescreen_proposals):
@@ -111,9 +125,30 @@ class Prescreened:
         for index, name in enumerate(names):
             if index != best:
                 self._inner.forget(name)
-        self._taken[id] = names[best]
+        self._taken[id] = self._memo["taken"] = names[best]
+        self._memo["inner"] = remembered(self._inner, names[best])
         self._screened += 1
         return genomes[best]
+
+    def remembered(self, id: int) -> dict[str, Any] | None:
+        """See :class:`search.optimizers.contract.Recalling`: which proposal was taken, what that one left behind, and
+        the parameters of the models that were fitted before it."""
+        return self._memo if self._memo.get("inner") is not None else None
+
+    def recall(self, trial: Trial, memo: Mapping[str, Any]) -> None:
+        """See :class:`search.optimizers.contract.Recalling`. Of all fits only the last one's models are built, when
+        they are needed."""
+        if "fit" in memo:
+            parameters = [np.asarray(each, dtype=np.float64) for each in memo["fit"]]
+            self._recalled = (list(self._evaluated), parameters)
+            self._plan_next_fit()
+        if not isinstance(self._inner, Recalling):
+            raise TypeError(f"{type(self._inner).__name__} remembers nothing")
+        taken = trial.id
+        if "taken" in memo:
+            taken = self._taken[trial.id] = int(memo["taken"])
+            self._screened += 1
+        self._inner.recall(Trial(taken, trial.genome), memo["inner"])
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See :class:`search.optimizers.contract.Optimizer`."""
@@ -131,6 +166,7 @@ class Prescreened:
 
     def diagnosis(self) -> dict[str, float | str]:
         """Cross-validated R2 per objective, how many proposals were screened, and whether the next one will be."""
+        self._rebuild()
         qualities = self._qualities()[: self._settings.objectives]
         found: dict[str, float | str] = {f"r2_{index}": quality for index, quality in enumerate(qualities)}
         state = "on" if self.good else "off: the models are poor" if self._models else "off: too few points"
@@ -142,35 +178,67 @@ class Prescreened:
     def _canonical(self, genome: Genome) -> Genome:
         return self._settings.canonical(genome) if self._settings.canonical else genome
 
-    def _fit(self) -> None:
-        """Models of what was evaluated so far; next time when there is a twentieth more of it."""
+    def _rebuild(self) -> None:
+        """The models of the last fit that was recalled."""
+        recalled, self._recalled = self._recalled, None
+        if recalled is not None:
+            try:
+                self._fit(*recalled)
+            except (ValueError, StopIteration) as error:
+                raise OptimizerError(f"the log holds models that do not fit its candidates: {error}") from error
+
+    def _plan_next_fit(self) -> None:
+        """When there is a twentieth more to fit models to."""
         self._next = self._count + max(1, len(self._evaluated) // 20)
-        genomes = [each.genome for each in self._evaluated]
-        points = np.asarray([each.utilities for each in self._evaluated])
-        old, count = self._models, points.shape[1]
-        self._models = [self._model(index, genomes, _fenced(points[:, index]), old) for index in range(count)]
-        seen = np.stack([model.predict(genomes) for model in self._models], axis=1)
-        violations = _padded([each.violations for each in self._evaluated])
+
+    def _fit(self, evaluated: Sequence[Evaluated], known: Sequence[Array] | None) -> list[list[float]]:
+        """Models of what was evaluated so far.
+
+        Args:
+            evaluated: what they are fitted on.
+            known: the parameters that this fit came to before, if it did.
+
+        Returns:
+            Parameters of all models, in the order of the fits.
+        """
+        found: list[list[float]] = []
+        given = None if known is None else iter(known)
+        if known is None:
+            self._plan_next_fit()
+        genomes = [each.genome for each in evaluated]
+
+        def model(targets: Array, start: Surrogate | None = None) -> Surrogate:
+            made = self._model(genomes, targets, start, None if given is None else next(given))
+            found.append(made.parameters.tolist())
+            return made
+
+        points = np.asarray([each.utilities for each in evaluated])
+        old = self._models or [None] * points.shape[1]
+        self._models = [model(_fenced(points[:, index]), old[index]) for index in range(points.shape[1])]
+        seen = np.stack([each.predict(genomes) for each in self._models], axis=1)
+        violations = _padded([each.violations for each in evaluated])
         feasible = seen[(violations <= 0.0).all(axis=1)]
         self._front = feasible[pareto.nondominated(feasible)] if len(feasible) else feasible
         self._constraints = []
         for column in violations.T:
             if (column > 0.0).any():
-                model = self._model(-1, genomes, -_fenced(-column), ())
-                if model.quality >= self._options.prescreen_quality:
-                    self._constraints.append(model)
+                broken = model(-_fenced(-column))
+                if broken.quality >= self._options.prescreen_quality:
+                    self._constraints.append(broken)
                 elif np.mean(column > 0.0) > 0.1:
-                    self._models.append(model)
+                    self._models.append(broken)
+        return found
 
-    def _model(self, index: int, genomes: Sequence[Genome], targets: Array, old: Sequence[Surrogate]) -> Surrogate:
+    def _model(
+        self, genomes: Sequence[Genome], targets: Array, earlier: Surrogate | None, parameters: Array | None
+    ) -> Surrogate:
         from search.optimizers.surrogates import GaussianProcess, Quadratic  # scipy, which most runs do without
 
         box = self._settings.box
         if self._options.prescreen == "quadratic":
             return Quadratic(box, genomes, targets)
-        earlier = old[index] if 0 <= index < len(old) else None
         start = earlier.parameters if isinstance(earlier, GaussianProcess) else None
-        return GaussianProcess(box, genomes, targets, start)
+        return GaussianProcess(box, genomes, targets, start, parameters)
 
     def _best(self, genomes: Sequence[Genome]) -> int:
         """Index of the best canonical genome; the first of equals."""

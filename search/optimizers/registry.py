@@ -177,7 +177,9 @@ def _from_file(path: Path, attribute: str) -> Any:
             raise OptimizerError(f"{path} cannot be imported as a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        _LOG.warning("note: the code of a plug-in is run: %s (sha256:%s…)", path, hashlib.sha256(source).hexdigest()[:12])
+        _LOG.warning(
+            "note: the code of a plug-in is run: %s (sha256:%s…)", path, hashlib.sha256(source).hexdigest()[:12]
+        )
         try:
             # Not by its loader: a compiled file of the same second and size would be taken for this one.
             exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)

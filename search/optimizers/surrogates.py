@@ -24,6 +24,7 @@ from search.optimizers.outcomes import Array
 MOST_SCALES = 24
 RIDGES = 10.0 ** np.arange(-4.0, 3.5, 0.5)
 LEAST_NOISE = 1e-4
+WIDEST = 12.0
 
 
 class Surrogate(ABC):
@@ -31,9 +32,11 @@ class Surrogate(ABC):
 
     Attributes:
         quality: leave-one-out R2, at most 1; 0 is as good as the mean, and where all observations are equal.
+        parameters: that took long to find, if any.
     """
 
     quality: float
+    parameters: Array = np.zeros(0)
 
     @abstractmethod
     def predict(self, genomes: Sequence[Genome]) -> Array:
@@ -82,7 +85,14 @@ class Quadratic(Surrogate):
 class GaussianProcess(Surrogate):
     """Matern 5/2, maximum marginal likelihood."""
 
-    def __init__(self, box: Box, genomes: Sequence[Genome], targets: Array, start: Array | None = None) -> None:
+    def __init__(
+        self,
+        box: Box,
+        genomes: Sequence[Genome],
+        targets: Array,
+        start: Array | None = None,
+        parameters: Array | None = None,
+    ) -> None:
         """Fit.
 
         Args:
@@ -90,6 +100,10 @@ class GaussianProcess(Surrogate):
             genomes: n >= 2 canonical ones.
             targets: [n] finite.
             start: :attr:`parameters` of an earlier fit in the same box, to begin at; else the priors' means.
+            parameters: that this fit came to before: then they are not sought again.
+
+        Raises:
+            ValueError: parameters that are not of this box.
         """
         self._box, self._genomes = box, list(genomes)
         self._mean, spread = float(targets.mean()), float(targets.std())
@@ -102,7 +116,11 @@ class GaussianProcess(Surrogate):
         self._scale = np.where(scale > 0.0, scale, 1.0)
         self._gaps = self._gaps / self._scale[:, None, None]
         self._prior = np.concatenate([np.full(groups, -np.log(max(1, groups))), [0.0, np.log(0.1)]])
-        self.parameters: Array = self._optimized(self._prior if start is None else start)
+        if parameters is None:
+            parameters = self._optimized(self._prior if start is None else start)
+        elif parameters.shape != self._prior.shape or not (np.abs(parameters) <= WIDEST).all():
+            raise ValueError(f"expected {len(self._prior)} parameters within ±{WIDEST}, found {parameters}")
+        self.parameters: Array = parameters
         covariance, _, _ = self._covariance(self.parameters)
         inverse = linalg.inv(covariance)
         self._dual = inverse @ self._targets
@@ -117,7 +135,12 @@ class GaussianProcess(Surrogate):
 
     def _optimized(self, start: Array) -> Array:
         found: Any = optimize.minimize(
-            self._loss, start, jac=True, method="L-BFGS-B", bounds=[(-12.0, 6.0)] * len(start), options={"maxiter": 40}
+            self._loss,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-WIDEST, 6.0)] * len(start),
+            options={"maxiter": 40},
         )
         return np.asarray(found.x, dtype=np.float64)
 

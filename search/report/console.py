@@ -12,12 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from evaluators.contract import Split
-from search import pareto
 from search.events import (
     Asked,
+    BudgetSpent,
     Chosen,
     Event,
     FinalistsNamed,
+    Incident,
     Listener,
     Opened,
     Resumed,
@@ -25,6 +26,7 @@ from search.events import (
     Scored,
     Told,
 )
+from search.growing_front import GrowingFront
 from search.objectives import Objectives
 from search.report.claim import claim_sentences
 from search.report.plain_data import finite
@@ -66,25 +68,23 @@ class JsonDisplay:
 
 
 class _Trend:
-    """The front of feasible candidates so far, in utilities: its size and hypervolume, kept from event to event."""
+    """The front so far, and how many candidates were told."""
 
     def __init__(self) -> None:
-        self.objectives: Objectives | None = None
-        self._front: list[tuple[float, ...]] = []
-        self.size = 0
-        self.hypervolume = 0.0
+        self._front: GrowingFront | None = None
+        self.told = 0
 
     def on(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self.objectives = Objectives.from_data(event.objectives)
-        if self.objectives is None or not isinstance(event, Told):
-            return
-        if event.outcome.state == "complete" and event.outcome.feasible:
-            points = [*self._front, event.outcome.utilities]
-            mask = pareto.nondominated(points)
-            self._front = [point for point, keep in zip(points, mask, strict=True) if keep]
-            self.size = len(self._front)
-            self.hypervolume = pareto.hypervolume(self._front, self.objectives.reference)
+            self._front = GrowingFront(Objectives.from_data(event.objectives).reference)
+        elif isinstance(event, Told):
+            self.told += 1
+            if self._front is not None:
+                self._front.add(event.outcome)
+
+    def __str__(self) -> str:
+        size, volume = (len(self._front), self._front.hypervolume) if self._front is not None else (0, 0.0)
+        return f"front {size}, hypervolume {volume:.4f}"
 
 
 class PlainDisplay:
@@ -94,9 +94,8 @@ class PlainDisplay:
         self._out = out
         self._budget = budget
         self._trend = _Trend()
-        self._label = ""
-        self._values: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
+        self._labels: dict[int, str] = {}
+        self._scored: dict[int, Scored] = {}
 
     def on(self, event: Event) -> None:
         """Print what people want to know of it."""
@@ -113,14 +112,18 @@ class PlainDisplay:
                         "the logged ones count"
                     )
             case Asked():
-                self._label, self._values, self._seconds = event.label, {}, {}
+                self._labels[event.candidate] = event.label
             case Scored(split="search"):
-                self._values, self._seconds = event.values, event.seconds
+                self._scored[event.candidate] = event
             case Scored():
                 scores = _scores(event.values)
                 self._say(f"{event.split} candidate {event.candidate}: {scores}")
             case Told():
                 self._say(self._line(event))
+            case Incident():
+                self._say(f"candidate {event.candidate}: {event.what}: {event.detail}")
+            case BudgetSpent():
+                self._say(f"the search ends: {event.detail}")
             case FinalistsNamed():
                 self._say(f"{len(event.finalists)} finalists and {len(event.baselines)} baselines go to selection")
             case Chosen():
@@ -131,17 +134,17 @@ class PlainDisplay:
                 pass
 
     def _line(self, event: Told) -> str:
-        label = f" {self._label}" if self._label else ""
-        head = f"[{event.candidate + 1}/{self._budget}] candidate {event.candidate}{label}:"
+        label = self._labels.pop(event.candidate, "")
+        scored = self._scored.pop(event.candidate, None)
+        head = f"[{self._trend.told}/{self._budget}] candidate {event.candidate}{label and f' {label}'}:"
         if event.outcome.state == "failed":
             return f"{head} failed: {event.outcome.reason}"
         if event.outcome.state == "censored":
             return f"{head} stopped early: {event.outcome.reason}"
         if event.outcome.state == "duplicate":
             return f"{head} same recipe as candidate {event.outcome.of}"
-        took = sum(self._seconds.values())
-        trend = f"front {self._trend.size}, hypervolume {self._trend.hypervolume:.4f}"
-        return f"{head} {_scores(self._values)} | {trend} | {took:.2f} s"
+        values, seconds = (scored.values, scored.seconds) if scored is not None else ({}, {})
+        return f"{head} {_scores(values)} | {self._trend} | {sum(seconds.values()):.2f} s"
 
     def _say(self, text: str) -> None:
         print(visible(text), file=self._out, flush=True)
@@ -172,13 +175,18 @@ class RichDisplay:
             self._task = self._progress.add_task("search", total=self._budget, note="")
         match event:
             case Told():
-                note = f"front {self._trend.size}, hypervolume {self._trend.hypervolume:.4f}"
                 if event.outcome.state == "failed":
                     self._progress.console.print(
                         visible(f"candidate {event.candidate} failed: {event.outcome.reason}"),
                         markup=False, highlight=False,
                     )  # fmt: skip
-                self._progress.update(self._task, completed=event.candidate + 1, note=note)
+                self._progress.update(self._task, completed=self._trend.told, note=str(self._trend))
+            case Incident():
+                self._progress.console.print(
+                    visible(f"candidate {event.candidate}: {event.what}: {event.detail}"), markup=False, highlight=False
+                )
+            case BudgetSpent():
+                self._progress.console.print(f"the search ends: {event.detail}", markup=False, highlight=False)
             case FinalistsNamed():
                 total = len(set(event.finalists) | set(event.baselines))
                 self._progress.update(self._task, description="selection", completed=0, total=total, note="")

@@ -15,9 +15,11 @@ WRITE_AHEAD = f"{DATABASE}-wal"
 SALVAGED = f"{DATABASE}.salvaged"
 """A salvaged database that is whole, but not yet in its place."""
 
+ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What a query may raise; the second where even the text of SQLite's own error is damaged."""
 _DAMAGE = (
     "malformed", "not a database", "could not decode", "no such table", "no such column", "unsupported file format",
-    "datatype mismatch", "cannot store", "file is encrypted",
+    "datatype mismatch", "cannot store", "file is encrypted", "too big",
 )  # fmt: skip
 
 
@@ -31,7 +33,7 @@ class Reported:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, sqlite3.Error):
+        if not isinstance(error, ERRORS):
             return
         text = str(error)
         if is_damage(error):
@@ -49,9 +51,9 @@ class Reported:
         raise SearchError(f"{self._path}: {text}. {advice}") from error
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether the file is damaged, rather than out of reach for a while."""
-    return any(sign in str(error).lower() for sign in _DAMAGE)
+    return isinstance(error, UnicodeDecodeError) or any(sign in str(error).lower() for sign in _DAMAGE)
 
 
 def damaged(path: Path, what: str) -> SearchError:
@@ -133,7 +135,7 @@ def _needs_immutable(connection: sqlite3.Connection, path: Path) -> bool:
         pending = ahead.exists() and ahead.stat().st_size > 0
         out_of_reach = "unable to open" in str(error) or "readonly" in str(error)
         return out_of_reach and not pending and not os.access(path.parent, os.W_OK)
-    except sqlite3.Error:
+    except ERRORS:
         pass  # reported by whoever reads
     return False
 

@@ -13,6 +13,9 @@ READABLE = ("1", "2", "3")
 """Format 1 had neither rungs nor constraints, 2 no digests and no fence. Both are read as they are, and become 3 when
 they are written to. Whoever changes what :mod:`search.store.tables` derives needs a new format, too."""
 
+BEGINNING = "beginning"
+"""Key in meta of a second copy of the run's first event: without it nobody knows what the scores belong to."""
+
 META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT"
 EVENTS = """CREATE TABLE events (
     seq INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, candidate INTEGER, payload TEXT NOT NULL,

@@ -11,8 +11,9 @@ from typing import get_args
 import numpy as np
 
 from evaluators.contract import ItemScores, Status
-from search.events import Asked, Event, Failed, RungReached, Scored, Told
-from search.store.digests import EventRow, ItemRow, sealed, set_hash
+from search.events import Asked, Event, Failed, RungReached, RunStarted, Scored, Told
+from search.store.digests import GENESIS, EventRow, ItemRow, chained, sealed, set_hash
+from search.store.schema import BEGINNING
 
 _STATUSES: tuple[Status, ...] = get_args(Status)
 _CODES = {status: code for code, status in enumerate(_STATUSES)}
@@ -99,8 +100,24 @@ def item_rows(event: Event, sets: ItemSets) -> list[ItemRow]:
 
 
 def insert_event(connection: sqlite3.Connection, row: EventRow) -> None:
-    """Add a row to the log."""
+    """Add a row to the log; of the run's beginning there are two copies."""
     connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    if row.kind == RunStarted.kind and row.seq == 1:
+        copy = json.dumps([row.at, row.payload, row.digest.hex()])
+        connection.execute("INSERT INTO meta VALUES (?, ?)", (BEGINNING, copy))
+
+
+def beginning(copy: str) -> EventRow:
+    """The row of a run's beginning, from the second copy.
+
+    Raises:
+        ValueError, TypeError: it is not as it was written.
+    """
+    at, payload, digest = json.loads(copy)
+    row = chained(1, float(at), RunStarted.kind, None, str(payload), "", GENESIS)
+    if row.digest.hex() != digest:
+        raise ValueError("it is not what its digest says")
+    return row
 
 
 def insert_items(connection: sqlite3.Connection, row: ItemRow, ids: str) -> None:

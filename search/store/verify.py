@@ -10,8 +10,9 @@ from itertools import zip_longest
 
 from search.events import from_payload
 from search.store import schema
+from search.store.connecting import ERRORS
 from search.store.digests import GENESIS, EventRow, ItemRow, set_hash
-from search.store.tables import derive
+from search.store.tables import beginning, derive
 
 _TABLES = {
     "candidates": "id",
@@ -57,8 +58,9 @@ def verify(connection: sqlite3.Connection) -> Verified:
         verified.problems += schema.differences(connection, schema.FORMAT)
         if not verified.problems:
             verified.problems += _pages(connection)
+            verified.problems += _beginning(connection)
             _contents(connection, verified)
-    except sqlite3.Error as error:
+    except ERRORS as error:
         verified.problems.append(str(error))
     return verified
 
@@ -67,6 +69,17 @@ def _pages(connection: sqlite3.Connection) -> list[str]:
     """What SQLite itself finds wrong."""
     found = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({_ENOUGH})")]
     return [] if found == ["ok"] else [line.strip() for each in found for line in each.splitlines() if line.strip()]
+
+
+def _beginning(connection: sqlite3.Connection) -> Iterator[str]:
+    """Whether both copies of the run's beginning are the same."""
+    copy = connection.execute("SELECT value FROM meta WHERE key = ?", (schema.BEGINNING,)).fetchone()
+    first = connection.execute(f"{EVENT_ROWS} WHERE seq = 1 AND kind = 'run_started'").fetchone()
+    try:
+        if (None if copy is None else beginning(copy[0])) != (None if first is None else EventRow._make(first)):
+            yield "the second copy of the run's beginning is another"
+    except (TypeError, ValueError):
+        yield "the second copy of the run's beginning cannot be read"
 
 
 def _contents(connection: sqlite3.Connection, verified: Verified) -> None:

@@ -48,7 +48,7 @@ class WriteAheadLog:
         self._data = data
         magic, _, page_size, *_ = struct.unpack(">IIIIIIII", data[:_HEADER]) if len(data) >= _HEADER else [0] * 8
         self._words = np.dtype(">u4" if magic & 1 else "<u4")
-        self.page_size = page_size if _is_page_size(page_size) else 4096
+        self.page_size = page_size if is_page_size(page_size) else 4096
         self._intact_header = (
             magic & ~1 == _MAGIC
             and page_size == self.page_size
@@ -113,7 +113,8 @@ def lost_transactions(path: Path) -> int:
     return WriteAheadLog(data).lost if len(data) > _HEADER else 0
 
 
-def _is_page_size(size: int) -> bool:
+def is_page_size(size: int) -> bool:
+    """Whether a database's pages can have so many bytes."""
     return 512 <= size <= 65536 and size & (size - 1) == 0
 
 

@@ -42,12 +42,14 @@ class Answer(NamedTuple):
         evaluation: the scores, or None.
         reason, seconds: of a candidate that failed.
         notes: what went wrong on the way.
+        leaving: the worker can do nothing more (its GPU refuses to work), and another has to take its place.
     """
 
     evaluation: Evaluation | None
     reason: str = ""
     seconds: dict[str, float] | None = None
     notes: tuple[Note, ...] = ()
+    leaving: bool = False
 
 
 class Crew(Protocol):
@@ -203,10 +205,9 @@ class CrewPool:
         """See :class:`search.workers.contract.Pool`. Empty at once where nothing is under way."""
         end = None if timeout is None else self._now() + timeout
         while not self._done and (self._queue or any(slot.state == "busy" for slot in self._slots)):
-            left = _SLICE if end is None else min(_SLICE, end - self._now())
-            if left < 0.0:
+            self._step(_SLICE if end is None else min(_SLICE, max(0.0, end - self._now())))
+            if end is not None and self._now() >= end:
                 break
-            self._step(left)
         done, self._done = self._done, []
         return done
 
@@ -319,6 +320,8 @@ class CrewPool:
         if result is None:
             result = CandidateFailed(answer.reason, answer.seconds or {})
         self._finish(slot, task, result, answer.notes)
+        if answer.leaving:
+            self._fall(slot, f"it could not go on after candidate {task.candidate}")
 
     def _lost(self, slot: _Slot, why: str) -> None:
         """A worker is gone; its task is issued again, unless it has ended too many workers."""

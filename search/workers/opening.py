@@ -25,7 +25,14 @@ def worker_threads(loaded: LoadedConfig) -> int | None:
 
 
 def open_pool(
-    loaded: LoadedConfig, setup: Setup, folder: Path, threads: int, say: Say, on_hang: OnHang | None = None
+    loaded: LoadedConfig,
+    setup: Setup,
+    folder: Path,
+    threads: int,
+    say: Say,
+    on_hang: OnHang | None = None,
+    *,
+    batch_tokens: float | None = None,
 ) -> Pool:
     """Workers that are ready for tasks.
 
@@ -36,6 +43,7 @@ def open_pool(
         threads: CPU threads of each worker.
         say: told one line for every step that takes long.
         on_hang: see :class:`search.workers.inline.InlinePool`.
+        batch_tokens: at most so many in this process, where more did not fit before.
 
     Raises:
         SearchError, MergingError, EvaluatorError: a worker cannot be had, or is not what the driver is.
@@ -44,7 +52,10 @@ def open_pool(
     if settings.kind == "inline":
         from search.workers.inline import InlinePool, InlineWorker
 
-        return InlinePool(InlineWorker(setup.materializer, setup.engine, setup.evaluators), on_hang=on_hang)
+        worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
+        if batch_tokens is not None:
+            worker.batch_tokens = batch_tokens
+        return InlinePool(worker, on_hang=on_hang)
     from search.workers.identity import Identity
     from search.workers.ray import open_ray_pool
 

@@ -90,12 +90,6 @@ def gpus_of(loaded: LoadedConfig, settings: WorkersConfig) -> float:
     return settings.gpus
 
 
-def threads_of(loaded: LoadedConfig, settings: WorkersConfig) -> int:
-    """CPU threads of each worker: as the config says, or its share of this machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return settings.threads or loaded.config.engine.threads or max(1, cores // (settings.count or 1))
-
-
 class RayCrew:
     """A :class:`search.workers.crew.Crew` of actors."""
 

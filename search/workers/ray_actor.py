@@ -66,6 +66,7 @@ class Scorer:
         os.environ.update(home.environment)
         self._home = home
         self._pool: InlinePool | None = None
+        self._leaving = False
 
     def identify(self) -> tuple[str, CodeIdentity] | Mistake:
         """Where this is, and which code would score."""
@@ -90,12 +91,12 @@ class Scorer:
             os.chdir(self._home.folder)
         here = _on_own_device(loaded)
         try:
-            setup = set_up(here, self._home.threads)
+            setup = set_up(here, self._home.threads, home="shared")
             identity = Identity.of(here, setup)
         except user_errors() as error:
             return _mistake(error)
         worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
-        self._pool = InlinePool(worker, on_hang=_leave_it_to_the_driver)
+        self._pool = InlinePool(worker, on_hang=self._unfit)
         return identity
 
     def evaluate(self, task: Task) -> Answer | Mistake:
@@ -110,8 +111,12 @@ class Scorer:
         except user_errors() as error:
             return _mistake(error)
         if isinstance(done.result, CandidateFailed):
-            return Answer(None, done.result.reason, done.result.seconds, done.notes)
-        return Answer(done.result, notes=done.notes)
+            return Answer(None, done.result.reason, done.result.seconds, done.notes, self._leaving)
+        return Answer(done.result, notes=done.notes, leaving=self._leaving)
+
+    def _unfit(self, candidate: int, detail: str) -> None:
+        """Nothing in this process can go on: the driver ends it, after the answer or without one."""
+        self._leaving = True
 
 
 def raised(mistake: Mistake) -> Exception:
@@ -138,7 +143,3 @@ def _on_own_device(loaded: LoadedConfig) -> LoadedConfig:
     return replace(
         loaded, config=loaded.config.model_copy(update={"engine": engine.model_copy(update={"device": "cuda"})})
     )
-
-
-def _leave_it_to_the_driver(candidate: int, detail: str) -> None:
-    """A candidate hangs in compiled code: the driver ends this process at about the same time."""

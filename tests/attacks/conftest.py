@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,19 +15,33 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests: importlib mode adds no folder
 
 from attacking import Attack, Outcome, Trap, become
+from small_models import small_project
+
+
+@pytest.fixture(scope="session")
+def warmed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], int]:
+    """The command line, with all imported that its commands import, so that a fork of this process starts quickly."""
+    from search.cli import run_command
+
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("warm")
+    os.chdir(folder)
+    try:
+        small_project()
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert run_command(["check", "search.yaml"]) == 0
+            assert run_command(["merge", "merge.yaml", "out"]) == 0
+    finally:
+        os.chdir(before)
+    return run_command
 
 
 @pytest.fixture
-def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
+def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmed: Callable[[list[str]], int]) -> Attack:
     """``attack(*arguments)`` runs a command line in a fork of this process, with a bound on its memory and time."""
     project = tmp_path / "project"
     project.mkdir(exist_ok=True)
     monkeypatch.chdir(project)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-
-    import merging.kernel  # noqa: F401 - what every command would import first is imported once, by the parent
-    import search.setup  # noqa: F401
-    from search.cli import run_command
 
     def attack(*arguments: str) -> Outcome:
         streams = [tmp_path / "stdout", tmp_path / "stderr"]
@@ -32,7 +49,7 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks of processes with threads
             child = os.fork()
         if child == 0:
-            become(run_command, list(arguments), streams)
+            become(warmed, list(arguments), streams)
         _, status = os.waitpid(child, 0)
         out, err = (each.read_text(encoding="utf-8", errors="backslashreplace") for each in streams)
         return Outcome(os.waitstatus_to_exitcode(status), out, err)

@@ -51,7 +51,9 @@ def test_bombs_are_refused_wherever_yaml_is_read(attack: Attack, bomb: str) -> N
     assert sorted(each.name for each in Path().iterdir()) == ["bad.yaml"]
 
 
-@pytest.mark.parametrize("text", ["base: &a base\nexperts: {one: *a, two: *a}\n", "a: &a {x: [1, 2.5, .inf]}\nb: {<<: *a}\n"])
+@pytest.mark.parametrize(
+    "text", ["base: &a base\nexperts: {one: *a, two: *a}\n", "a: &a {x: [1, 2.5, .inf]}\nb: {<<: *a}\n"]
+)
 def test_aliases_as_people_use_them_are_read(text: str) -> None:
     assert plain_yaml.load(text) == yaml.safe_load(text)
 
@@ -108,7 +110,6 @@ RECIPE_BOMBS = {
     "layers": ("layers: [{base: [0, 1000000000000]}]", "blocks"),
     "layers, many slices": ("layers: [" + "{base: [0, 100000]}, " * 1000 + "]", "blocks"),
     "depth": ("groups: [{in: [attention." + "9" * 5000 + "], method: linear, sources: {}}]", "recipe"),
-    "group twice": ("groups: [{in: [norm], method: linear, sources: {}}, {in: [norm], method: linear, sources: {}}]", ""),
     "huge coefficient": (
         "groups: [{in: [norm], method: linear, sources: {base: {coefficient: 1.0e+400}}}]", "recipe"
     ),
@@ -139,7 +140,7 @@ MERGE_BOMBS = {
     "coefficient": ("expo: 1.0e+308\n", ""),
     "expression": ("vectors: '" + "(" * 3000 + "a" + ")" * 3000 + "'\n", "expression"),
     "power": ("vectors: 'a*9**9**9**9'\n", "expected models, numbers"),
-    "call": ("vectors: '__import__(\"os\").system(\"true\")*a'\n", "expected models, numbers"),
+    "call": ('vectors: \'__import__("os").system("true")*a\'\n', "expected models, numbers"),
     "attribute": ("vectors: 'a.__class__'\n", "expected models, numbers"),
 }
 
@@ -159,7 +160,7 @@ def test_slices_of_mergekit_that_are_bombs(attack: Attack) -> None:
     Path("bad.yaml").write_text(
         "merge_method: passthrough\nslices:\n  - sources: [{model: base, layer_range: [0, 1000000000000]}]\n"
     )
-    assert "bad.yaml" in attack("merge", "bad.yaml", "out").refusal
+    assert "but has 2" in attack("merge", "bad.yaml", "out").refusal
 
 
 def test_control_characters_of_a_config_do_not_reach_the_terminal(attack: Attack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import resource
 import weakref
@@ -36,6 +37,15 @@ OUT = (
     lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
     lambda: MemoryError(),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> Iterator[None]:
+    """Collecting it takes long beside all that the libraries hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @contextmanager
@@ -151,10 +161,10 @@ def likelihoods(requests: Sequence[Request]) -> Callable[[Any], Any]:
 
 PATHS = {
     "generate": (generations(PROMPTS), 60),
-    "generate after one beginning": (generations([request.context for request in FEW_SHOT]), 80),
+    "generate after one beginning": (generations([request.context for request in FEW_SHOT]), 170),
     "loglikelihood": (likelihoods(REQUESTS), 40),
     "trees": (likelihoods(CHOICES), 60),
-    "trees after one beginning": (likelihoods(FEW_SHOT), 60),
+    "trees after one beginning": (likelihoods(FEW_SHOT), 150),
 }
 
 
@@ -168,7 +178,7 @@ def same(found: Sequence[Any], expected: Sequence[Any]) -> None:
             assert one == other
 
 
-@pytest.mark.parametrize("family", ["llama", "mamba"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("mamba", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", PATHS)
 def test_texts_are_scored_the_same_in_less_memory(path: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix, "_SHORTEST", 4)
@@ -217,9 +227,9 @@ def test_a_candidate_that_never_fits_fails_alone(error: Callable[[], Exception])
     model = random_model("llama")
     engine = HFEngine(model, word_tokenizer())
     before, notes = engine.batch_tokens, []
-    with memory_for(model, 12, error) as read, pytest.raises(MemoryError, match="texts does not fit .* one row at a"):
+    with memory_for(model, 12, error) as read, pytest.raises(MemoryError, match=r"texts does not fit .* one row at a"):
         scored(engine, likelihoods(REQUESTS), notes)
-    assert max(rows for rows, _ in read) == 1 or not read
+    assert read[-1][0] == 1
     assert (engine.batch_tokens, notes) == (before, [])
     scored(engine, likelihoods(REQUESTS), notes)
     assert (engine.batch_tokens, notes) == (before, [])
@@ -278,7 +288,7 @@ def classified_images(folder: Path) -> tuple[Any, Any, int]:
 
 def heard_by_whisper(folder: Path) -> tuple[Any, Any, int]:
     engine = open_engine(small_whisper(), whisper_folder(folder / "model"))
-    return engine, evaluators.build("wer", {"data": str(write_data(folder / "data")), "max_new_tokens": 6}), 5000
+    return engine, evaluators.build("wer", {"data": str(write_data(folder / "data")), "max_new_tokens": 6}), 40
 
 
 def heard_by_ctc(folder: Path) -> tuple[Any, Any, int]:
@@ -325,20 +335,22 @@ def _in_little_memory(room: int, answers: Any) -> None:
         max_position_embeddings=64,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    requests = [Request([2, *range(4, 4 + index % 30)], [5, 6 + index % 30]) for index in range(400)]
+    drawn = np.random.default_rng(0).integers(4, 40, (120, 32)).tolist()
+    requests = [Request([2, *tokens[: 1 + index % 30]], tokens[-2:]) for index, tokens in enumerate(drawn)]
     expected = HFEngine(model, word_tokenizer(), batch_tokens=64).loglikelihood(requests)
     engine = HFEngine(model, word_tokenizer(), batch_tokens=65536)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room, resource.RLIM_INFINITY))
     notes: list[Note] = []
     found = scored(engine, likelihoods(requests), notes)
-    answers.put((found == pytest.approx(expected, rel=1e-4), [note.detail for note in notes], engine.batch_tokens))
+    equal = np.allclose([each.total for each in found], [each.total for each in expected], rtol=1e-4)
+    answers.put((equal, [note.detail for note in notes], engine.batch_tokens))
 
 
 def test_a_process_whose_memory_is_really_limited() -> None:
     """The limit is the operating system's, and what is caught is the allocator's own error."""
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    child = context.Process(target=_in_little_memory, args=(100 * 2**20, answers))
+    child = context.Process(target=_in_little_memory, args=(40 * 2**20, answers))
     child.start()
     equal, notes, tokens = answers.get(timeout=120)
     child.join()

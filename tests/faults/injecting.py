@@ -117,6 +117,39 @@ def jump_clock(seed: int, days: float) -> None:
     time.time_ns = lambda: real_ns() + int(chance.uniform(-days, days) * 86400.0 * 1e9)
 
 
+def scatter_results(slots: int) -> None:
+    """So many tasks under way at a time, and their results in an order that nobody can foresee.
+
+    As with that many workers, without their processes: each task is really scored, by the one live model. What is
+    under way when the process dies is lost, as it would be with them.
+    """
+    from search.workers import inline
+    from search.workers.contract import Done, Task
+
+    chance = random.SystemRandom()
+
+    class Scattered(inline.InlinePool):
+        def __init__(self, *positional: Any, **named: Any) -> None:
+            super().__init__(*positional, **named)
+            self.slots = slots
+            self._waiting: list[Task] = []
+
+        def submit(self, task: Task) -> None:
+            if len(self._waiting) == slots:
+                raise RuntimeError(f"more than {slots} tasks under way")
+            self._waiting.append(task)
+
+        def wait(self, timeout: float | None = None) -> list[Done]:
+            done = []
+            for _ in range(chance.randint(1, 2)):
+                if self._waiting:
+                    super().submit(self._waiting.pop(chance.randrange(len(self._waiting))))
+                    done += super().wait()
+            return done
+
+    inline.InlinePool = Scattered  # type: ignore[misc]
+
+
 def _replace(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     module, _, path = target.partition(":")
     *owners, name = path.split(".")

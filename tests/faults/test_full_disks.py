@@ -26,10 +26,10 @@ def test_a_full_disk_at_every_write(launcher: Launcher, calm: Searches, tmp_path
     """The disk grows by a few pages from start to start, so that each start meets its end at another write."""
     struck = Struck(launcher, calm, "full")
     ends = []
-    with small_disk(calm.run("full").parent.parent / "disk", 4 * KIB) as disk:
+    with small_disk(calm.folder / "disk", 4 * KIB) as disk:
         (calm.folder / "runs" / "full").symlink_to(disk.folder / "full")
         size = 4 * KIB
-        while not struck.finished:
+        while True:
             disk.resize(size)
             run = struck.start()
             status = run.wait()
@@ -39,7 +39,7 @@ def test_a_full_disk_at_every_write(launcher: Launcher, calm: Searches, tmp_path
             assert status == 2, run.output
             assert refused(run.output), run.output
             ends.append((size, struck.concluded, run.output))
-            size += (16 if struck.concluded < 12 else 64) * KIB
+            size += (24 if size < 400 * KIB else 4096) * KIB  # the report is the last to be written, and large
         struck.finish()
         struck.compare("calm", more=len(ends))
         assert struck.faults == []
@@ -108,6 +108,7 @@ def test_a_run_directory_that_is_removed(launcher: Launcher, calm: Searches) -> 
         assert str(struck.folder.name) in run.output
         assert not (struck.folder / "run.db").exists()
         if how == "moved":  # what was stored is there still, and goes on
+            (calm.folder / "moved.calls").rename(calm.folder / "elsewhere.calls")
             moved = Struck(launcher, calm, "elsewhere")
             moved.check("after it was moved")
             assert moved.concluded >= 3

@@ -49,3 +49,33 @@ def test_at_chosen_moments_of_the_search(launcher: Launcher, calm: Searches) -> 
     struck.finish()
     struck.compare("calm")
     assert struck.faults == []
+
+
+def test_with_results_that_come_in_any_order(launcher: Launcher, calm: Searches) -> None:
+    """Four tasks under way: a strict run is the same run whatever comes first, kills and all."""
+    wide = ("scatter_results", {"slots": 4})
+    for name, kills in (("wide-calm", 0), ("wide-struck", 4)):
+        struck = Struck(launcher, calm, name, faults=[wide])
+        for number in range(kills):
+            assert struck.strike(("kill_at_statement", {"number": (12, 25, 9, 33)[number]}))
+        struck.finish()
+        assert struck.faults == []
+    assert struck.compare("wide-calm", more=4 * 4) > 0
+    assert struck.faults == []
+
+
+def test_under_a_steady_schedule(launcher: Launcher, calm: Searches) -> None:
+    """Nobody waits, so no two runs are the same; but nothing is lost, nothing twice, and the log replays exactly."""
+    wide = ("scatter_results", {"slots": 4})
+    struck = Struck(launcher, calm, "steady", ["--set", "workers.schedule=steady"], [wide])
+    chance = random.Random(2)
+    for number in (14, 31, 8):
+        assert struck.strike(("kill_at_statement", {"number": number}))
+    while struck.kills < 5 and not struck.finished:
+        struck.strike(moment=random_moment(chance, 2.0))
+    struck.finish()
+    assert struck.concluded == 24
+    # one more candidate, proposed after the whole log was replayed
+    struck.finish("--set", "search.budget.candidates=25")
+    assert struck.concluded == 25
+    assert struck.faults == []

@@ -7,6 +7,7 @@ import fcntl
 import multiprocessing
 import os
 import random
+import select
 import signal
 import time
 from collections import Counter
@@ -116,7 +117,6 @@ def test_never_two_inside_whoever_is_killed(place: Place, tmp_path: Path, forked
     run, arbiter = tmp_path / "run", tmp_path / "arbiter"
     run.mkdir()
     hearing, telling = os.pipe()
-    os.set_blocking(hearing, False)
     chance = random.Random(7)
 
     def worker() -> None:
@@ -129,8 +129,8 @@ def test_never_two_inside_whoever_is_killed(place: Place, tmp_path: Path, forked
         os.kill(children[0], signal.SIGKILL)
         ended(children.pop(0))
         children.append(forked(worker))
-        with_more = os.read(hearing, 65536) if _readable(hearing) else b""
-        told += with_more.decode()
+        if select.select([hearing], [], [], 0)[0]:
+            told += os.read(hearing, 65536).decode()
     for each in children:
         os.kill(each, signal.SIGKILL)
         ended(each)
@@ -140,12 +140,6 @@ def test_never_two_inside_whoever_is_killed(place: Place, tmp_path: Path, forked
         place.enter(patch)
         with RunLock(run):
             assert len(files(run)) == 1
-
-
-def _readable(handle: int) -> bool:
-    import select
-
-    return bool(select.select([handle], [], [], 0)[0])
 
 
 def test_strangers_take_turns(tmp_path: Path, forked: Fork) -> None:
