@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evaluators.base import ItemEvaluator, Verdict
     from evaluators.engines.forward import HFForwardEngine
     from evaluators.engines.hf import HFEngine
+    from evaluators.engines.memory import fitting, passing
     from evaluators.engines.opening import open_engine
     from evaluators.engines.tokenizer import load_tokenizer
     from evaluators.exact_match import ExactMatch, ExactMatchOptions
@@ -43,10 +44,12 @@ _LAZY = {
     "ItemEvaluator": "evaluators.base",
     "Verdict": "evaluators.base",
     "build": "evaluators.registry",
+    "fitting": "evaluators.engines.memory",
     "load_tokenizer": "evaluators.engines.tokenizer",
     "names": "evaluators.registry",
     "open_engine": "evaluators.engines.opening",
     "options_model": "evaluators.registry",
+    "passing": "evaluators.engines.memory",
     "source_hash": "evaluators.registry",
 }
 
@@ -72,10 +75,12 @@ __all__ = [
     "Status",
     "Verdict",
     "build",
+    "fitting",
     "load_tokenizer",
     "names",
     "open_engine",
     "options_model",
+    "passing",
     "source_hash",
     "weighted_mean",
 ]

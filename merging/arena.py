@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ HOMES: tuple[Home, ...] = ("auto", "device", "host", "shared", "mmap")
 
 # Of what is free, how much sources may take where ``auto`` decides: the live model's own work needs the rest.
 SHARE = 0.8
+
+_LOG = logging.getLogger("paretomerge")
 
 _HELD: WeakKeyDictionary[Sources, Where] = WeakKeyDictionary()
 
@@ -189,8 +192,12 @@ def _hold_shared(sources: Sources) -> Where:
             missing = {arena: each for arena, each in keys.items() if arena not in found}
             if choose("shared", sum(size for _, size in missing.values()), free_memory()) != "shared":
                 return "files"
-            for arena, (key, size) in missing.items():
-                found[arena] = shared.make(key, size, partial(_write, sources, arena))
+            try:
+                for arena, (key, size) in missing.items():
+                    found[arena] = shared.make(key, size, partial(_write, sources, arena))
+            except OSError as error:
+                _LOG.warning("note: sources stay in their files, since no memory could be shared for them: %s", error)
+                return "files"
     for arena in arenas:
         memory = (
             torch.frombuffer(found[arena], dtype=arena.dtype) if arena in found else torch.empty(0, dtype=arena.dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.bounded import read_json
+from merging.bounded import printable, read_json
 from merging.files import PickleFile, Read, SafetensorsFile, TensorInfo, WeightFile, unique
 from merging.recipe import MergingError
 
@@ -27,6 +28,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+_COUNTED = re.compile(r"(layer|block|expert|head|group|depth)s?$")
+_ALWAYS_FINE = 10_000
 
 _HASHED_AT_ONCE = 1 << 20
 
@@ -78,6 +82,7 @@ class Checkpoint:
             tensors |= _shard_tensors(files[shard], path / shard, names)
         if not tensors:
             raise MergingError(f"expected weights in {path}, found no tensor in {', '.join(weight_map)}")
+        _check_depth(config, len(tensors), path)
         return Checkpoint(path, config, tensors, files)
 
     def read(self, name: str) -> Tensor:
@@ -247,6 +252,23 @@ def check_finite(checkpoint: Checkpoint, name: str, tensor: Tensor) -> None:
             f"expected finite weights, found {bad} NaN or infinite of {tensor.numel()} elements in tensor {name} of "
             f"{checkpoint.path}; that model is broken, leave it out or save it again"
         )
+
+
+def _check_depth(config: Any, tensors: int, path: Path) -> None:
+    """Refuse a config of many more blocks than there are tensors: building them would never end.
+
+    Raises:
+        MergingError: names the key.
+    """
+    most = max(_ALWAYS_FINE, 10 * tensors)  # layers may share their weights
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, dict):
+            _check_depth(value, tensors, path)
+        elif type(value) is int and value > most and _COUNTED.search(key):
+            raise MergingError(
+                f"expected {printable(key)} in {path / 'config.json'} to be at most {most}, since the weights are "
+                f"{tensors} tensors, found {value}; restore that file"
+            )
 
 
 def _weight_map(path: Path, allow_pickle: bool) -> dict[str, list[str] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from merging.bounded import copy_within
 from merging.calibration.contract import Calibration
 from merging.checkpoint import INDEX, SINGLE
 from merging.compiled import Mode
+from merging.durable import clear_abandoned, flush, hold
 from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
 from merging.materialize import check_names
 from merging.recipe import MergingError, Recipe
@@ -77,9 +79,12 @@ def export(
     shards = _plan(sources, dtypes, max_shard_size)
     _check_space(out, sum(_bytes(sources, name, dtype) for name, dtype in dtypes.items()))
     partial: Path | None = None
+    held = -1
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(out.parent, f".{glob.escape(out.name)}.partial-*")
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        held = hold(partial)
         for file, tensors in _shards(shards, sources, tasks, dtypes, compile):
             save_file(tensors, partial / file, metadata={"format": "pt"})
         _write_index(partial, shards, sources, dtypes)
@@ -93,6 +98,9 @@ def export(
         if isinstance(error, OSError | SafetensorError):
             raise MergingError(_why(error, out)) from error
         raise
+    finally:
+        if held >= 0:
+            os.close(held)
     return out
 
 
@@ -220,10 +228,11 @@ def _settle(partial: Path, out: Path) -> None:
     os.umask(mask)
     for file in partial.iterdir():
         file.chmod(0o666 & ~mask)  # safetensors makes private files
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+        flush(file)
     partial.chmod(0o777 & ~mask)  # mkdtemp makes private folders
+    flush(partial)
     partial.replace(out)
+    flush(out.parent)
 
 
 def _why(error: Exception, out: Path) -> str:

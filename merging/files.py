@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from merging.bounded import printable
 from merging.recipe import MergingError
 
 # Fills a contiguous tensor with the elements that follow the given one, of a tensor as it lies in the file.
@@ -29,6 +30,12 @@ Read = Callable[[Tensor, int], None]
 
 # The safetensors library refuses larger headers too.
 _LONGEST_HEADER = 100_000_000
+
+_LONGEST_NAME = 10_000
+
+# What torch can hold.
+_MOST_DIMENSIONS = 64
+_SIZES = 2**63
 
 _DTYPES = {
     "F64": torch.float64,
@@ -200,6 +207,8 @@ def _header(handle: io.FileIO, size: int, path: Path) -> tuple[dict[str, TensorI
     tensors: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
+        if len(name) > _LONGEST_NAME or any(0xD800 <= ord(sign) < 0xE000 for sign in name):
+            raise _Corrupt(f"its header calls a tensor {printable(name)}, which is no name")
         tensors[name], begin, end = _entry(name, entry, path)
         spans.append((begin, end, name))
     _check_spans(sorted(spans), size - 8 - length)
@@ -210,20 +219,23 @@ def _entry(name: str, entry: Any, path: Path) -> tuple[TensorInfo, int, int]:
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise _Corrupt(f"its header gives tensor {name} no dtype, shape and data_offsets") from None
+        raise _Corrupt(f"its header gives tensor {printable(name)} no dtype, shape and data_offsets") from None
     if not all(type(each) is int and each >= 0 for each in (*shape, begin, end)):
-        raise _Corrupt(f"its header gives tensor {name} sizes that are no sizes")
+        raise _Corrupt(f"its header gives tensor {printable(name)} sizes that are no sizes")
+    if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) >= _SIZES:
+        raise _Corrupt(f"its header gives tensor {printable(name)} a shape that none can have")
     dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
         raise MergingError(
-            f"expected float or integer weights, found dtype {kind} in tensor {name} of {path}; quantised checkpoints "
-            "cannot be merged, use the unquantised model"
+            f"expected float or integer weights, found dtype {printable(str(kind))} in tensor {printable(name)} of "
+            f"{path}; quantised checkpoints cannot be merged, use the unquantised model"
         )
     needed = dtype.itemsize
     for each in shape:
         needed *= each
     if end - begin != needed:
-        raise _Corrupt(f"tensor {name} of {kind} {list(shape)} needs {needed} bytes, its header gives {end - begin}")
+        said = printable(f"{name} of {kind} {list(shape)} needs {needed} bytes")
+        raise _Corrupt(f"tensor {said}, its header gives {end - begin}")
     return TensorInfo(dtype, shape, path.name), begin, end
 
 
@@ -232,11 +244,11 @@ def _check_spans(spans: list[tuple[int, int, str]], room: int) -> None:
     position, before = 0, ""
     for begin, end, name in spans:
         if end > room:
-            raise _Corrupt(f"tensor {name} ends at byte {end} of {room}")
+            raise _Corrupt(f"tensor {printable(name)} ends at byte {end} of {room}")
         if begin < position:
-            raise _Corrupt(f"tensors {before} and {name} overlap")
+            raise _Corrupt(f"tensors {printable(before)} and {printable(name)} overlap")
         if begin > position:
-            raise _Corrupt(f"{begin - position} bytes before tensor {name} belong to none")
+            raise _Corrupt(f"{begin - position} bytes before tensor {printable(name)} belong to none")
         position, before = end, name
     if position != room:
         raise _Corrupt(f"its tensors end at byte {position} of {room}")
@@ -251,7 +263,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key!r} stands there twice")
+            raise ValueError(f"{printable(key)!r} stands there twice")
         found[key] = value
     return found
 
@@ -273,15 +285,22 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             f"({error}); download or save it again"
         ) from error
     plain = isinstance(held, dict) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        isinstance(name, str) and isinstance(tensor, Tensor) and _is_plain(tensor)
         for name, tensor in held.items()
     )
-    if not plain or any(tensor.is_quantized for tensor in held.values()):
+    if not plain:
         raise MergingError(
             f"expected a dictionary of names to plain tensors in {path}, found something else; load the model and save "
             "it with save_pretrained"
         )
     return dict(held)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it has as many elements as it has memory for: a stranger's may repeat one element 10¹² times."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _load(path: Path) -> Any:

@@ -37,6 +37,7 @@ def load_skeleton(base_path: Path | str, dtype: torch.dtype | str | None = None)
         ) from error
     if model is None:
         model = load_model(path, dtype=wanted).to("meta")
+        getattr(model, "tie_weights", lambda: None)()  # the move has untied them
     return model.eval().requires_grad_(False)
 
 

@@ -15,7 +15,7 @@ from search.store import CONTROL, DATABASE, FORMAT, schema
 from search.store.connecting import ERRORS, SALVAGED, WRITE_AHEAD, connect
 from search.store.salvage import Salvage, salvage
 from search.store.verify import verify
-from search.store.write_ahead import lost_transactions
+from search.store.write_ahead import holds_transactions, lost_transactions
 
 FILES = ("config.yaml", "resolved.yaml", "environment.json", "report.html")
 """What lies beside the database; all of it can be made again from there, but for config.yaml."""
@@ -75,6 +75,9 @@ def examine(folder: Path, *, mine: bool = False) -> Examination:
     if not (folder / DATABASE).exists():
         found.problems.append(f"{DATABASE} is not there")
         return found
+    if (folder / DATABASE).stat().st_size == 0:  # not even to be opened: SQLite would remove a log beside it
+        found.problems.append(f"{DATABASE} is empty")
+        return found
     lost = 0 if held else lost_transactions(folder / WRITE_AHEAD)  # while it grows it looks torn
     if lost > 1:
         found.problems.append(f"{lost} transactions in {WRITE_AHEAD} cannot be read")
@@ -99,7 +102,7 @@ def mend(folder: Path) -> Salvage | None:
 
 
 def _has_run(folder: Path) -> bool:
-    return (folder / DATABASE).exists() or (folder / SALVAGED).exists()
+    return (folder / DATABASE).exists() or (folder / SALVAGED).exists() or holds_transactions(folder / WRITE_AHEAD)
 
 
 def _look_inside(connection: sqlite3.Connection, found: Examination) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from evaluators.contract import ItemScores, Split
 from search.optimizers.contract import Genome, Outcome
+from search.plain_types import check_fields
 
 LOG_VERSION = 2
 """What the events of a log mean: 1 had task-arithmetic baselines only and scored every item at once."""
@@ -100,11 +101,18 @@ class StageBegun(Event):
     Attributes:
         stage: its index.
         seconds: wall seconds that evaluating one candidate took so far (the median), or None where nothing was scored.
+        heard: the earlier candidates that it hears of first, as points of its own space: (id, runs of equal values,
+            runs of equal categories), a run being (value, length). None in logs of old: then they are translated anew.
     """
 
     kind: ClassVar[str] = "stage_begun"
     stage: int
     seconds: float | None
+    heard: list[Any] | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """See :meth:`Event.payload`."""
+        return {name: value for name, value in super().payload().items() if name != "heard" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -386,14 +394,17 @@ def from_payload(kind: str, payload: dict[str, Any]) -> Event:
     """The record of a logged payload.
 
     Raises:
-        KeyError: a kind that this version does not know.
+        KeyError: a kind that this version does not know, or something is missing.
+        TypeError, ValueError: it is no such event.
     """
     cls = EVENTS[kind]
     data = dict(payload)
+    check_fields(cls, data)
     if "genome" in data:
         data["genome"] = Genome(tuple(data["genome"]["values"]), tuple(data["genome"]["categories"]))
     if "outcome" in data:
         outcome = dict(data["outcome"])
+        check_fields(Outcome, outcome)
         for name in ("utilities", "errors", "violations"):
             outcome[name] = tuple(outcome[name])
         data["outcome"] = Outcome(**outcome)

@@ -51,6 +51,7 @@ class RunLock:
         _lease: seconds; for tests, and then the same for all who take one lock.
         """
         self._folder = folder
+        self._place = folder.absolute()  # the renewal goes on where another thread changes the working directory
         self._say = say
         self._should_stop = should_stop
         self._lease = _lease
@@ -91,7 +92,7 @@ class RunLock:
             self._local = file_system_of(self._folder).local
             while self._file is None:
                 number = self._wait_until_free() + 1
-                self._file = create(self._folder, number, token, local=self._local)
+                self._file = create(self._place, number, token, local=self._local)
         self._lost = False
         self._done.clear()
         self._renewal = threading.Thread(target=self._renew, args=(self._file,), name="run lock", daemon=True)
@@ -107,9 +108,8 @@ class RunLock:
             self._done.set()
             if self._renewal is not None:
                 self._renewal.join(timeout=self._lease / 4)
-            if not self._lost:
-                with contextlib.suppress(OSError):
-                    self._file.write(replace(self._file.record, released=True), sync=not self._local)
+            with contextlib.suppress(OSError):
+                self._file.write(replace(self._file.record, released=True), sync=not self._local)
         self._file.close()
         self._file = None
 
@@ -167,18 +167,19 @@ class RunLock:
             OSError: it cannot be told.
         """
         token = file.record.token
-        present = numbers(self._folder)
-        if not present:
-            back = create(self._folder, file.number + 1, token, local=self._local, alone=True)
-            if back is None:
+        while present := numbers(self._place):
+            if present[-1] != file.number:
                 return False
-            file.close()
-            file.path, file.number, file.handle, file.record = back.path, back.number, back.handle, back.record
-            return True
-        if present[-1] != file.number:
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                holder = Found(file.path, file.number, read(file.path)).holder
+                return holder is not None and holder.token == token
+            time.sleep(0.01)
+        back = create(self._place, file.number + 1, token, local=self._local, alone=True)
+        if back is None:
             return False
-        holder = Found(file.path, file.number, read(file.path)).holder
-        return holder is not None and holder.token == token
+        file.close()
+        file.path, file.number, file.handle, file.record = back.path, back.number, back.handle, back.record
+        return True
 
 
 def is_held(folder: Path) -> bool:

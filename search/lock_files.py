@@ -121,7 +121,8 @@ def latest(folder: Path) -> Found | None:
             return Found(path, number, read(path))
         except FileNotFoundError:
             if not number:
-                return None  # else it was swept away by its successor, just now
+                return None
+            time.sleep(0.01)  # swept away by its successor just now; a network's list of names may be older still
 
 
 def read(path: Path) -> bytes:

@@ -8,8 +8,8 @@ elements, width h, feed-forward width f, a vocabulary of V tokens; see :class:`m
 
 - weights of the live model, as its headers say; where it is spread over n devices, 1/n and one block on each,
 - keys and values: 2·L·k·d bytes a token, for up to 8·T tokens (:data:`GENERATION`), or T while a prompt is only scored,
-- activations: T·(6·h + 3·f)·d bytes, for what a block holds at once: its input, the normed one, queries, keys, values
-  and the result, and three of the feed-forward network. Attention is taken as computed in tiles, which keeps no T²,
+- activations: T·(6·h + 4·f)·d bytes, for what a block holds at once: its input, the normed one, queries, keys, values
+  and the result, and up to four in the feed-forward network. Attention is taken as computed in tiles, without T²,
 - logits: min(T·V, 2²⁷)·(4 + d) bytes,
 - where sources lie elsewhere than the live model: the largest tensor of each, on its way to be merged.
 """
@@ -273,7 +273,7 @@ def keys_and_values(widths: Widths, tokens: int, itemsize: int) -> int:
 
 def activations(widths: Widths, tokens: int, itemsize: int) -> int:
     """Bytes of what a forward pass over so many tokens holds at once, logits left out."""
-    return tokens * (6 * widths.hidden + 3 * widths.intermediate) * itemsize
+    return tokens * (6 * widths.hidden + 4 * widths.intermediate) * itemsize
 
 
 def logits(widths: Widths, tokens: int, itemsize: int) -> int:

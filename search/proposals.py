@@ -6,12 +6,14 @@ late. All of that has a place in the log, so that a replay tells each of them th
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from search.errors import SearchError
 from search.events import Event, StageBegun
-from search.optimizers.contract import Asked, Genome, Optimizer, Outcome, Told, Trial, remembered, replay
+from search.optimizers.contract import Asked, Box, Genome, Optimizer, Outcome, Told, Trial, remembered, replay
 from search.stages import Stage, translate
 
 
@@ -80,12 +82,18 @@ class Proposals:
 
     # -- from the log -------------------------------------------------------------------------------------------------
 
-    def recall_begun(self, stage: int, seconds: float | None) -> None:
-        """A logged beginning of a stage."""
+    def recall_begun(self, stage: int, seconds: float | None, heard: Sequence[Any] | None = None) -> None:
+        """A logged beginning of a stage, and what was heard then."""
         if stage in self._begun:
             return
         self._begun[stage] = seconds
-        self._histories[stage] = list(self._beginning(self._stages[stage]))
+        if heard is None:
+            self._histories[stage] = list(self._beginning(self._stages[stage]))
+            return
+        outcomes = {known.id: outcome for known, outcome in self._concluded}
+        trials = [_unpacked(each, self._stages[stage].space.box) for each in heard]
+        # whose tell a salvage could not read is evaluated and heard again
+        self._histories[stage] = [Told(each, outcomes[each.id]) for each in trials if each.id in outcomes]
 
     def recall_asked(self, known: Known, pending: Sequence[Known], memo: Mapping[str, Any] | None = None) -> None:
         """A logged proposal, and what was logged beside it."""
@@ -124,10 +132,13 @@ class Proposals:
         if stage.index not in self._optimizers:
             if stage.index not in self._begun:
                 seconds = statistics.median(self._costs) if self._costs else None
-                self._emit(StageBegun(stage.index, seconds))
+                beginning = self._beginning(stage)
+                self._emit(StageBegun(stage.index, seconds, [_packed(told.trial) for told in beginning]))
                 self._begun[stage.index] = seconds
+            else:
+                beginning = self._beginning(stage)
             optimizer = self._make_optimizer(stage, self._begun[stage.index])
-            for told in self._beginning(stage):
+            for told in beginning:
                 optimizer.tell(told.trial, told.outcome)
             self._optimizers[stage.index] = optimizer
         return self._optimizers[stage.index]
@@ -157,3 +168,36 @@ class Proposals:
             return Trial(known.id, known.genome)
         genome = translate(known.genome, self._stages[known.stage].space, stage.space)
         return None if genome is None else Trial(known.id, genome)
+
+
+def _packed(trial: Trial) -> list[Any]:
+    """A trial as plain data. A point of an earlier stage has few different values, each of them many times."""
+    values = [[run[0], len(run)] for run in _runs(trial.genome.values, float.hex)]
+    return [trial.id, values, [[run[0], len(run)] for run in _runs(trial.genome.categories, str)]]
+
+
+def _unpacked(data: Sequence[Any], box: Box) -> Trial:
+    """The inverse of :func:`_packed`.
+
+    Raises:
+        SearchError: it is not a point of the box.
+    """
+    try:
+        id, values, categories = data
+        # before anything is made of them: lengths may be anything in a stranger's log
+        lengths = [[max(1, int(run[1])) for run in runs] for runs in (values, categories)]
+        if [sum(each) for each in lengths] == [box.continuous, len(box.categories)]:
+            genome = Genome(
+                tuple(float(value) for value, count in values for _ in range(int(count))),
+                tuple(int(value) for value, count in categories for _ in range(int(count))),
+            )
+            if genome in box:
+                return Trial(int(id), genome)
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise SearchError(f"the log of a stage's beginning cannot be read: {error}") from error
+    raise SearchError(f"the log says that candidate {id} was heard as another point than its stage has")
+
+
+def _runs(values: Sequence[Any], key: Callable[[Any], str]) -> list[list[Any]]:
+    """Neighbours that are equal to the bit."""
+    return [list(run) for _, run in itertools.groupby(values, key)]

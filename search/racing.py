@@ -6,8 +6,10 @@ reached each rung. Everything is a function of the log, so that a resumed search
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,8 @@ Array = npt.NDArray[np.float64]
 
 SEED = 0
 """Of the order of items: the same for every run over the same data, so that runs can be compared item by item."""
+KEPT_LINES = 256
+"""Members of the archive whose scores are kept lined up, for each objective: some 40 kB of 1000 items."""
 Scores = Mapping[str, ItemScores]
 """evaluator -> item scores of one candidate."""
 
@@ -147,7 +151,10 @@ class Racer:
     def _freeze(self, id: int, mine: Scores, archive: Mapping[int, Scores]) -> None:
         """Choose the opponent: on promoting items alone, so that the others may test it."""
         ids = list(archive)
-        leads = [[view.lead(archive[each], mine) for view in self._views] for each in ids]
+        lines = [view.line(mine) for view in self._views]
+        leads = [
+            [view.lead(archive[each], line) for view, line in zip(self._views, lines, strict=True)] for each in ids
+        ]
         best = fidelity.choose_opponent(np.zeros(len(self._views)), np.reshape(leads, (len(ids), len(self._views))))
         if best is not None:
             self._frozen[id] = (ids[best], archive[ids[best]])
@@ -178,7 +185,10 @@ class _View:
         self._width = target.high - target.low
         mine = items[self._evaluator]
         promotes = fidelity.roles(mine, orders[self._evaluator])
-        self._promoting = frozenset(id for id, promoting in zip(mine.ids, promotes, strict=True) if promoting)
+        self._ids = tuple(mine.ids)
+        self._place = {id: place for place, id in enumerate(self._ids)}
+        self._promoting = np.asarray(promotes, dtype=bool)
+        self._known: OrderedDict[int, tuple[ItemScores, _Line]] = OrderedDict()
         self._testing = tuple(id for id, promoting in zip(mine.ids, promotes, strict=True) if not promoting)
         self._first: ItemScores | None = None
         self._cap: float | None = None
@@ -204,31 +214,59 @@ class _View:
 
     def promoted(self, scores: Scores) -> float:
         """Weighted mean over the promoting items, more is better; nan without a verdict."""
-        return self._mean(scores[self._evaluator], self._promoting)
+        mine = self.line(scores)
+        return self._mean(mine, self._promoting & mine.verdicts)
 
-    def lead(self, theirs: Scores, mine: Scores) -> float:
+    def lead(self, theirs: Scores, other: _Line) -> float:
         """By how much they are ahead on the promoting items that both have; 0 where there are none."""
-        one, other = theirs[self._evaluator], mine[self._evaluator]
-        common = self._promoting & _verdicts(one) & _verdicts(other)
-        return (self._mean(one, common) - self._mean(other, common)) / self._width if common else 0.0
+        one = self._kept(theirs)
+        common = self._promoting & one.verdicts & other.verdicts
+        return (self._mean(one, common) - self._mean(other, common)) / self._width if common.any() else 0.0
 
     def compare(self, theirs: Scores, mine: Scores) -> fidelity.Comparison:
         """The testing items that both have."""
         return fidelity.compare(theirs[self._evaluator], mine[self._evaluator], self._metric, self._testing, self._cap)
 
-    def _mean(self, scores: ItemScores, among: frozenset[str]) -> float:
-        keep = np.asarray([id in among for id in scores.ids], dtype=bool)
-        keep &= np.asarray([status != "unscored" for status in scores.statuses], dtype=bool)
-        weights = scores.weights[self._metric.name][keep]
+    def _mean(self, scores: _Line, among: npt.NDArray[np.bool_]) -> float:
+        """Weighted mean over some of the items that it has a verdict on, more is better; nan without any weight."""
+        weights = scores.weights[among]
         total = float(weights.sum())
         if total <= 0.0:
             return np.nan
-        mean = float((weights * scores.values[self._metric.name][keep]).sum() / total)
+        mean = float((weights * scores.values[among]).sum() / total)
         return -mean if self._metric.direction == "minimize" else mean
 
+    def _kept(self, scores: Scores) -> _Line:
+        """The line of a member of the archive, which is compared with every newcomer."""
+        found = scores[self._evaluator]
+        known = self._known.get(id(found))
+        if known is None:
+            known = self._known[id(found)] = (found, self.line(scores))
+            if len(self._known) > KEPT_LINES:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(id(found))
+        return known[1]
 
-def _verdicts(scores: ItemScores) -> frozenset[str]:
-    return frozenset(id for id, status in zip(scores.ids, scores.statuses, strict=True) if status != "unscored")
+    def line(self, of: Scores) -> _Line:
+        """A candidate's scores along all items."""
+        scores, count = of[self._evaluator], len(self._ids)
+        places: Any = slice(None) if scores.ids == self._ids else [self._place[id] for id in scores.ids]
+        values, weights, verdicts = np.zeros(count), np.zeros(count), np.zeros(count, dtype=np.bool_)
+        values[places] = scores.values[self._metric.name]
+        weights[places] = scores.weights[self._metric.name]
+        some = "unscored" in scores.statuses
+        verdicts[places] = [status != "unscored" for status in scores.statuses] if some else True
+        return _Line(values, weights, verdicts)
+
+
+class _Line(NamedTuple):
+    """One candidate's scores in the order of all items of an evaluator, [n] each: values and weights, 0 where it was
+    not scored, and whether it has a verdict."""
+
+    values: Array
+    weights: Array
+    verdicts: npt.NDArray[np.bool_]
 
 
 def _rungs(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators.contract import SPLITS, Split
 from merging.recipe import Group, Recipe, SourceRef
 from search.config import LoadedConfig
+from search.consistency import check_consistent, config_of
 from search.constraints import Constraints
 from search.errors import SearchError
 from search.events import (
@@ -104,7 +105,8 @@ class Results:
             chosen: int | None = None
             picks: list[tuple[int, str]] = []
             notes: dict[int, dict[str, float | str]] = {}
-            budget = int(started.config["search"]["budget"]["candidates"])
+            config = config_of(started, folder)
+            budget = config.search.budget.candidates
             finished = items = 0
             for event in store.events(
                 Asked,
@@ -147,12 +149,11 @@ class Results:
             for each in by_candidate.values():
                 for what, value in each.items():
                     seconds[what] = seconds.get(what, 0.0) + value
-            config = Config.model_validate(started.config)
             settings = config.search.model_copy(
                 update={"budget": config.search.budget.model_copy(update={"candidates": budget})}
             )
             duplicates = sum(each.duplicate_of is not None for each in candidates)
-            return Results(
+            results = Results(
                 folder=folder,
                 state="running" if held else "finished" if finished >= budget else "interrupted",
                 config=config.model_copy(update={"search": settings}),
@@ -170,6 +171,8 @@ class Results:
                 seconds=seconds,
                 candidate_seconds=by_candidate,
             )
+            check_consistent(results)
+            return results
         finally:
             store.close()
 

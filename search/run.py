@@ -148,21 +148,15 @@ class Run:
         """The stored beginning of the run, or None for a new one."""
         if not (self.folder / DATABASE).exists():
             return None
-        try:
-            store = Store.open(self.folder)
-            started = store.started()
-        except SearchError:
-            if _has_tables(self.folder / DATABASE):
-                raise
-            started = None  # killed while the very first transaction was being written: nothing was stored yet
-        else:
-            if started is not None:
-                self._store = store
-                return started
-            store.close()
-        for path in self.folder.glob(f"{DATABASE}*"):
+        store = Store.open(self.folder)
+        started = store.started()
+        if started is not None:
+            self._store = store
+            return started
+        store.close()  # killed before the very first event: nothing was stored yet
+        for path in (*self.folder.glob(f"{DATABASE}-*"), self.folder / DATABASE):  # its log would outlive it
             path.unlink()
-        return started
+        return None
 
     def _is_finished(self, started: RunStarted) -> bool:
         """Whether there is nothing left to do: the finals are over, and no limit has grown beyond what was spent."""
@@ -368,16 +362,3 @@ def _planned(stages: Sequence[Stage], budget: int) -> list[int]:
     """How many candidates each stage was to have when the run started."""
     ends = [budget if stage.end is None else stage.end for stage in stages]
     return [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _has_tables(path: Path) -> bool:
-    import sqlite3
-
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-        finally:
-            connection.close()
-    except sqlite3.Error:
-        return True  # damaged is not the same as new

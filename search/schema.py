@@ -214,7 +214,7 @@ class EngineConfig(_Strict):
     )
     device: str = Field("cpu", description="cpu, cuda, cuda:1, …")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; what torch chooses on the first start if left out"
+        None, ge=1, le=4096, description="CPU threads; what torch chooses on the first start if left out"
     )
     batch_tokens: int | None = Field(
         None, ge=64, description="padded tokens in a batch, at most; what is fast on the device if left out"
@@ -254,7 +254,7 @@ class WorkersConfig(_Strict):
         "is cuda and 0 elsewhere if left out",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of each worker; the cores divided by the workers if left out"
+        None, ge=1, le=4096, description="CPU threads of each worker; the cores divided by the workers if left out"
     )
     timeout: float | Literal["auto"] | None = Field(
         "auto",

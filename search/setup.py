@@ -175,7 +175,7 @@ def _open_model(
     from search.ingredients import collect
 
     settings = loaded.config.engine
-    spread = "auto" if (loaded.config.workers.gpus or 0.0) > 1.0 else None
+    spread = _device_map(loaded)
     model = load_model(base, dtype=loaded.config.models.dtype, device=settings.device, device_map=spread)
     materializer = Materializer(sources, model, home=home)
     if calibration is not None:
@@ -200,8 +200,14 @@ def _collect_once(
     from merging import Materializer, load_model
     from search.ingredients import collect
 
-    model = load_model(base, dtype=loaded.config.models.dtype, device=loaded.config.engine.device)
+    config = loaded.config
+    model = load_model(base, config.models.dtype, config.engine.device, _device_map(loaded))
     collect(loaded, calibration, Materializer(sources, model, home="mmap"), say)
+
+
+def _device_map(loaded: LoadedConfig) -> str | None:
+    """Where the config gives a worker several devices, all that it sees hold the model together."""
+    return "auto" if (loaded.config.workers.gpus or 0.0) > 1.0 else None
 
 
 def _planned_fingerprint(loaded: LoadedConfig, base: Path) -> str:

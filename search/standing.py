@@ -176,7 +176,7 @@ class Standing:
     def _recall(self, event: Event, read: ItemReader) -> None:
         match event:
             case StageBegun():
-                self._proposals.recall_begun(event.stage, event.seconds)
+                self._proposals.recall_begun(event.stage, event.seconds, event.heard)
             case Asked():
                 self.ended = None
                 known = Known(event.candidate, event.stage, event.genome)

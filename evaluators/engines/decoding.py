@@ -153,7 +153,8 @@ class Decoder:
             mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             if dropping and len(keep) < len(active):
                 index = torch.tensor(keep, device=self._device)
-                cache.batch_select_indices(index)
+                for layer in cache.layers:  # of a model that is spread, each on the device of its block
+                    layer.batch_select_indices(index.to(layer.keys.device))
                 ids, positions = ids[index], positions[index]
                 mask = None if mask is None else mask[index]
                 active = [active[place] for place in keep]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from evaluators.contract import EvaluatorError
+
+_TEMPLATE_SECONDS = 20.0
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -34,7 +38,7 @@ def load_tokenizer(path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
@@ -42,6 +46,40 @@ def load_tokenizer(path: str | Path) -> Any:
             f"the tokenizer in {folder} cannot be read ({reason}); check that its files are complete; tokenizers that "
             "need code of their own are not loaded"
         ) from error
+    _check_chat_template(tokenizer, folder)
+    return tokenizer
+
+
+def _check_chat_template(tokenizer: Any, folder: Path) -> None:
+    """Render a message with a stranger's program, which transformers runs in a sandbox but without an end.
+
+    Raises:
+        EvaluatorError: it needs longer than any template does.
+    """
+    if not getattr(tokenizer, "chat_template", None) or threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(*_: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, _TEMPLATE_SECONDS)
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except _TooLong:
+        raise EvaluatorError(
+            f"the chat template of the tokenizer in {folder} takes more than {_TEMPLATE_SECONDS:g} s for one message, "
+            "so that it is damaged or made to hang; restore it, or remove it"
+        ) from None
+    except Exception:  # not every template takes a lone message; what is really asked is refused when it is asked
+        return
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
+        signal.signal(signal.SIGALRM, before)
+
+
+class _TooLong(BaseException):
+    """Of a template: no Exception, so that the template cannot catch it."""
 
 
 def has_tokenizer(folder: Path) -> bool:

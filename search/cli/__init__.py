@@ -6,6 +6,7 @@ traceback means a defect.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -66,6 +67,8 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command line, and turn its end into an exit code."""
+    handler = _ToStandardError(logging.WARNING)
+    logging.getLogger("paretomerge").addHandler(handler)
     try:
         # in standalone mode typer shows its own usage errors and ends with their code; ours come through as they are
         app(args=arguments, prog_name="paretomerge", standalone_mode=True)
@@ -79,7 +82,18 @@ def run_command(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         return _explain(error)
+    finally:
+        logging.getLogger("paretomerge").removeHandler(handler)
     return 0
+
+
+class _ToStandardError(logging.Handler):
+    """What the packages log for people (which code is about to run, what was left out) on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from search.report.terminal import visible
+
+        print(visible(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def _explain(error: Exception) -> int:

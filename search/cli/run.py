@@ -89,6 +89,8 @@ def _several(workers: int | None) -> list[str]:
 
 def _begin_anew() -> NoReturn:
     """The same command in this process' place: it resumes."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0.0)  # a time limit's alarm outlives exec, and would end what comes
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

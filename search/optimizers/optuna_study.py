@@ -171,7 +171,7 @@ class OptunaOptimizer(ABC):
         """See :class:`search.optimizers.contract.Recalling`: asks leave no trace."""
         return {}
 
-    def recall(self, trial: Trial, memo: Mapping[str, Any]) -> None:
+    def recall(self, trial: Trial, memo: Mapping[str, Any]) -> None:  # noqa: B027 - there is nothing to do
         """See :class:`search.optimizers.contract.Recalling`."""
 
     def _learn(self, number: int, observation: Observation) -> None:

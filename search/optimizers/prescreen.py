@@ -213,7 +213,7 @@ class Prescreened:
             return made
 
         points = np.asarray([each.utilities for each in evaluated])
-        old = self._models or [None] * points.shape[1]
+        old: Sequence[Surrogate | None] = self._models or [None] * points.shape[1]
         self._models = [model(_fenced(points[:, index]), old[index]) for index in range(points.shape[1])]
         seen = np.stack([each.predict(genomes) for each in self._models], axis=1)
         violations = _padded([each.violations for each in evaluated])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from pathlib import Path
 
+from merging.durable import clear_abandoned, hold
 from merging.methods import is_ready
 from search.errors import SearchError
 from search.report import tables
@@ -40,9 +42,12 @@ def write_report(results: Results, path: Path | None = None) -> Path:
     # what a stranger's database holds may not be valid text; it is shown with question marks
     text = render(results).encode("utf-8", errors="replace")
     temporary: Path | None = None
+    held = -1
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        clear_abandoned(path.parent, f".{glob.escape(path.name)}.partial-*")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.partial-", delete=False) as file:
             temporary = Path(file.name)
+            held = hold(temporary)
             file.write(text)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
@@ -53,6 +58,9 @@ def write_report(results: Results, path: Path | None = None) -> Path:
             f"{path}: the report cannot be written: {error.strerror}. Expected a place in an existing folder that may "
             "be written to; the run itself is safe, `paretomerge report RUN` writes the report again."
         ) from error
+    finally:
+        if held >= 0:
+            os.close(held)
     return path
 
 

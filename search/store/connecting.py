@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from search.errors import SearchError
+from search.store import schema
 
 DATABASE = "run.db"
 CONTROL = "control"
 """The folder inside a run directory where its control, a random search with the same budget, has its own run."""
 WRITE_AHEAD = f"{DATABASE}-wal"
+JOURNAL = f"{DATABASE}-journal"
+LEFT_BEHIND = (WRITE_AHEAD, f"{DATABASE}-shm", JOURNAL)
+"""What SQLite keeps beside a database, and would take for that of another one in its place."""
 SALVAGED = f"{DATABASE}.salvaged"
 """A salvaged database that is whole, but not yet in its place."""
 
@@ -85,16 +91,57 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         return connection
 
 
-def set_journal(connection: sqlite3.Connection, path: Path) -> None:
-    """The journal that is safe on this file system; what a transaction has returned from survives a power cut.
+def build(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connection: None) -> None:
+    """Write a new database, and have it on disk.
+
+    Args:
+        path: of no file yet.
+        fill: writes what is to be in it, in the transaction that makes the tables.
 
     Raises:
-        SearchError: none is safe there.
+        sqlite3.Error: it cannot be written.
+    """
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous=EXTRA")
+        connection.execute("BEGIN IMMEDIATE")
+        for sql in (*schema.KEPT, *schema.DERIVED):
+            connection.execute(sql)
+        connection.execute("INSERT INTO meta VALUES ('format', ?), ('fence', '0')", (str(schema.FORMAT),))
+        fill(connection)
+        connection.execute("COMMIT")
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files on disk.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def safe_journal(folder: Path) -> str:
+    """The journal that is safe on a folder's file system.
+
+    Raises:
+        SearchError: none is.
+    """
+    from search import filesystems  # asks the system: not for those who only read
+
+    return filesystems.journal_for(folder)
+
+
+def set_journal(connection: sqlite3.Connection, path: Path, mode: str) -> None:
+    """Keep that journal, and what a transaction has returned from survives a power cut.
+
+    Raises:
+        SearchError: another process keeps it from being changed.
         sqlite3.Error: it cannot be set.
     """
-    from search.filesystems import journal_for  # asks the system: not for those who only read
-
-    mode = journal_for(path.parent)
     found = connection.execute(f"PRAGMA journal_mode={mode}").fetchone()[0]
     if found != mode:
         raise SearchError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from search.errors import SearchError
@@ -13,20 +13,24 @@ from search.events import Event
 from search.store import schema
 from search.store.connecting import (
     DATABASE,
+    LEFT_BEHIND,
     SALVAGED,
     WRITE_AHEAD,
     FileIdentity,
     Reported,
+    build,
     connect,
     damaged,
+    safe_journal,
     set_journal,
+    sync_folder,
 )
 from search.store.digests import GENESIS, EventRow, chained, items_text
 from search.store.reading import Reader
 from search.store.tables import derive, insert_event, insert_items, item_rows, payload_of
 from search.store.upgrade import upgrade
 from search.store.verify import verify
-from search.store.write_ahead import lost_transactions
+from search.store.write_ahead import holds_transactions, lost_transactions
 
 
 class Store(Reader):
@@ -49,18 +53,14 @@ class Store(Reader):
         path = folder / DATABASE
         if path.exists():
             raise SearchError(f"{path}: expected no database, found one; the same `run` command resumes it")
-        try:
-            path.touch()
-        except OSError as error:
-            raise SearchError(f"{path}: the database cannot be made: {error.strerror}") from error
+        if holds_transactions(folder / WRITE_AHEAD):
+            raise damaged(path, f"it is gone, but {WRITE_AHEAD} is there")
+        journal = safe_journal(folder)
+        _build(path)
         store = Store(connect(path, read_only=False), path)
         with store._closed_on_error(), Reported(path):
-            set_journal(store._connection, path)
+            set_journal(store._connection, path, journal)
             with _transaction(store._connection):
-                for sql in (*schema.KEPT, *schema.DERIVED):
-                    store._connection.execute(sql)
-                store._connection.execute("INSERT INTO meta VALUES ('format', ?)", (str(schema.FORMAT),))
-                store._connection.execute("INSERT INTO meta VALUES ('fence', '0')")
                 store._take_over()
             store._identity = FileIdentity(path)
         return store
@@ -79,6 +79,8 @@ class Store(Reader):
         path = folder / DATABASE
         if not path.is_file():
             raise SearchError(f"{folder}: expected a run directory with {DATABASE}, found none; see `paretomerge run`")
+        if path.stat().st_size == 0:  # SQLite would take it for a new one, and remove a log that lies beside it
+            raise damaged(path, "the file is empty")
         if not read_only:
             _refuse_half_salvaged(folder)
             _refuse_lost_transactions(folder)
@@ -131,7 +133,7 @@ class Store(Reader):
 
     def _begin_writing(self) -> None:
         """Verify, upgrade and take over, in one transaction: nobody writes between the look and the fence."""
-        set_journal(self._connection, self.path)
+        set_journal(self._connection, self.path, safe_journal(self.path.parent))
         with _transaction(self._connection):
             if self._format < schema.FORMAT:
                 self._upgrade()
@@ -200,6 +202,28 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _build(path: Path) -> None:
+    """An empty database under its name: whole, or not at all.
+
+    Raises:
+        SearchError: it cannot be written.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        fresh.unlink(missing_ok=True)
+        with Reported(path):
+            build(fresh)
+        for name in LEFT_BEHIND:  # of one that is gone: it would be played into the new one
+            (path.parent / name).unlink(missing_ok=True)
+        fresh.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise SearchError(f"{path}: the database cannot be made: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
 
 
 def _refuse_half_salvaged(folder: Path) -> None:

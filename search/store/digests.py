@@ -17,6 +17,9 @@ SIZE = 16
 GENESIS = bytes(SIZE)
 """What the first event has for the digest before it."""
 
+_NO_SUCH_ROW = (AttributeError, TypeError, struct.error)
+"""Of a damaged row not even the types of its columns are certain."""
+
 
 class EventRow(NamedTuple):
     """A row of the events table.
@@ -44,7 +47,10 @@ class EventRow(NamedTuple):
     @property
     def intact(self) -> bool:
         """Whether the row is as it was written."""
-        return chained(*self[:7]).digest == self.digest
+        try:
+            return chained(*self[:7]).digest == self.digest
+        except _NO_SUCH_ROW:
+            return False
 
     @property
     def item_digests(self) -> dict[str, bytes]:
@@ -95,7 +101,10 @@ class ItemRow(NamedTuple):
     @property
     def intact(self) -> bool:
         """Whether the row is as it was written."""
-        return sealed(*self[:8]).digest == self.digest
+        try:
+            return sealed(*self[:8]).digest == self.digest
+        except _NO_SUCH_ROW:
+            return False
 
     def __str__(self) -> str:
         return f"item scores of candidate {self.candidate} ({self.split}, {self.evaluator})"

@@ -145,8 +145,9 @@ def _typed(rowid: int, values: list[Value]) -> EventRow | ItemRow | ItemSet | No
             return row if row.intact else None
         case [schema.BEGINNING, str(copy)]:
             return beginning(copy)
-        case [str(hash), str(ids)]:
-            return ItemSet(hash, ids) if set_hash(ids) == hash else None
+        case [str(key), str(ids)]:
+            found = ItemSet(key.removeprefix(schema.SET_COPY), ids)
+            return found if set_hash(ids) == found.hash else None
         case _:
             return None
 

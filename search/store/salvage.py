@@ -14,16 +14,13 @@ from pathlib import Path
 
 from search.errors import SearchError
 from search.events import Salvaged
-from search.store import schema
-from search.store.connecting import DATABASE, SALVAGED, WRITE_AHEAD, Reported
+from search.store.connecting import DATABASE, JOURNAL, LEFT_BEHIND, SALVAGED, WRITE_AHEAD, Reported, build, sync_folder
 from search.store.digests import GENESIS, chained
 from search.store.keeping import Found, Kept, keep
 from search.store.pages import carve
 from search.store.tables import derive, insert_event, insert_items, payload_of
 from search.store.verify import verify
 
-_SHARED = f"{DATABASE}-shm"
-_JOURNAL = f"{DATABASE}-journal"
 _HALF = f"{DATABASE}.salvaging"
 
 
@@ -89,13 +86,8 @@ def _build(path: Path, found: Found, kept: Kept, lost: Salvaged) -> None:
     Raises:
         SearchError: it cannot be written.
     """
-    path.unlink(missing_ok=True)
-    with Reported(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA synchronous=EXTRA")
-        connection.execute("BEGIN IMMEDIATE")
-        for sql in (*schema.KEPT, *schema.DERIVED):
-            connection.execute(sql)
-        connection.execute("INSERT INTO meta VALUES ('format', ?), ('fence', '0')", (str(schema.FORMAT),))
+
+    def fill(connection: sqlite3.Connection) -> None:
         previous = GENESIS
         for seq, (row, event) in enumerate(kept.events, 1):
             now = chained(seq, row.at, row.kind, row.candidate, row.payload, row.items, previous)
@@ -106,9 +98,12 @@ def _build(path: Path, found: Found, kept: Kept, lost: Salvaged) -> None:
             previous = now.digest
         last = len(kept.events) + 1
         insert_event(connection, chained(last, time.time(), lost.kind, None, payload_of(lost), "", previous))
-        connection.execute("COMMIT")
         if problems := verify(connection).problems:
             raise SearchError(f"{path}: what was brought back does not hold together: {'; '.join(problems[:3])}")
+
+    path.unlink(missing_ok=True)
+    with Reported(path):
+        build(path, fill)
 
 
 def _swap(folder: Path) -> Salvage:
@@ -116,16 +111,16 @@ def _swap(folder: Path) -> Salvage:
     path, beside = folder / DATABASE, _name_of_this(folder) or _free_name(folder)
     with contextlib.closing(sqlite3.connect(folder / SALVAGED)) as connection:
         events, payload = connection.execute("SELECT seq, payload FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-    for name in (DATABASE, WRITE_AHEAD, _JOURNAL):
+    for name in (DATABASE, WRITE_AHEAD, JOURNAL):
         target = folder / name.replace(DATABASE, beside.name)
-        if (folder / name).exists() and not target.exists():
+        if _size(folder / name) and not target.exists():
             _copy(folder / name, target)
     # an old journal beside the new database would be played into it
-    for name in (WRITE_AHEAD, _SHARED, _JOURNAL):
+    for name in LEFT_BEHIND:
         (folder / name).unlink(missing_ok=True)
-    _sync(folder)
+    sync_folder(folder)
     (folder / SALVAGED).replace(path)
-    _sync(folder)
+    sync_folder(folder)
     return Salvage(events - 1, _said(payload), beside)
 
 
@@ -145,17 +140,13 @@ def _free_name(folder: Path) -> Path:
     return folder / next(name for number in count(1) if (name := f"{DATABASE}.damaged-{number}") not in taken)
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _copy(source: Path, target: Path) -> None:
     """A second name for the file where there are such, else a copy."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

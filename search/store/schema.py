@@ -15,6 +15,8 @@ they are written to. Whoever changes what :mod:`search.store.tables` derives nee
 
 BEGINNING = "beginning"
 """Key in meta of a second copy of the run's first event: without it nobody knows what the scores belong to."""
+SET_COPY = "item set "
+"""Begins the keys in meta of second copies of item sets, behind it the hash: all candidates have the same few."""
 
 META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT"
 EVENTS = """CREATE TABLE events (

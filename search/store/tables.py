@@ -13,7 +13,7 @@ import numpy as np
 from evaluators.contract import ItemScores, Status
 from search.events import Asked, Event, Failed, RungReached, RunStarted, Scored, Told
 from search.store.digests import GENESIS, EventRow, ItemRow, chained, sealed, set_hash
-from search.store.schema import BEGINNING
+from search.store.schema import BEGINNING, SET_COPY
 
 _STATUSES: tuple[Status, ...] = get_args(Status)
 _CODES = {status: code for code, status in enumerate(_STATUSES)}
@@ -128,7 +128,9 @@ def insert_items(connection: sqlite3.Connection, row: ItemRow, ids: str) -> None
         row: the scores.
         ids: JSON list of the items' ids.
     """
-    connection.execute("INSERT OR IGNORE INTO item_sets VALUES (?, ?)", (row.item_set, ids))
+    if connection.execute("SELECT 1 FROM item_sets WHERE hash = ?", (row.item_set,)).fetchone() is None:
+        connection.execute("INSERT INTO item_sets VALUES (?, ?)", (row.item_set, ids))
+        connection.execute("INSERT INTO meta VALUES (?, ?)", (SET_COPY + row.item_set, ids))
     connection.execute("INSERT OR REPLACE INTO item_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 

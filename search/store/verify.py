@@ -124,7 +124,7 @@ def _differences(connection: sqlite3.Connection, derived: sqlite3.Connection, ta
     query = f"SELECT * FROM {table} ORDER BY {_TABLES[table]}"
     for found, expected in zip_longest(connection.execute(query), derived.execute(query)):
         if found != expected:
-            candidate = (expected or found)[0]
+            candidate = min(row[0] for row in (found, expected) if row is not None)
             yield f"table {table} is not what the events say, from candidate {candidate} on"
             return
 
@@ -133,8 +133,11 @@ def _items(connection: sqlite3.Connection, expected: dict[tuple[int, str, str], 
     """Item scores: each as it was written, and as its event names it; and the sets of items."""
     sets = dict(connection.execute("SELECT hash, ids FROM item_sets"))
     yield from (
-        f"item set {each[:12]} is not what its hash says" for each, ids in sets.items() if set_hash(ids) != each
+        f"item set {str(each)[:12]} is not what its hash says" for each, ids in sets.items() if set_hash(ids) != each
     )
+    copies = "SELECT substr(key, ?), value FROM meta WHERE key LIKE ? || '%'"
+    if dict(connection.execute(copies, (len(schema.SET_COPY) + 1, schema.SET_COPY))) != sets:
+        yield "the second copies of the item sets are others"
     missing = dict(expected)
     for row in map(ItemRow._make, connection.execute(ITEM_ROWS)):
         digest = missing.pop((row.candidate, row.split, row.evaluator), None)

@@ -113,6 +113,14 @@ def lost_transactions(path: Path) -> int:
     return WriteAheadLog(data).lost if len(data) > _HEADER else 0
 
 
+def holds_transactions(path: Path) -> bool:
+    """Whether there is a log, and something in it."""
+    try:
+        return bool(WriteAheadLog(path.read_bytes()).frames)
+    except OSError:
+        return False
+
+
 def is_page_size(size: int) -> bool:
     """Whether a database's pages can have so many bytes."""
     return 512 <= size <= 65536 and size & (size - 1) == 0

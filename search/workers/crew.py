@@ -32,7 +32,15 @@ Ref = Any
 
 
 class WorkerLost(Exception):
-    """A worker died, or cannot be reached any more. What it was asked has no answer."""
+    """A worker died, or cannot be reached any more. What it was asked has no answer.
+
+    Attributes:
+        innocent: it was not of what it did (its machine is gone): that is no sign against the candidate.
+    """
+
+    def __init__(self, why: str, *, innocent: bool = False) -> None:
+        super().__init__(why)
+        self.innocent = innocent
 
 
 class Answer(NamedTuple):
@@ -265,7 +273,7 @@ class CrewPool:
         try:
             answer = self._crew.answer(slot.ref)
         except WorkerLost as error:
-            self._lost(slot, str(error))
+            self._lost(slot, str(error), error.innocent)
             return
         except Exception as error:
             if slot.state == "busy" or not self._can_wait(slot):
@@ -323,7 +331,7 @@ class CrewPool:
         if answer.leaving:
             self._fall(slot, f"it could not go on after candidate {task.candidate}")
 
-    def _lost(self, slot: _Slot, why: str) -> None:
+    def _lost(self, slot: _Slot, why: str, innocent: bool) -> None:
         """A worker is gone; its task is issued again, unless it has ended too many workers."""
         task, name = slot.task, slot.name
         self._fall(slot, why)
@@ -332,7 +340,7 @@ class CrewPool:
                 self._notes.append(Note("worker lost", f"{name}: {why}"))
             return
         history = self._histories.setdefault(task.candidate, _History())
-        history.deaths += 1
+        history.deaths += not innocent
         if history.deaths >= self._attempts:
             times = "once" if history.deaths == 1 else f"{history.deaths} times"
             seconds = {"evaluate": self._now() - slot.begun}

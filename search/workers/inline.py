@@ -151,14 +151,11 @@ class InlineWorker:
     def recover(self) -> None:
         """Owe the next candidate nothing of this one, whose evaluation broke off at any place: every weight is written
         again, and what the engine keeps, its module's hooks and modes among it, is as at the start."""
-        from evaluators.engines.memory import release_unused
-
         self._materializer.forget()
         self._engine.weights_changed()
         put_back = getattr(self._engine, "recover", None)
         if put_back is not None:
             put_back()
-        release_unused()
 
     @property
     def device_is_lost(self) -> bool:
@@ -261,7 +258,11 @@ class InlinePool:
 
     def _hung(self, task: Task) -> None:
         late = f"{grace(task.timeout or 0.0):g} s later it was still in a call that cannot be interrupted"
-        self._on_hang(task.candidate, f"{_no_result(task.timeout)}; {late}")
+        detail = f"{_no_result(task.timeout)}; {late}"
+        try:
+            self._on_hang(task.candidate, detail)
+        except Exception as error:  # in this thread it would end in silence, and the process hang for ever
+            _end_process(task.candidate, f"{detail}; noting that failed: {type(error).__name__}: {error}")
 
 
 def _no_result(limit: float | None) -> str:

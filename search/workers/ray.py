@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from search.config import LoadedConfig
 from search.errors import SearchError
 from search.schema import WorkersConfig
 from search.workers.contract import Task
-from search.workers.crew import CrewPool, WorkerLost
+from search.workers.crew import Answer, CrewPool, WorkerLost
+from search.workers.evaluation import Evaluation
 from search.workers.identity import Identity
 from search.workers.ray_actor import Home, Mistake, Scorer, environment, raised
 from search.workers.ray_home import RayHome
@@ -64,7 +67,7 @@ def open_ray_pool(
             raise
     crew = RayCrew(ray, loaded, Home(environment(threads), threads, str(began)), gpus, home, joined=joined)
     try:
-        slots = _slots(ray, loaded, settings, threads, gpus)
+        slots = _slots(ray, loaded, settings, gpus)
         say(f"starting {slots} worker{'s' if slots > 1 else ''} with Ray")
         pool = CrewPool(crew, slots, expected, gpus=gpus, attempts=settings.attempts, say=say)
         pool.open()
@@ -157,10 +160,21 @@ class RayCrew:
                 answer = self._ray.get(ref)
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from error
+        except errors.RayActorError as error:
+            if error.actor_init_failed:  # nothing is done there but importing
+                raise SearchError(
+                    f"a worker cannot run what the driver runs ({_last_line(error)}). Install the same version of "
+                    "paretomerge on every node, and see that no other package called search, merging, evaluators or "
+                    "zoo comes before it (docs/distributed.md)."
+                ) from error
+            of_its_node = error.preempted or "its node has died" in str(error)
+            raise WorkerLost("its node has died" if of_its_node else _in_short(error), innocent=of_its_node) from error
         except errors.RayError as error:
             raise WorkerLost(_in_short(error)) from error
         if isinstance(answer, Mistake):
             raise raised(answer)
+        if isinstance(answer, Answer) and answer.evaluation is not None:
+            return answer._replace(evaluation=_owned(answer.evaluation))
         return answer
 
     def kill(self, worker: Any) -> None:
@@ -245,11 +259,11 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
-def _slots(ray: Any, loaded: LoadedConfig, settings: WorkersConfig, threads: int, gpus: float) -> int:
+def _slots(ray: Any, loaded: LoadedConfig, settings: WorkersConfig, gpus: float) -> int:
     """How many workers.
 
     Raises:
-        SearchError: Ray was started here and this machine has not what they need.
+        SearchError: there are not the GPUs that they need.
     """
     found = float(ray.cluster_resources().get("GPU", 0.0)) if gpus else math.inf
     count = settings.count or (int(found / gpus + 1e-9) if gpus else 1)
@@ -265,7 +279,30 @@ def _slots(ray: Any, loaded: LoadedConfig, settings: WorkersConfig, threads: int
     return count
 
 
+def _owned(evaluation: Evaluation) -> Evaluation:
+    """Scores in memory of this process: Ray's arrays are read-only, and keep room in its object store."""
+    scores = {
+        name: replace(
+            each,
+            values={metric: values.copy() for metric, values in each.values.items()},
+            weights={metric: values.copy() for metric, values in each.weights.items()},
+        )
+        for name, each in evaluation.scores.items()
+    }
+    return replace(evaluation, scores=scores)
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_BY_NUMBER = re.compile(r"(class_name|actor_id|pid|name|namespace|ip): |The actor died unexpectedly")
+
+
 def _in_short(error: BaseException) -> str:
-    """What Ray says of an error: its first sentences, without the colours and addresses of its logs."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:400] if lines else type(error).__name__
+    """What Ray says of an error, without the colours, numbers and advice of its logs."""
+    text = _COLOURS.sub("", str(error)).partition("There are some potential root causes")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = " ".join(line for line in lines if not _BY_NUMBER.match(line)) or " ".join(lines)
+    return said[:300].rstrip(". ") or type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    return _COLOURS.sub("", str(error)).strip().splitlines()[-1].strip()[:300]

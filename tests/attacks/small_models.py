@@ -19,7 +19,7 @@ coefficients: {a: 0.5, b: 0.5}
 SEARCH = """name: attacked
 models: {base: base, experts: {a: a, b: b}}
 evaluators:
-  one: {type: exact_match, data: items.jsonl, max_new_tokens: 1}
+  one: {type: exact_match, data: {file: items.jsonl}, max_new_tokens: 2}
 objectives: [one.accuracy]
 search: {optimizer: random, budget: {candidates: 5}}
 engine: {threads: 1}
@@ -31,6 +31,9 @@ def _made() -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     folder = Path(mkdtemp(prefix="paretomerge-attacks-"))
     vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", *WORDS])}

@@ -1,4 +1,4 @@
-"""The shipped nano config on models that were really trained: search, choice, export, verification; and under kills."""
+"""The shipped nano config on models that were really trained: search, choice, export, verification."""
 
 from __future__ import annotations
 
@@ -38,13 +38,3 @@ def test_a_trained_family_merges_better_with_search_than_by_averaging(
     other = next(each.id for each in results.candidates if each.id != chosen and each.id in results.finalists)
     wrong = subprocess.run([*script, "--candidate", str(other)], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_kills_lose_nothing_and_change_nothing(nano_zoo: Path, tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "benchmarks/kills.py"), "--config", str(ROOT / "configs/nano.yaml")]
-    options = ["--kills", "3", "--set", "search.budget.candidates=240"]
-    done = subprocess.run([*script, *options], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "kills 3, candidates lost 0" in done.stdout

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 
 import evaluators
 from evaluators.contract import EvaluatorError, Request
-from evaluators.engines import prefix
+from evaluators.engines import logits, prefix
 from evaluators.engines.hf import HFEngine
 from evaluators.engines.memory import BatchLimit, fitting, is_out_of_memory, passing
 from evaluators.engines.opening import open_engine
@@ -208,17 +208,60 @@ def test_texts_are_scored_the_same_in_less_memory(path: str, family: str, monkey
         same(scored(resumed, score), expected)
 
 
-def test_want_of_memory_proves_nothing_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose first tree did not fit is still one that takes trees."""
+def test_want_of_memory_proves_nothing_of_a_model() -> None:
+    """A model whose first tree did not fit, where plain rows did, is still one that takes trees."""
     model = random_model("llama")
     engine = HFEngine(model, word_tokenizer())
     for error in OUT:
-        with memory_for(model, 20, error), pytest.raises((RuntimeError, MemoryError)):
+
+        def trees_are_too_large(
+            module: Any, arguments: Any, named: dict[str, Any], error: Callable[[], Exception] = error
+        ) -> None:
+            mask = named.get("attention_mask")
+            if mask is not None and mask.ndim == 4:
+                raise error()
+
+        hook = model.register_forward_pre_hook(trees_are_too_large, with_kwargs=True)
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
             engine.loglikelihood(CHOICES)
+        assert is_out_of_memory(caught.value)
         assert engine._scorer.tree.proven == {}
-        assert engine._logits.fast is None
+        hook.remove()
     engine.loglikelihood(CHOICES)
     assert set(engine._scorer.tree.proven.values()) == {True}
+
+
+def test_a_way_is_proved_on_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof needs the logits of every position, which could be the most that is ever held."""
+    ids = torch.tensor(np.random.default_rng(1).integers(4, 40, (9, 6)))
+    index = torch.tensor([5, 11, 12, 17, 29, 35, 41, 47, 50, 53])
+    for model, is_right in ((random_model("llama"), True), (random_model("gemma2"), True), (LastRowOff(), False)):
+        plain = model(input_ids=ids).logits.flatten(0, 1)[index]
+        for rows in (2, 3, 9):
+            monkeypatch.setattr(logits, "_COMPARED", rows * 6 * 40)
+            found = logits.ScoredLogits(model, torch.device("cpu"))
+            with torch.inference_mode(), memory_for(model, 10**9) as read:
+                answers = found.at(ids, [6] * 9, index)
+            assert found.fast is is_right
+            torch.testing.assert_close(answers, plain)
+            assert read == [(9, 6), (rows, 6)] + [(9, 6)] * (not is_right)
+
+
+class LastRowOff(torch.nn.Module):
+    """A causal model whose output head does not explain the last row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = random_model("llama")
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.inner.lm_head
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None) -> Any:
+        output = self.inner(input_ids=input_ids, attention_mask=attention_mask)
+        if output.logits.shape[:2] == input_ids.shape:
+            output.logits = torch.cat([output.logits[:-1], -output.logits[-1:]])
+        return output
 
 
 @pytest.mark.parametrize("error", OUT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,6 +108,15 @@ class Snapshot:
     finals: Mapping[tuple[int, str], tuple[Any, ...]]
 
     @staticmethod
+    def of_copy(run: Path) -> Snapshot:
+        """As :meth:`of`, of a run that nobody writes to: neither a full disk nor a read-only one is in the way."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("run.db", "run.db-wal", "run.db-journal"):
+                if (run / name).exists():
+                    shutil.copy(run / name, folder)
+            return Snapshot.of(Path(folder))
+
+    @staticmethod
     def of(run: Path) -> Snapshot:
         """Read it past every layer that might mend or hide something, where the store has begun."""
         if not (run / "run.db").exists():
@@ -159,10 +169,25 @@ class Snapshot:
             if place >= len(after.log) or after.log[place] != mine
         ]
         faults += [f"candidate {id} is not what it was" for id in self.concluded if not _same(self, after, id)]
-        faults += [f"scores of {key} are not what they were" for key in self.finals if not _same_finals(self, after, key)]
+        faults += [
+            f"scores of {key} are not what they were" for key in self.finals if not _same_finals(self, after, key)
+        ]
         if len(after.concluded) < len(self.concluded):
             faults.append(f"{len(after.concluded)} candidates where there were {len(self.concluded)}")
         return faults
+
+
+def events(run: Path, kind: str = "%") -> int:
+    """How many events are in the log now, of a run that may be running."""
+    try:
+        connection = sqlite3.connect(f"{(run / 'run.db').absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            found: int = connection.execute("SELECT count(*) FROM events WHERE kind LIKE ?", (kind,)).fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return 0  # it is being made at this very moment
+    return found
 
 
 def differences(calm: Path, struck: Path) -> list[str]:
@@ -184,21 +209,22 @@ def differences(calm: Path, struck: Path) -> list[str]:
 
 def inconsistencies(run: Path) -> list[str]:
     """What is wrong with a run by itself, whatever its schedule: also where no other run is like it."""
-    faults = []
+    faults: list[str] = []
     found = Snapshot.of(run)
     results = Results.load(run)
     kinds = Counter((kind, candidate) for _, kind, candidate, _ in found.log)
-    for id in range(len(results.candidates)):
-        if kinds["asked", id] != 1 or kinds["told", id] > 1 or kinds["settled", id] > 1:
-            faults.append(f"candidate {id} was asked {kinds['asked', id]} and told {kinds['told', id]} times")
+    faults += [
+        f"candidate {id} was asked {kinds['asked', id]} and told {kinds['told', id]} times"
+        for id in range(len(results.candidates))
+        if kinds["asked", id] != 1 or kinds["told", id] > 1 or kinds["settled", id] > 1
+    ]
     if results.state == "finished" and len(found.concluded) != len(results.candidates):
         faults.append("the run is finished, and candidates are not told")
     merges = [results.candidate(id).recipe_hash for id in results.front]
     if len(set(merges)) < len(merges):
         faults.append("a merge stands twice in the front")
-    if seqs := [seq for seq, *_ in found.log]:
-        if seqs != list(range(seqs[0], seqs[0] + len(seqs))):
-            faults.append("the log has a gap")
+    if [seq for seq, *_ in found.log] != list(range(1, len(found.log) + 1)):
+        faults.append("the log has a gap")
     for _, kind, _, payload in found.log:
         if kind == Resumed.kind and json.loads(payload)["different"]:
             faults.append(f"a resume would have proposed {json.loads(payload)['different']} otherwise")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launching import Fault, Launcher, Started
-from searches import COMMAND, Searches, Snapshot, differences, inconsistencies
+from searches import COMMAND, Searches, Snapshot, differences, events, inconsistencies
 
 KILLED = -9
 
@@ -26,7 +27,12 @@ class Struck:
     """
 
     def __init__(
-        self, launcher: Launcher, searches: Searches, name: str, options: Sequence[str] = (), faults: Sequence[Fault] = ()
+        self,
+        launcher: Launcher,
+        searches: Searches,
+        name: str,
+        options: Sequence[str] = (),
+        faults: Sequence[Fault] = (),
     ) -> None:
         """Prepare; nothing is started.
 
@@ -80,9 +86,9 @@ class Struck:
         return False
 
     def check(self, after: str) -> None:
-        """Whether all is still there that was there at the last look."""
+        """Whether all is still there that was there at the last look. It must not be running."""
         try:
-            found = Snapshot.of(self.folder)
+            found = Snapshot.of_copy(self.folder)
         except Exception as error:
             self.faults.append(f"{after}: the run cannot be read: {type(error).__name__}: {error}")
             return
@@ -93,6 +99,46 @@ class Struck:
     def concluded(self) -> int:
         """Candidates that were told, at the last look."""
         return len(self._before.concluded)
+
+    def strike_report(self) -> None:
+        """Kill it while the report of the finished run is written; the same command then writes it."""
+        for target, after in (("search.report.html:render", True), ("search.report.html:_umask", False)):
+            self.strike(("kill_at_call", {"target": target, "after": after}), what=f"in the report, {target}")
+            report = self.folder / "report.html"
+            if report.exists() and not report.read_text(encoding="utf-8").rstrip().endswith("</html>"):
+                self.faults.append("half a report")
+        self.finish()
+        if not (self.folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>"):
+            self.faults.append("no whole report")
+
+    def strike_export(self) -> bytes:
+        """Kill exports of the finished run's choice, and then let one end.
+
+        Returns:
+            The weights.
+        """
+        out = self._searches.folder / f"export of {self.name}"
+        command = ("export", str(self.folder), "--knee", "--out", str(out))
+        for target in ("merging.export:save_file", "merging.export:_write_companions", "merging.export:_settle"):
+            for after in (False, True):
+                fault = ("kill_at_call", {"target": target, "after": after})
+                run = self._launcher.start(*command, folder=self._searches.folder, faults=[fault])
+                if run.wait() != KILLED:
+                    self.faults.append(f"export was not killed in {target}: {run.output}")
+                self.kills += 1
+                whole = target.endswith("_settle") and after
+                if out.exists() != whole:
+                    self.faults.append(f"killed in {target}, the export is {'missing' if whole else 'there'}")
+                if whole:
+                    shutil.rmtree(out)
+        run = self._launcher.start(*command, folder=self._searches.folder)
+        if run.wait() != 0:
+            self.faults.append(f"export does not come to its end: {run.output}")
+        left = sorted(each.name for each in out.parent.glob(f".{out.name}.*"))
+        if left:
+            self.faults.append(f"exports that were killed have left {left}")
+        self.check("after the export")
+        return (out / "model.safetensors").read_bytes()
 
     def finish(self, *options: str) -> None:
         """Let it go on to its end, undisturbed."""
@@ -121,12 +167,28 @@ class Struck:
         return repeated
 
 
-def random_moment(chance: random.Random, seconds: float) -> Moment:
+def of_the_start(chance: random.Random, seconds: float) -> Moment:
     """Any moment of the first so many seconds of a start, its set-up among them; or the end, if that is earlier."""
 
     def wait(run: Started) -> None:
-        deadline = time.monotonic() + chance.uniform(0.0, seconds)
-        while run.status is None and time.monotonic() < deadline:
-            time.sleep(0.002)
+        _sleep(run, chance.uniform(0.0, seconds))
 
     return wait
+
+
+def of_the_search(chance: random.Random, seconds: float, folder: Path) -> Moment:
+    """Any moment of so many seconds after a start has logged something; or the end, if that is earlier."""
+    before = events(folder)
+
+    def wait(run: Started) -> None:
+        while run.status is None and events(folder) == before:
+            time.sleep(0.01)
+        _sleep(run, chance.uniform(0.0, seconds))
+
+    return wait
+
+
+def _sleep(run: Started, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while run.status is None and time.monotonic() < deadline:
+        time.sleep(0.002)

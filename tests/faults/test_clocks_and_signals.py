@@ -7,7 +7,7 @@ import time
 
 import pytest
 from launching import Launcher, Started
-from searches import Searches, Snapshot
+from searches import Searches, Snapshot, events
 from striking import Struck
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def after(struck: Struck, run: Started, candidates: int) -> None:
     """Wait until so many candidates are stored."""
-    while run.status is None and len(Snapshot.of(struck.folder).concluded) < candidates:
+    while run.status is None and events(struck.folder, "told") < candidates:
         time.sleep(0.01)
     assert run.status is None, run.output
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 from launching import Launcher
 from searches import Searches
-from striking import Struck, random_moment
+from striking import Struck, of_the_search, of_the_start
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parents[2]
 
 IN_THE_SEARCH = [
     ("kill_at_call", {"target": "search.store:Store.create"}),
@@ -33,7 +30,7 @@ def test_at_random_moments(launcher: Launcher, calm: Searches) -> None:
     struck = Struck(launcher, calm, "random")
     chance = random.Random(1)
     while struck.kills < 6 and not struck.finished:
-        struck.strike(moment=random_moment(chance, 2.5))
+        struck.strike(moment=of_the_search(chance, 1.0, struck.folder) if struck.kills else of_the_start(chance, 2.0))
     assert struck.kills >= 3
     struck.finish()
     struck.compare("calm")
@@ -57,7 +54,8 @@ def test_with_results_that_come_in_any_order(launcher: Launcher, calm: Searches)
     for name, kills in (("wide-calm", 0), ("wide-struck", 4)):
         struck = Struck(launcher, calm, name, faults=[wide])
         for number in range(kills):
-            assert struck.strike(("kill_at_statement", {"number": (12, 25, 9, 33)[number]}))
+            fault = ("kill_at_call", {"target": "evaluators.exact_match:ExactMatch.score_items", "number": 11})
+            assert struck.strike(fault if number % 2 else ("kill_at_statement", {"number": 20 + 5 * number}))
         struck.finish()
         assert struck.faults == []
     assert struck.compare("wide-calm", more=4 * 4) > 0
@@ -72,10 +70,24 @@ def test_under_a_steady_schedule(launcher: Launcher, calm: Searches) -> None:
     for number in (14, 31, 8):
         assert struck.strike(("kill_at_statement", {"number": number}))
     while struck.kills < 5 and not struck.finished:
-        struck.strike(moment=random_moment(chance, 2.0))
+        struck.strike(moment=of_the_search(chance, 1.0, struck.folder))
     struck.finish()
     assert struck.concluded == 24
     # one more candidate, proposed after the whole log was replayed
     struck.finish("--set", "search.budget.candidates=25")
     assert struck.concluded == 25
     assert struck.faults == []
+
+
+def test_in_the_report_and_in_an_export(launcher: Launcher, calm: Searches) -> None:
+    """A report is there whole or not at all, and an export too; what a killed one has written is cleared away."""
+    ends = []
+    for name in ("written", "written again"):
+        struck = Struck(launcher, calm, name)
+        struck.finish()
+        struck.strike_report()
+        ends.append(struck.strike_export())
+        struck.compare("calm", more=0)
+        assert struck.faults == []
+        assert not [each for each in struck.folder.iterdir() if each.name.startswith(".report")]
+    assert ends[0] == ends[1]

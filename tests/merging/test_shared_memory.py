@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -26,7 +27,14 @@ from merging.recipe import Assignment, Recipe
 pytestmark = pytest.mark.skipif(not shared.available(), reason="this system has no memory that processes can share so")
 
 CPU = torch.device("cpu")
-SIZE = mmap.PAGESIZE * 3 + 17
+SIZE = mmap.PAGESIZE * 300 + 17
+
+
+@pytest.fixture(autouse=True)
+def name(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Nor do they find what other tests hold, in this process or another: models of tests are all alike."""
+    monkeypatch.setattr(shared, "_NAME", f"paretomerge-{uuid.uuid4().hex}-")
+    return shared._NAME
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +47,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def key() -> str:
     return uuid.uuid4().hex
+
+
+def open_handles() -> set[str]:
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            found.add(f"{each.name} {each.readlink()}")
+    return found
 
 
 def fill_with(byte: int) -> Callable[[mmap.mmap], None]:
@@ -54,7 +70,8 @@ def test_what_one_made_is_found_as_long_as_somebody_has_it(key: str) -> None:
     found = shared.find(key, SIZE)
     assert found is not None and found[:] == b"\7" * SIZE
     made.close()
-    assert (again := shared.find(key, SIZE)) is not None  # the second user keeps it
+    again = shared.find(key, SIZE)  # the second user keeps it
+    assert again is not None
     found.close()
     again.close()
     assert shared.find(key, SIZE) is None
@@ -99,15 +116,15 @@ def test_a_maker_that_fails_leaves_nothing(key: str) -> None:
     def fill(piece: mmap.mmap) -> None:
         raise ValueError("half-way")
 
-    before = os.listdir("/proc/self/fd")
+    before = open_handles()
     with pytest.raises(ValueError, match="half-way"):
         shared.make(key, SIZE, fill)
     assert shared.find(key, SIZE) is None and not list(shared._held(key))
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert open_handles() == before
 
 
 def test_an_unsealed_file_of_the_right_name_is_not_believed(key: str) -> None:
-    handle = os.memfd_create(f"paretomerge-{key}", os.MFD_ALLOW_SEALING)
+    handle = os.memfd_create(f"{shared._NAME}{key}", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(handle, SIZE)
         assert list(shared._held(key)) and shared.find(key, SIZE) is None
@@ -121,16 +138,18 @@ HOLDER = """
 import os, sys, time
 from merging import shared
 fill = lambda piece: piece.__setitem__(slice(None), b"z" * len(piece))
+shared._NAME = sys.argv[3]
 piece = shared.find(sys.argv[1], int(sys.argv[2])) or shared.make(sys.argv[1], int(sys.argv[2]), fill)
+piece[:]
 print("ready", flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.fixture
-def holder(key: str) -> Iterator[subprocess.Popen[str]]:
+def holder(key: str, name: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, key, str(SIZE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, key, str(SIZE), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     yield process
@@ -148,6 +167,25 @@ def test_a_piece_outlives_its_maker_and_not_its_last_user_even_when_they_are_kil
     assert found[:] == b"z" * SIZE and shared.find(key, SIZE) is not None
     found.close()
     assert shared.find(key, SIZE) is None
+
+
+def test_two_processes_have_one_copy(key: str, holder: subprocess.Popen[str]) -> None:
+    """A page that n processes map counts 1/n in the proportional size of each."""
+    found = shared.find(key, SIZE)
+    assert found is not None and found[:] == b"z" * SIZE
+
+    def proportional() -> int:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        (begin,) = (
+            number for number, line in enumerate(lines) if line.endswith(f"memfd:{shared._NAME}{key} (deleted)")
+        )
+        return int(next(line for line in lines[begin:] if line.startswith("Pss:")).split()[1]) * 1024
+
+    assert 0.45 * SIZE < proportional() < 0.55 * SIZE
+    holder.kill()
+    holder.wait()
+    assert proportional() > 0.95 * SIZE
+    found.close()
 
 
 def test_makers_take_turns_and_one_that_dies_frees_the_turn(cache: Path) -> None:
@@ -179,16 +217,11 @@ def addresses(sources: Sources) -> dict[tuple[str, str], int]:
 
 
 def held_pieces() -> set[str]:
-    return {
-        os.readlink(f"/proc/self/fd/{each}")
-        for each in os.listdir("/proc/self/fd")
-        if os.path.lexists(f"/proc/self/fd/{each}") and "paretomerge-" in os.readlink(f"/proc/self/fd/{each}")
-    }
+    return {name for name in open_handles() if shared._NAME in name}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shared_sources_hold_what_the_files_do(families: Callable[..., Any], dtype: torch.dtype) -> None:
-    plain, one, two = (families("llama", dtype).load() for _ in range(3))
+def test_shared_sources_hold_what_the_files_do(families: Callable[..., Any]) -> None:
+    plain, one, two = (families("llama", torch.bfloat16).load() for _ in range(3))
     assert hold(one, CPU, "shared") == hold(two, CPU, "shared") == "shared"
     for alias in plain.checkpoints:
         for name in plain.tensors:
@@ -196,7 +229,7 @@ def test_shared_sources_hold_what_the_files_do(families: Callable[..., Any], dty
             assert torch.equal(two.tensor(alias, name), plain.tensor(alias, name)), name
         places = [one.tensor(alias, name).data_ptr() for name in layout_order(one)]
         assert places == sorted(places)
-    assert len(held_pieces()) >= 3  # base, a, b
+    assert len(held_pieces()) == 6  # of each, base, a, b
     one.tensor("a", layout_order(one)[0]).zero_()  # by mistake
     assert torch.equal(two.tensor("a", layout_order(one)[0]), plain.tensor("a", layout_order(one)[0]))
 
@@ -209,10 +242,11 @@ def test_candidates_from_shared_sources_are_those_from_private_ones(
         sources = families("qwen2", torch.bfloat16).load()
         materializer = Materializer(sources, load_model(sources.path), home=home)  # type: ignore[arg-type]
         seen = []
-        for method in ("task_arithmetic", "ties"):
-            own = {alias: {"coefficient": 0.7, "density": 0.5} for alias in ("a", "b")}
-            if method == "task_arithmetic":
-                own = {alias: {"coefficient": 0.7} for alias in own}
+        for method, values in (
+            ("task_arithmetic", {"coefficient": 0.7}),
+            ("ties", {"coefficient": 1.0, "density": 0.5}),
+        ):
+            own = dict.fromkeys(("a", "b"), values)
             materializer.apply(uniform(sources, Assignment.of(method, own)))
             seen.append(materializer.digest())
         digests.append(seen)
@@ -226,6 +260,20 @@ def test_without_room_they_stay_in_their_files(families: Callable[..., Any], mon
     assert hold(sources, CPU, "shared") == "files"
     assert held_pieces() == before
     assert hold(families("gpt2").load(), CPU, "auto") == "files"
+
+
+def test_where_the_kernel_gives_no_memory_they_stay_in_their_files(
+    families: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    sources, plain = families("qwen2", torch.bfloat16).load(), families("qwen2", torch.bfloat16).load()
+    assert hold(sources, CPU, "shared") == "files"
+    assert "Operation not permitted" in caplog.text
+    name = layout_order(sources)[0]
+    assert torch.equal(sources.tensor("a", name), plain.tensor("a", name))
 
 
 def test_what_is_there_already_needs_no_room(families: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

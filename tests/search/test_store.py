@@ -204,6 +204,24 @@ def test_an_existing_database_is_never_overwritten(tmp_path: Path) -> None:
         Store.create(tmp_path)
 
 
+def test_a_kill_while_it_is_made_leaves_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a file without tables is a damaged one, never a new one."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(path: Path, to: Path) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(Killed):
+        Store.create(tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / DATABASE).exists()
+    Store.create(tmp_path).close()
+    assert [each.name for each in tmp_path.iterdir()] == [DATABASE]
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     Store.create(tmp_path).close()
     with sqlite3.connect(tmp_path / DATABASE) as connection:

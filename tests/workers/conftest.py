@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,24 @@ engine: {threads: 1}
 
 @pytest.fixture
 def trapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nano_zoo: Path) -> Path:
+    """See :func:`set_traps`."""
+    monkeypatch.setenv("PARETOMERGE_TEST_TRAPS", str(tmp_path / "traps"))
+    return set_traps(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trapped_once(tmp_path_factory: pytest.TempPathFactory, nano_zoo: Path) -> Iterator[Path]:
+    """The same, for all tests of a module."""
+    folder = set_traps(tmp_path_factory.mktemp("trapped"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARETOMERGE_TEST_TRAPS", str(folder / "traps"))
+        yield folder
+
+
+def set_traps(folder: Path) -> Path:
     """A folder with ``config.yaml``, and one for traps, ``traps/``: a file there that is called ``die-1.once`` ends the
     next worker that scores, ``sleep…`` and ``hang…`` hold it up; ``always`` ends each, ``slow`` says seconds."""
-    (tmp_path / "traps").mkdir()
-    (tmp_path / "traps.py").write_text(TRAPS)
-    (tmp_path / "config.yaml").write_text(CONFIG)
-    monkeypatch.setenv("PARETOMERGE_TEST_TRAPS", str(tmp_path / "traps"))
-    return tmp_path
+    (folder / "traps").mkdir()
+    (folder / "traps.py").write_text(TRAPS)
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder

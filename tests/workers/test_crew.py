@@ -210,6 +210,14 @@ def test_a_candidate_that_ends_every_worker_has_failed() -> None:
     assert sorted(each.task.candidate for each in done) == list(range(6))
 
 
+def test_nodes_that_die_are_no_sign_against_a_candidate() -> None:
+    def node(worker: Worker, task: Task, times: int) -> tuple[float, Any]:
+        return (0.1, WorkerLost("its node has died", innocent=True)) if times < 9 else (0.1, scores(task))
+
+    (done,) = run(opened(FakeCrew(node), attempts=2), [task(0)])
+    assert isinstance(done.result, Evaluation) and troubles([done]).count("worker lost") == 9
+
+
 def test_deaths_are_counted_by_candidate_and_forgiven_by_a_result() -> None:
     def second_time(worker: Worker, task: Task, times: int) -> tuple[float, Any]:
         return (0.1, WorkerLost("gone")) if times % 2 == 0 else (0.1, scores(task))

@@ -39,7 +39,8 @@ class FakeTime:
 def foreign(beat: int = 0, **changes: Any) -> Holder:
     """A holder on another machine, whose number some process here has as well."""
     record = this_process("f" * 32, flock=False)
-    return replace(record, host="node7", boot="another", beat=beat, **changes)
+    since = "2026-01-01 00:00:00 +0000"
+    return replace(record, host="node7", boot="another", since=since, beat=beat, **changes)
 
 
 def write(folder: Path, record: Holder, number: int = 1) -> Path:

@@ -151,6 +151,15 @@ def test_readers_disturb_no_writer(tmp_path: Path) -> None:
     assert seen
 
 
+def test_readers_take_nobody_for_a_holder(tmp_path: Path) -> None:
+    path = write(tmp_path, foreign(flock=True))
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as another reader does while it looks
+        assert not is_held(tmp_path)
+        with RunLock(tmp_path):
+            assert is_held(tmp_path)
+
+
 def test_a_lock_of_an_earlier_version_counts(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     path.write_text('{"host": "here", "pid": 1, "started": "once"}')

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import platform
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,6 +47,23 @@ def test_the_number_of_a_process_that_ended_is_free_also_before_its_parent_has_n
     assert record.process() == "ended"
     ended(child)
     assert record.process() == "ended"
+
+
+def test_a_process_whose_threads_are_still_leaving_has_not_ended(forked: Callable[[Callable[[], object]], int]) -> None:
+    """A killed process is a zombie at once; its files are closed, and its locks freed, when its last thread goes."""
+
+    def leave_a_thread() -> None:
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        exit_of_one_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+        ctypes.CDLL(None).syscall(exit_of_one_thread, 0)
+
+    child = forked(leave_a_thread)
+    until(lambda: psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    start = psutil.Process(child).create_time() - psutil.boot_time()
+    record = replace(this_process("0" * 32, flock=False), pid=child, start=start)
+    assert record.process() == "running"
+    os.kill(child, signal.SIGKILL)
+    until(lambda: record.process() == "ended")
 
 
 def test_a_set_clock_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
