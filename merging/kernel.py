@@ -194,6 +194,8 @@ def merge_tensors(work: Iterable[Piece]) -> dict[str, list[Tensor]]:
         if not isinstance(task.method, Elementwise) or not out.is_contiguous():
             ends[name] = merge_tensor(name, task, out, compiled=compiled)
             continue
+        if run is not None and _is_brought(name, task, out):  # what was brought before it makes room first
+            ends[run.name], run = run.compute(), None
         following = _Run(name, *_elements(name, task, out), compiled)
         if run is not None and run.continues(following):
             run.extend(following)
@@ -201,6 +203,7 @@ def merge_tensors(work: Iterable[Piece]) -> dict[str, list[Tensor]]:
         if run is not None:
             ends[run.name] = run.compute()
         run = following
+        del following  # a second name would keep what was brought for it
     if run is not None:
         ends[run.name] = run.compute()
     return ends
@@ -279,6 +282,12 @@ def _cut(inputs: Inputs, start: int, stop: int) -> Inputs:
         sources=tuple(source[start:stop] for source in inputs.sources),
         fields=tuple(field[start:stop] for field in inputs.fields),
     )
+
+
+def _is_brought(name: str, task: Task, out: Tensor) -> bool:
+    """Whether sources lie elsewhere than the result, and are brought to its device for this tensor alone."""
+    on_cpu = out.device.type == "cpu"  # where they are not brought to from anywhere
+    return not on_cpu and any(each.device != out.device for each in task.pool.sources(name))
 
 
 def _follows(one: Tensor, other: Tensor) -> bool:

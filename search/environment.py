@@ -36,6 +36,8 @@ def write_run_files(folder: Path, loaded: LoadedConfig) -> None:
     }
     try:
         for name, text in files.items():
+            if (folder / name).is_symlink():  # in a folder that somebody prepared: what it leads to is not the run's
+                (folder / name).unlink()
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise SearchError(f"{folder}: the run directory cannot be written: {error.strerror}") from error

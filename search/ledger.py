@@ -6,6 +6,7 @@ looks by the content of the data, so a renamed file or another run's name change
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -58,17 +59,19 @@ class Ledger:
         Raises:
             SearchError: the ledger cannot be written.
         """
-        line = {"run": self._run, "data": dict(data), "recipes": sorted(recipes)}
-        if any({key: each.get(key) for key in line} == line for each in self._lines()):
+        entry = {"run": self._run, "data": dict(data), "recipes": sorted(recipes)}
+        if any({key: each.get(key) for key in entry} == entry for each in self._lines()):
             return
-        text = json.dumps({**line, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n"
+        text = json.dumps({**entry, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n"
         try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 size = os.fstat(handle).st_size
                 torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"  # a line that a crash cut off
-                os.write(handle, (("\n" if torn else "") + text).encode())
+                line = (("\n" if torn else "") + text).encode()
+                if os.write(handle, line) < len(line):  # the disk took a part of it
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(handle)
             finally:
                 os.close(handle)
@@ -100,7 +103,14 @@ class Ledger:
         for line in text.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # a torn line was never acknowledged
-            if isinstance(record, dict) and {"run", "data", "recipes"} <= set(record):
+            if isinstance(record, dict) and _is_entry(record):
                 yield record
+
+
+def _is_entry(record: Mapping[str, Any]) -> bool:
+    run, data, recipes = (record.get(key) for key in ("run", "data", "recipes"))
+    if not isinstance(run, str) or not isinstance(data, dict) or not isinstance(recipes, list):
+        return False
+    return all(isinstance(each, str) for each in (*data.values(), *recipes))

@@ -126,10 +126,12 @@ class _StopRequest:
 
 
 def _checked_name(name: str) -> str:
+    from merging.bounded import printable
     from search.errors import SearchError
 
-    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise SearchError(f"--name {name}: expected a plain name for a folder under --runs, such as quickstart")
+    strange = not name.isprintable() or len(name.encode()) > 200 or any(sign in name for sign in "/\\")
+    if not name or name in (".", "..") or strange:
+        raise SearchError(f"--name {printable(name)}: expected a plain name for a folder under --runs, such as quickstart")
     return name
 
 

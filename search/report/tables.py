@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from pathlib import Path
 
 import search
 from evaluators.contract import SPLITS, Split
+from merging.bounded import read_json
 from search.objectives import Target
 from search.report.claim import p_value
 from search.report.facts import Facts, gain, shown_folder, shown_reference, without_paths
@@ -266,7 +266,7 @@ def commands(facts: Facts) -> Html:
 
 def _environment(folder: Path) -> Html:
     try:
-        data = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        data = read_json(folder / "environment.json")
         packages = data.pop("packages")
         pairs = [*packages.items(), *data.items()]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):

@@ -75,6 +75,10 @@ def format_of(connection: sqlite3.Connection) -> str | None:
     Raises:
         sqlite3.Error: not a database of a run, or a damaged one.
     """
+    # before anything is asked of it: a view, which a stranger may have put in a table's place, may never end
+    view = connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchone()
+    if view is not None:
+        raise sqlite3.DatabaseError(f"malformed: view {view[0]!a} does not belong there")
     row = connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
     return None if row is None else str(row[0])
 

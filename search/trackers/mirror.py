@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from search import pareto
 from search.events import Event, Finished, Interrupted, RunStarted, Scored, Told
-from search.objectives import Objectives
+from search.growing_front import GrowingFront
 from search.optimizers.contract import Outcome
 from search.store import DATABASE, Store
 
@@ -88,22 +87,14 @@ class Sink(Protocol):
 class _Trend:
     """The front of what was released so far."""
 
-    objectives: Objectives
-    points: list[tuple[float, ...]] = field(default_factory=list)
-    hypervolume: float = 0.0
+    front: GrowingFront
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("complete", "censored", "failed", "duplicate"), 0)
     )
 
     def take(self, outcome: Outcome) -> None:
         self.counts[outcome.state] += 1
-        if outcome.state != "complete" or not outcome.feasible:
-            return
-        points = [*self.points, outcome.utilities]
-        mask = pareto.nondominated(points)
-        if mask[-1]:
-            self.points = [point for point, keep in zip(points, mask, strict=True) if keep]
-            self.hypervolume = pareto.hypervolume(self.points, self.objectives.reference)
+        self.front.add(outcome)
 
 
 class Mirror:
@@ -172,7 +163,7 @@ class Mirror:
                 self._take(event)
         finally:
             store.close()
-        self._trend = _Trend(Objectives.from_data(started.objectives))
+        self._trend = _Trend(GrowingFront(started.reference))
         sink = self._make()
         self._sink = sink
         self._from = sink.open(started, frozenset(self._told))
@@ -209,8 +200,8 @@ class Mirror:
                 dict(scored.values) if scored else {},
                 dict(scored.errors) if scored else {},
                 {**(scored.seconds if scored else {}), **told.seconds},
-                trend.hypervolume,
-                len(trend.points),
+                trend.front.hypervolume,
+                len(trend.front),
                 dict(trend.counts),
             )
         )

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from search.workers.ray_actor import Home, Mistake, Scorer, environment, raised
 from search.workers.ray_home import RayHome
 
 Say = Callable[[str], None]
+
+_CONNECT = 20.0  # seconds to reach the head of a cluster
 
 _OBJECTS = 200 * 2**20  # bytes for what goes between processes: scores, which are small
 
@@ -205,6 +208,8 @@ def _imported() -> Any:
     """The module. What it would send or upload unasked is switched off, and a signal handler that it sets undone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # what its daemons say of dead workers would be printed to stdout; the log of the run has it
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     try:
         import ray
         import ray.exceptions
@@ -225,6 +230,7 @@ def _connect(ray: Any, settings: WorkersConfig, folder: Path, threads: int, gpus
                 f"workers.address: {address} is an address of Ray's client, through which the driver cannot tell who "
                 "died. Run paretomerge on a node of the cluster, with address: auto, or host:port of its head"
             )
+        _check_reachable(address)
         options |= {"address": address}
     else:
         options |= {"address": "local", "include_dashboard": False, "_temp_dir": str(home.path)}
@@ -244,6 +250,25 @@ def _connect(ray: Any, settings: WorkersConfig, folder: Path, threads: int, gpus
         raise SearchError(f"workers: {where}: {_in_short(error)}") from error
     finally:
         os.chdir(before)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray tries for minutes to reach a cluster that is not there.
+
+    Raises:
+        SearchError: nobody listens at host:port.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return  # a word of Ray's own, such as auto
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT):
+            pass
+    except (OSError, OverflowError) as error:
+        raise SearchError(
+            f"workers: the cluster at {address} cannot be joined ({error}); expected the address of its head, as `ray "
+            "start --head` printed it"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -90,6 +90,7 @@ class Scorer:
         with suppress(OSError):  # another machine may not have that folder, and absolute paths do not need it
             os.chdir(self._home.folder)
         here = _on_own_device(loaded)
+        _take_share(here.config.workers.gpus)
         try:
             setup = set_up(here, self._home.threads, home="shared")
             identity = Identity.of(here, setup)
@@ -117,6 +118,14 @@ class Scorer:
     def _unfit(self, candidate: int, detail: str) -> None:
         """Nothing in this process can go on: the driver ends it, after the answer or without one."""
         self._leaving = True
+
+
+def _take_share(gpus: float | None) -> None:
+    """Of a device that workers share, each may fill its part: else every one would count all that is free as its own."""
+    import torch
+
+    if gpus is not None and 0.0 < gpus < 1.0 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpus)
 
 
 def raised(mistake: Mistake) -> Exception:

@@ -7,9 +7,12 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 MEMORY = 1536 * 1024**2
 """Bytes of address space that an attack may take, beside what the test process has."""
@@ -45,6 +48,12 @@ def assert_shows_only(text: str) -> None:
 
 
 Attack = Callable[..., Outcome]
+
+
+def cases(table: Iterable[Any], quick: int = 1) -> list[Any]:
+    """Parameters of a test, of which only the first ones belong to the quick tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(each, marks=() if number < quick else slow) for number, each in enumerate(table)]
 
 
 def become(run: Callable[[list[str]], int], arguments: list[str], streams: list[Path]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacking import Attack, Trap
+from attacking import Attack, Trap, cases
 from small_models import small_project
 
 MERGE = ("merge", "merge.yaml", "out")
@@ -72,7 +72,7 @@ WEIGHTS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("kind", cases(WEIGHTS, 1))
 def test_weights_that_lie(attack: Attack, kind: str) -> None:
     small_project()
     WEIGHTS[kind](Path("a/model.safetensors"))
@@ -86,6 +86,7 @@ def names_of(folder: Path) -> list[str]:
     return [each for each in json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]) if each[0] != "_"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outside", ["../secret/model.safetensors", "{absolute}", "..\\x", "a/../../x", "x\0y"])
 def test_an_index_that_points_elsewhere(attack: Attack, outside: str) -> None:
     small_project()
@@ -109,7 +110,7 @@ JSON: dict[str, tuple[str, bytes | str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", JSON)
+@pytest.mark.parametrize("kind", cases(JSON, 1))
 @pytest.mark.parametrize("size", ["as it is", "endless"])
 def test_json_that_is_none(attack: Attack, kind: str, size: str) -> None:
     small_project()
@@ -128,6 +129,7 @@ def test_json_that_is_none(attack: Attack, kind: str, size: str) -> None:
     assert not Path("out").exists() and not list(Path().glob(".out*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(attack: Attack, name: str) -> None:
     small_project()
@@ -139,6 +141,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(attack: Attack, name: s
         assert attack(*MERGE).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -188,7 +191,7 @@ CODE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", CODE)
+@pytest.mark.parametrize("kind", cases(CODE, 1))
 def test_code_in_a_model_folder_is_not_run(attack: Attack, trap: Trap, kind: str) -> None:
     small_project()
     name, changes = CODE[kind]
@@ -217,6 +220,7 @@ class Payload:
         return exec, (self._code,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [(), ("--allow-pickle",)])
 @pytest.mark.parametrize("kind", ["weights", "a dictionary of tensors and one more", "training_args"])
 def test_pickles_are_not_run(attack: Attack, trap: Trap, allowed: tuple[str, ...], kind: str) -> None:
@@ -235,6 +239,7 @@ def test_pickles_are_not_run(attack: Attack, trap: Trap, allowed: tuple[str, ...
     trap.assert_untouched()
 
 
+@pytest.mark.slow
 def test_tensors_that_are_larger_than_their_pickle(attack: Attack) -> None:
     """Four bytes seen as 10¹² elements, and tensors without any bytes."""
     import torch
@@ -271,6 +276,7 @@ def test_links_of_the_hubs_cache_are_followed(attack: Attack) -> None:
     assert Path("out/tokenizer.json").read_bytes() == (blobs / "hash-of-tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["to a folder", "to nothing", "into a folder that is one"])
 def test_exports_do_not_follow_links(attack: Attack, trap: Trap, kind: str) -> None:
     small_project()
@@ -295,7 +301,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=["deep", "escapes", "long", "path", "half a pair"])
+@pytest.mark.parametrize("name", cases(NAMES, 0), ids=["deep", "escapes", "long", "path", "half a pair"])
 def test_names_of_tensors_mean_nothing_but_themselves(attack: Attack, name: str) -> None:
     small_project()
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from attacking import Attack, Trap
+from attacking import Attack, Trap, cases
 from small_models import MERGE, SEARCH, small_project
 
 EVALUATOR = """
@@ -33,16 +33,19 @@ PLUG_INS = {
         EVALUATOR, SEARCH.replace("type: exact_match", "type: 'mine.py:Mine'"), ("check", "own.yaml"),
     ),
     "a function": (
-        FUNCTION, SEARCH.replace("type: exact_match", "type: python, path: 'mine.py:score'").replace("accuracy", "score"),
+        FUNCTION,
+        SEARCH.replace("type: exact_match", "type: python, path: 'mine.py:score'").replace("accuracy", "score"),
         ("check", "own.yaml"),
     ),
-    "an optimizer": (OPTIMIZER, SEARCH.replace("optimizer: random", "optimizer: 'mine.py:Mine'"), ("check", "own.yaml")),
+    "an optimizer": (
+        OPTIMIZER, SEARCH.replace("optimizer: random", "optimizer: 'mine.py:Mine'"), ("check", "own.yaml"),
+    ),
     "a method of a space": (METHOD, SEARCH + "space: {methods: ['mine.py:Mine']}\n", ("check", "own.yaml")),
     "a method of a merge": (METHOD, MERGE.replace("task_arithmetic", "'mine.py:Mine'"), ("merge", "own.yaml", "out")),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", PLUG_INS)
+@pytest.mark.parametrize("kind", cases(PLUG_INS, 1))
 def test_plug_ins_are_named_before_they_run(attack: Attack, kind: str) -> None:
     small_project()
     code, config, command = PLUG_INS[kind]
@@ -53,7 +56,8 @@ def test_plug_ins_are_named_before_they_run(attack: Attack, kind: str) -> None:
     assert said.index("plug-in is run") < said.index("NOW IT RUNS")
 
 
-@pytest.mark.parametrize("kind", PLUG_INS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", cases(PLUG_INS, 1))
 def test_plug_ins_that_exit_do_not_end_the_program_as_if_it_were_done(attack: Attack, kind: str) -> None:
     small_project()
     _, config, command = PLUG_INS[kind]
@@ -71,6 +75,7 @@ generation_kwargs: {until: ["w1"], max_gen_toks: 2}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
+REACHES = "{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}"
 OUTSIDE = {
     "a module of the machine": "process_docs: !function os.system\n",
     "a built-in": "process_docs: !function builtins.exec\n",
@@ -80,8 +85,8 @@ OUTSIDE = {
     "aliases without an end": "a0: &a0 [x, x]\n"
     + "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 12)),
     "a template that reaches for objects": """doc_to_text: "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}"\n""",
-    "a template that opens files": """doc_to_text: "{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}"\n""",
-    "a target that opens files": """doc_to_target: "{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}"\n""",
+    "a template that opens files": f'doc_to_text: "{REACHES}"\n',
+    "a target that opens files": f'doc_to_target: "{REACHES}"\n',
 }  # fmt: skip
 
 
@@ -94,7 +99,7 @@ def lm_eval_search() -> None:
     Path("tasks").mkdir()
 
 
-@pytest.mark.parametrize("kind", OUTSIDE)
+@pytest.mark.parametrize("kind", cases(OUTSIDE, 0))
 def test_tasks_of_lm_eval_run_no_code_but_their_folders(attack: Attack, trap: Trap, kind: str) -> None:
     small_project()
     lm_eval_search()
@@ -111,6 +116,7 @@ def test_tasks_of_lm_eval_run_no_code_but_their_folders(attack: Attack, trap: Tr
     assert "tasks/mine.yaml" in outcome.refusal or '"mine"' in outcome.refusal or "unsafe" in outcome.refusal
 
 
+@pytest.mark.slow
 def test_functions_beside_a_task_are_named_before_they_run(attack: Attack) -> None:
     small_project()
     lm_eval_search()
@@ -121,6 +127,7 @@ def test_functions_beside_a_task_are_named_before_they_run(attack: Attack) -> No
     assert outcome.err.index(f"plug-in is run: {Path('tasks/code.py').absolute()}") < outcome.err.index("NOW IT RUNS")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["{prompt.__class__}", "{0}", "{prompt!r}", "{prompt:>99999999999}", "{{}}"])
 def test_templates_of_prompts_are_names_in_braces(attack: Attack, value: str) -> None:
     small_project()
@@ -135,7 +142,7 @@ ITEMS = {
 }
 
 
-@pytest.mark.parametrize("kind", ITEMS)
+@pytest.mark.parametrize("kind", cases(ITEMS, 1))
 def test_items_that_are_none_are_quoted_harmlessly(attack: Attack, kind: str) -> None:
     small_project()
     with Path("items.jsonl").open("a") as file:

@@ -20,6 +20,8 @@ from test_hostile_models import Payload
 from search.cli import run_command
 from search.store.digests import GENESIS, EventRow, chained
 
+pytestmark = pytest.mark.slow  # every test needs a finished run, and several commands over it
+
 RUN = "runs/attacked"
 READING = (("status", RUN), ("status", RUN, "--json", "--candidates"), ("report", RUN))
 ALL = (
@@ -95,7 +97,7 @@ SCHEMAS = {
     "a generated column": [
         "DROP TABLE scores",
         "CREATE TABLE scores (candidate INTEGER, split TEXT, metric TEXT, value REAL, error REAL, "
-        "more AS (randomblob(1000000000)))",
+        "more AS (hex(zeroblob(900000000))))",
     ],
     "one more table": ["CREATE TABLE payload (code BLOB)"],
     "a virtual table": ["CREATE VIRTUAL TABLE payload USING fts5(x)"],
@@ -225,6 +227,20 @@ def test_links_in_a_run_directory_are_not_written_through(
     trap.assert_untouched()
 
 
+@pytest.mark.parametrize(
+    "name", ["run.db", "run.db-wal", "environment.json", "config.yaml", "resolved.yaml", "../holdouts.jsonl"]
+)
+def test_a_prepared_folder_does_not_lead_a_new_run_out_of_it(attack: Attack, trap: Trap, name: str) -> None:
+    small_project()
+    Path(RUN).mkdir(parents=True)
+    target = trap.secret if name != "run.db" else trap.mark.parent / "elsewhere.db"
+    (Path(RUN) / name).symlink_to(target)
+    outcome = attack("run", "search.yaml", "--display", "none")
+    assert outcome.code == 0 or outcome.refusal
+    trap.assert_untouched()
+    assert [each.name for each in trap.mark.parent.iterdir()] == [trap.secret.name]
+
+
 def test_a_run_that_is_a_link_to_elsewhere(attack: Attack, trap: Trap) -> None:
     small_project()
     Path("runs").mkdir()
@@ -233,14 +249,14 @@ def test_a_run_that_is_a_link_to_elsewhere(attack: Attack, trap: Trap) -> None:
     trap.assert_untouched()
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "a/b", "", "x" * 300, "a\nb", "\x1b[2J", "/tmp/x", "a\0b"])
+@pytest.mark.parametrize("name", ["../x", "..", "a/b", "x" * 300, "a\nb", "\x1b[2J", "/tmp/x", "a\0b"])
 def test_names_of_runs_stay_inside(attack: Attack, name: str, tmp_path: Path) -> None:
     small_project()
     before = sorted(each.name for each in tmp_path.iterdir())
     if "\0" in name:  # no shell can say that
         Path("search.yaml").write_text(Path("search.yaml").read_text().replace("attacked", r'"a\0b"'))
         assert attack("run", "search.yaml").refusal
-    elif name:
+    else:
         assert attack("run", "search.yaml", "--name", name).refusal
         Path("search.yaml").write_text(Path("search.yaml").read_text().replace("attacked", json.dumps(name)))
         assert attack("run", "search.yaml").refusal

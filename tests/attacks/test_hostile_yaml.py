@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from attacking import Attack, Trap
+from attacking import Attack, Trap, cases
 from small_models import MERGE, SEARCH, small_project
 
 from merging import plain_yaml
@@ -40,7 +40,7 @@ BOMBS = {
 COMMANDS = (("merge", "bad.yaml", "out"), ("check", "bad.yaml"), ("run", "bad.yaml"))
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("bomb", cases(BOMBS, 1))
 def test_bombs_are_refused_wherever_yaml_is_read(attack: Attack, bomb: str) -> None:
     text, reason = BOMBS[bomb]
     Path("bad.yaml").write_text(text)
@@ -66,12 +66,14 @@ def test_as_many_repeated_values_as_are_allowed() -> None:
         plain_yaml.load(fits + "c: [*a, *a]\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_files_without_an_end_are_not_read_to_it(attack: Attack, command: tuple[str, ...]) -> None:
     Path("bad.yaml").symlink_to("/dev/zero")
     assert "more than the" in attack(*command).refusal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
@@ -95,7 +97,7 @@ NUMBERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("key", cases(NUMBERS, 1))
 @pytest.mark.parametrize("value", [MOST, -1])
 def test_numbers_that_nobody_means_cost_nothing(attack: Attack, key: str, value: int) -> None:
     """Refused, or as harmless as any large number; never a hang, a full memory or a traceback."""
@@ -121,7 +123,7 @@ RECIPE_BOMBS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bomb", RECIPE_BOMBS)
+@pytest.mark.parametrize("bomb", cases(RECIPE_BOMBS, 1))
 def test_recipes_that_are_bombs(attack: Attack, bomb: str) -> None:
     small_project()
     line, reason = RECIPE_BOMBS[bomb]
@@ -145,7 +147,7 @@ MERGE_BOMBS = {
 }
 
 
-@pytest.mark.parametrize("bomb", MERGE_BOMBS)
+@pytest.mark.parametrize("bomb", cases(MERGE_BOMBS, 1))
 def test_merge_configs_that_are_bombs(attack: Attack, bomb: str) -> None:
     small_project()
     line, reason = MERGE_BOMBS[bomb]
@@ -155,6 +157,7 @@ def test_merge_configs_that_are_bombs(attack: Attack, bomb: str) -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_slices_of_mergekit_that_are_bombs(attack: Attack) -> None:
     small_project()
     Path("bad.yaml").write_text(
@@ -171,6 +174,7 @@ def test_control_characters_of_a_config_do_not_reach_the_terminal(attack: Attack
     assert "\\x1b" in message and "name" in message
 
 
+@pytest.mark.slow
 def test_nothing_was_run(trap: Trap, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for tag in ("apply", "new"):

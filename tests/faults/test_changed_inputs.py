@@ -47,11 +47,17 @@ def replaced(one: bytes, other: bytes) -> Change:
 
 
 def answers(content: bytes) -> bytes:
-    """Every item expects another answer."""
+    """Many items expect another's answer: those with answers of one length pass them on."""
     key = b'"answer": "'
     head, *rest = content.split(key)
-    assert rest
-    return head + b"".join(key + (b"x" if each[:1] != b"x" else b"y") + each[1:] for each in rest)
+    parts = [each.partition(b'"') for each in rest]
+    place = {index: index for index in range(len(parts))}
+    for length in {len(answer) for answer, *_ in parts}:
+        same = [index for index, (answer, *_) in enumerate(parts) if len(answer) == length]
+        place |= dict(zip(same, [*same[1:], same[0]], strict=True))
+    changed = [parts[place[index]][0] + quote + tail for index, (_, quote, tail) in enumerate(parts)]
+    assert sum(one != other for one, other in zip(changed, rest, strict=True)) > len(rest) / 2
+    return head + b"".join(key + each for each in changed)
 
 
 CHANGES: dict[str, tuple[str, Change, str]] = {

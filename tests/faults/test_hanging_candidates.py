@@ -1,132 +1,35 @@
-"""Candidates that hang, break off half-way or run out of memory: recorded with a reason, and the next is as fresh."""
+"""Candidates that hang: ended by an alarm or a watchdog, recorded with a reason, and the next is as fresh."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from live_bench import Bench, make_sources, raised
 
 import merging.materialize as materialize
-from evaluators.contract import Items, ItemScores, Metric, Request, Split, weighted_mean
 from evaluators.engines.hf import HFEngine
-from merging import Materializer, Sources, load_model
-from merging.recipe import Assignment, Recipe
+from merging import Sources
 from search.workers import inline
 from search.workers import time_limit as limits
-from search.workers.contract import Done, Task
+from search.workers.contract import Task
 from search.workers.evaluation import CandidateFailed, Evaluation
 from search.workers.inline import HANGS, InlinePool, InlineWorker
 from search.workers.time_limit import TimeIsUp, time_limit
 
-SIZE = {
-    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-}  # fmt: skip
-REQUESTS = [Request([1, *range(2, 4 + index)], [5 + index, 7]) for index in range(8)]
-
-
-class Likelihood:
-    """The mean log-likelihood of a few texts; ``trouble`` is called before each."""
-
-    metrics = (Metric("total", "maximize", -1000.0, 0.0),)
-    fingerprint = "likelihood"
-
-    def __init__(self) -> None:
-        self.trouble: Callable[[Any], None] = lambda engine: None
-
-    def prepare(self, engine: Any) -> None:
-        pass
-
-    def items(self, split: Split) -> Items:
-        ids = tuple(f"{split}-{index}" for index in range(len(REQUESTS)))
-        return Items(ids, ("",) * len(ids), ids)
-
-    def score(self, engine: Any, ids: Sequence[str]) -> ItemScores:
-        found = []
-        for id in ids:
-            self.trouble(engine)
-            found.append(engine.loglikelihood([REQUESTS[int(id.split("-")[1])]])[0].total)
-        values = np.array(found)
-        return ItemScores(tuple(ids), {"total": values}, {"total": np.ones(len(ids))}, ("ok",) * len(ids))
-
-    def aggregate(self, scores: ItemScores) -> dict[str, float]:
-        return {"total": weighted_mean(scores, "total")}
-
-
-class Bench:
-    """A live model over two experts, its pool, and what each recipe is worth in a model that never held another."""
-
-    def __init__(self, sources: Sources) -> None:
-        self.sources = sources
-        self.evaluator = Likelihood()
-        self.materializer = Materializer(sources, load_model(sources.path))
-        self.engine = HFEngine(self.materializer.model, tokenizer())
-        self.worker = InlineWorker(self.materializer, self.engine, {"text": self.evaluator})
-        self.pool = InlinePool(self.worker)
-
-    def recipe(self, a: float, b: float) -> Recipe:
-        rule = Assignment.of("task_arithmetic", {"a": {"coefficient": a}, "b": {"coefficient": b}})
-        return Recipe("base", self.sources.refs, dict.fromkeys(self.sources.layout.groups, rule))
-
-    def score(self, recipe: Recipe, timeout: float | None = None, candidate: int = 3) -> Done:
-        handler, alarm = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0]
-        self.pool.submit(Task(candidate, recipe, "search", timeout=timeout))
-        (done,) = self.pool.wait()
-        left = signal.getitimer(signal.ITIMER_REAL)[0]  # pytest-timeout has an alarm of its own
-        assert signal.getsignal(signal.SIGALRM) is handler and left <= alarm and (left > 0.0) == (alarm > 0.0)
-        return done
-
-    def is_fresh(self, recipe: Recipe) -> None:
-        """Scores, weights and module are those of a process in which nothing ever went wrong."""
-        other = Bench(self.sources)
-        expected, found = other.score(recipe).result, self.score(recipe).result
-        assert isinstance(expected, Evaluation) and isinstance(found, Evaluation)
-        np.testing.assert_array_equal(found.scores["text"].values["total"], expected.scores["text"].values["total"])
-        assert self.materializer.digest() == other.materializer.digest()
-        for mine, fresh in zip(self.materializer.model.modules(), other.materializer.model.modules(), strict=True):
-            assert mine.training == fresh.training
-            assert not mine._forward_hooks and not mine._forward_pre_hooks
-        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = {"<unk>": 0, **{f"w{index}": index for index in range(1, 40)}}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "<unk>")), unk_token="<unk>")
-
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("base", "a", "b")):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**SIZE))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(8.0 if parameter.ndim == 2 else 1.0)
-        model.save_pretrained(folder / name)
-    return Sources.load(folder / "base", {name: folder / name for name in ("a", "b")})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def little_garbage() -> Iterator[None]:
-    """Collecting it takes long beside all that the libraries hold."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    return make_sources(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -311,99 +214,6 @@ def test_a_lost_device_ends_the_process(bench: Bench, monkeypatch: pytest.Monkey
     assert told == [
         "RuntimeError: CUDA error: device-side assert triggered; the GPU refuses all further work of this process"
     ]
-
-
-# -- failures
-
-
-def raised(error: Exception) -> None:
-    raise error
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (RuntimeError("sizes do not match"), "RuntimeError: sizes do not match"),
-        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
-        (IndexError("index out of range in self"), "IndexError: index out of range in self"),
-    ],
-)
-def test_an_evaluation_that_breaks_off_leaves_nothing_behind(bench: Bench, error: Exception, reason: str) -> None:
-    """Hooks that were not removed, a mode that was not put back, weights that were written to."""
-
-    def trouble(engine: Any) -> None:
-        with engine.forward() as model, torch.no_grad():
-            model.lm_head.register_forward_hook(lambda module, arguments, output: output * 0.0)
-            model.train()
-            next(model.parameters()).add_(1.0)
-        raise error
-
-    recipe = bench.recipe(0.5, 0.2)
-    bench.evaluator.trouble = trouble
-    done = bench.score(recipe)
-    assert isinstance(done.result, CandidateFailed) and done.result.reason == reason
-    bench.evaluator.trouble = lambda engine: None
-    bench.is_fresh(recipe)
-
-
-def test_a_batch_that_no_longer_fits_is_halved_and_recorded(bench: Bench) -> None:
-    """Before it counts as a failure, and for the rest of the run."""
-    left = [2]
-
-    def trouble(engine: Any) -> None:
-        if left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    recipe, before = bench.recipe(0.5, 0.2), bench.worker.batch_tokens
-    expected = bench.score(recipe).result
-    bench.evaluator.trouble = trouble
-    done = bench.score(recipe)
-    assert before is not None and bench.worker.batch_tokens == before // 4
-    assert [(note.what, note.value) for note in done.notes] == [("batch halved", before // 4)]
-    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in done.notes[0].detail
-    assert isinstance(expected, Evaluation) and isinstance(done.result, Evaluation)
-    assert done.result.values == expected.values
-    assert bench.score(recipe).notes == ()
-    bench.worker.batch_tokens = 8.0  # as it is restored from a log
-    assert bench.engine.batch_tokens == 8
-
-
-def test_a_candidate_without_enough_memory_for_a_row_has_failed(bench: Bench) -> None:
-    bench.evaluator.trouble = lambda engine: raised(MemoryError("no memory"))
-    before = bench.worker.batch_tokens
-    done = bench.score(bench.recipe(0.5, 0.2))
-    assert isinstance(done.result, CandidateFailed) and done.notes == ()
-    assert done.result.reason == (
-        "MemoryError: text does not fit into memory, not even one row at a time (batch_tokens 1): no memory"
-    )
-    assert bench.worker.batch_tokens == before
-    bench.evaluator.trouble = lambda engine: None
-    bench.is_fresh(bench.recipe(0.5, 0.2))
-
-
-def test_a_merge_without_enough_memory_is_tried_once_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    merge, left = materialize.merge_tensors, [1]
-
-    def scarce(pieces: Iterator[Any]) -> Any:
-        if left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return merge(pieces)
-
-    monkeypatch.setattr(materialize, "merge_tensors", scarce)
-    assert isinstance(bench.score(bench.recipe(0.5, 0.2)).result, Evaluation)
-    left[0] = 2
-    done = bench.score(bench.recipe(0.2, 0.5))
-    assert isinstance(done.result, CandidateFailed) and "out of memory" in done.result.reason
-    monkeypatch.undo()
-    bench.is_fresh(bench.recipe(0.2, 0.5))
-
-
-def test_weights_that_are_not_finite_are_told_apart(bench: Bench) -> None:
-    done = bench.score(bench.recipe(3e38, 3e38))
-    assert isinstance(done.result, CandidateFailed) and "finite" in done.result.reason
-    bench.is_fresh(bench.recipe(0.5, 0.2))
 
 
 # -- limits

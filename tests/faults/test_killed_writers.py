@@ -1,5 +1,5 @@
-"""The store alone, with planted events: a writer that dies at every statement, and a database that is full at every
-page. No model and no torch, so that each moment can be tried."""
+"""The store and the ledger alone, with planted events: a writer that dies at every statement, a disk that is full at
+every page and in the midst of a line. No model and no torch, so that each moment can be tried."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from searches import Snapshot
 from evaluators.contract import ItemScores
 from search.errors import SearchError
 from search.events import Asked, Event, Scored, Told
+from search.ledger import Ledger
 from search.optimizers.contract import Genome, Outcome
 from search.store import Store
 
@@ -134,3 +135,22 @@ def test_a_database_that_is_full_at_every_page(tmp_path: Path, monkeypatch: pyte
         pages += 1
     assert refused > 8
     assert logged(folder) == EVENTS
+
+
+def test_a_ledger_of_which_a_part_is_written(tmp_path: Path) -> None:
+    """A disk that takes the beginning of a line: refused, so that the holdout stays closed; the next entry is whole."""
+    ledger = Ledger(tmp_path / "run")
+    ledger.enter({"a": "first"}, ["r1"])
+    size = ledger.path.stat().st_size
+
+    def enter() -> None:
+        injecting.limit_file_size(size + 20)
+        with pytest.raises(SearchError, match="cannot be written"):
+            Ledger(tmp_path / "run").enter({"a": "second"}, ["r2"])
+
+    assert in_another_process(enter) == 0
+    assert ledger.path.stat().st_size == size + 20
+    assert ledger.openings({"a": "second"}).recipes == 0
+    ledger.enter({"a": "second"}, ["r2"])
+    assert ledger.openings({"a": "second"}).recipes == 1
+    assert ledger.openings({"a": "first"}).recipes == 1

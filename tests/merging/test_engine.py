@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merging import kernel
 from merging.arena import allocate, hold, layout_order
 from merging.checkpoint import Checkpoint
 from merging.compiled import available, worthwhile
@@ -252,6 +254,31 @@ def test_neighbours_are_joined_only_where_all_arenas_have_them_at_one_distance()
             alone = torch.empty(sizes[name], dtype=torch.bfloat16)
             merge_tensor(name, task, alone)
             assert torch.equal(weights["out"][name], alone), (aliases, name)
+
+
+def test_sources_that_are_brought_to_a_device_are_there_for_one_tensor_at_a_time(
+    families: Callable[..., Any], uniform: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a second device: what is done where there is one must not change the result."""
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    class Counted(kernel._Run):
+        def __init__(self, *arguments: Any) -> None:
+            alive.append(sum(each() is not None for each in made))
+            made.append(weakref.ref(self))
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(kernel, "_Run", Counted)
+    digests = []
+    for brought in (False, True):
+        monkeypatch.setattr(kernel, "_is_brought", lambda *_, brought=brought: brought)
+        made.clear()
+        alive.clear()
+        sources = families("llama", torch.bfloat16).load()
+        digests.append(written(sources, uniform(sources, ASSIGNMENTS["task_arithmetic"])))
+        assert len(made) == len(sources.tensors) and (max(alive) == 0) == brought
+    assert digests[0] == digests[1]
 
 
 def test_an_unknown_home_is_refused(half: Sources) -> None:

@@ -57,9 +57,3 @@ def test_a_worker_that_finds_another_package_of_our_name_is_refused(
     monkeypatch.setenv("PYTHONPATH", str(trapped / "shadow"))
     with pytest.raises(SearchError, match=r"cannot run what the driver runs \(.*No module named 'search"):
         open_ray_pool(loaded, workers, trapped, 1, expected, lambda line: None)
-
-
-def test_nothing_at_the_address(trapped: Path) -> None:
-    loaded, workers, expected = opened(trapped, count=1, address="127.0.0.1:1")
-    with pytest.raises(SearchError, match=r"workers: the cluster at 127\.0\.0\.1:1 cannot be joined"):
-        open_ray_pool(loaded, workers, trapped, 1, expected, lambda line: None)

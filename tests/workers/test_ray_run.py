@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from evaluators.contract import SPLITS
-from search.events import Resumed, Told
+from search.events import Incident, Resumed, Told
 from search.results import Results
 from search.store import Store
 
@@ -49,6 +49,11 @@ def snapshot(run: Path) -> Snapshot:
         }
     finally:
         store.close()
+
+
+def is_kept(before: tuple[str, str, dict[str, bytes]], after: tuple[str, str, dict[str, bytes]]) -> bool:
+    """The finals add scores; what was there stays."""
+    return before[:2] == after[:2] and before[2].items() <= after[2].items()
 
 
 def run_to_the_end(folder: Path, schedule: str, name: str) -> Snapshot:
@@ -87,7 +92,11 @@ def test_a_strict_search_is_the_same_whatever_dies(trapped: Path) -> None:
     assert len(calm) == 24
     (trapped / "traps/die-1.once").touch()  # and a worker of the other one dies
     before = kill_after(trapped, "strict", "fire", 6)
-    assert all(calm[id] == found for id, found in before.items())
+    store = Store.open(trapped / "runs/fire", read_only=True)
+    (incident, *_) = [event for event in store.events(Incident) if isinstance(event, Incident)]
+    store.close()
+    assert incident.what == "worker lost"
+    assert all(is_kept(found, calm[id]) for id, found in before.items())
     assert run_to_the_end(trapped, "strict", "fire") == calm
     one, other = (Results.load(trapped / "runs" / name) for name in ("calm", "fire"))
     assert one.front == other.front and one.chosen == other.chosen
@@ -110,9 +119,7 @@ def test_a_steady_search_loses_nothing(trapped: Path) -> None:
     before = kill_after(trapped, "steady", "fire", 8)
     after = run_to_the_end(trapped, "steady", "fire")
     assert len(after) == 24
-    for id, (state, recipe, scores) in before.items():
-        assert after[id][:2] == (state, recipe)
-        assert scores.items() <= after[id][2].items(), "finals add scores; what was there stays"
+    assert all(is_kept(found, after[id]) for id, found in before.items())
     store = Store.open(trapped / "runs/fire", read_only=True)
     told = [event.candidate for event in store.events(Told) if isinstance(event, Told)]
     assert sorted(told) == list(range(24)), "each is told once"

@@ -77,6 +77,13 @@ def test_a_client_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_ray_pool(loaded(), settings, tmp_path, 1, EXPECTED, lambda line: None)
 
 
+def test_nothing_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_ray, "_imported", lambda: SimpleNamespace(is_initialized=lambda: False))
+    for address in ("127.0.0.1:1", "127.0.0.1:99999"):
+        with pytest.raises(SearchError, match=f"the cluster at {address} cannot be joined"):
+            open_ray_pool(loaded(), WorkersConfig(kind="ray", address=address), tmp_path, 1, EXPECTED, print)
+
+
 def test_environment_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARETOMERGE_CACHE", "/shared/cache")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
