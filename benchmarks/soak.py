@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:1] = [str(ROOT), str(ROOT / "tests" / "faults")]  # not this folder: its search.py would hide the package
 
 from launching import Fault, Launcher  # noqa: E402
-from searches import COMMAND, Searches  # noqa: E402
+from searches import COMMAND, Searches, events  # noqa: E402
 from striking import Struck, of_the_search, of_the_start  # noqa: E402
 
 import zoo  # noqa: E402
@@ -95,7 +95,7 @@ def _soak(launcher: Launcher, searches: Searches, schedule: str, kills: int, see
                 break
             if fault is None:
                 early = chance.random() < 0.25  # most of a start is its set-up, and most kills are to come after it
-                share = 2.0 * seconds / KILLS_PER_RUN
+                share = 2 * events(calm.folder) // KILLS_PER_RUN
                 struck.strike(
                     moment=of_the_start(chance, seconds) if early else of_the_search(chance, share, struck.folder)
                 )
@@ -115,7 +115,7 @@ def _soak(launcher: Launcher, searches: Searches, schedule: str, kills: int, see
         tally.evaluations += searches.evaluations(struck.name)
         tally.tried += struck.kills
         tally.survived += struck.kills if not struck.faults else 0
-        tally.lost += sum("candidate" in each and "not what" in each for each in struck.faults)
+        tally.lost += sum("is not what it was" in each and "candidate" in each for each in struck.faults)
         tally.faults += [f"{struck.name}: {each}" for each in struck.faults]
         if tally.tried >= kills:
             break

@@ -91,4 +91,3 @@ def printable(text: str, most: int = 200) -> str:
     """A stranger's text for a message: what a terminal would obey is spelled out, and a long one is cut."""
     cut = text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in cut)
-

@@ -285,8 +285,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             f"({error}); download or save it again"
         ) from error
     plain = isinstance(held, dict) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and _is_plain(tensor)
-        for name, tensor in held.items()
+        isinstance(name, str) and isinstance(tensor, Tensor) and _is_plain(tensor) for name, tensor in held.items()
     )
     if not plain:
         raise MergingError(

@@ -14,7 +14,7 @@ from merging.recipe import MergingError
 
 
 def load_skeleton(base_path: Path | str, dtype: torch.dtype | str | None = None) -> nn.Module:
-    """The base as :func:`merging.live.load_model` would load it, on the meta device: class, shapes, dtypes and settings.
+    """The base as :func:`merging.live.load_model` would load it, on the meta device: class, shapes, dtypes, settings.
 
     Where neither ``dtype`` nor config.json says what the weights are, only the weights do: they are then read, and let
     go.

@@ -60,7 +60,7 @@ def _test(hint: Any) -> Callable[[Any], bool]:
         return lambda value: isinstance(value, dict) and all(map(keys, value)) and all(map(values, value.values()))
     if dataclasses.is_dataclass(hint):
         fields = _hints(hint)  # type: ignore[arg-type]
-        return lambda value: isinstance(value, dict) and all(
-            name in fields and fields[name](each) for name, each in value.items()
+        return lambda value: (
+            isinstance(value, dict) and all(name in fields and fields[name](each) for name, each in value.items())
         )
     raise TypeError(f"{hint} is no type of plain data")

@@ -121,7 +121,10 @@ def constraints() -> dict[str, str]:
 
 
 def test_every_requirement_has_a_tested_version_within_its_range(project: dict) -> None:
-    declared = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
+    extras = project["project"]["optional-dependencies"]
+    own, development = extras["dev"][0], extras["dev"][1:]
+    declared = project["project"]["dependencies"] + development
+    declared += [text for name in Requirement(own).extras for text in extras[name]]
     pins = constraints()
     for text in declared:
         requirement = Requirement(text)

@@ -105,9 +105,7 @@ def _nodes(root: Any, file: Path) -> Iterator[Any]:
         node = left.pop()
         seen += 1
         if seen > _LARGEST:
-            raise EvaluatorError(
-                f"{file}: its aliases stand for more than {_LARGEST} values; write out what is meant"
-            )
+            raise EvaluatorError(f"{file}: its aliases stand for more than {_LARGEST} values; write out what is meant")
         yield node
         if isinstance(node, yaml.MappingNode):
             left.extend(each for pair in node.value for each in pair)

@@ -131,7 +131,9 @@ def _checked_name(name: str) -> str:
 
     strange = not name.isprintable() or len(name.encode()) > 200 or any(sign in name for sign in "/\\")
     if not name or name in (".", "..") or strange:
-        raise SearchError(f"--name {printable(name)}: expected a plain name for a folder under --runs, such as quickstart")
+        raise SearchError(
+            f"--name {printable(name)}: expected a plain name for a folder under --runs, such as quickstart"
+        )
     return name
 
 

@@ -65,8 +65,8 @@ class Screenable(Optimizer, Protocol):
 
 
 class Evaluated(NamedTuple):
-    """What the models are fitted on: a canonical genome, utilities [objectives], and a number per constraint, > 0 where
-    it is broken."""
+    """What the models are fitted on: a genome (its canonical one), utilities [objectives], and a number per constraint,
+    > 0 where it is broken."""
 
     genome: Genome
     utilities: Array
@@ -156,7 +156,7 @@ class Prescreened:
         found = utilities(outcome, self._settings.objectives)
         if outcome.state != "complete" or found is None:
             return
-        self._evaluated.append(Evaluated(self._canonical(trial.genome), found, _finite(outcome.violations)))
+        self._evaluated.append(Evaluated(trial.genome, found, _finite(outcome.violations)))
         self._count += 1
 
     @property
@@ -205,7 +205,7 @@ class Prescreened:
         given = None if known is None else iter(known)
         if known is None:
             self._plan_next_fit()
-        genomes = [each.genome for each in evaluated]
+        genomes = [self._canonical(each.genome) for each in evaluated]
 
         def model(targets: Array, start: Surrogate | None = None) -> Surrogate:
             made = self._model(genomes, targets, start, None if given is None else next(given))

@@ -25,7 +25,7 @@ from search.store.connecting import (
     set_journal,
     sync_folder,
 )
-from search.store.digests import GENESIS, EventRow, chained, items_text
+from search.store.digests import GENESIS, chained, items_text
 from search.store.reading import Reader
 from search.store.tables import derive, insert_event, insert_items, item_rows, payload_of
 from search.store.upgrade import upgrade
@@ -239,6 +239,3 @@ def _refuse_lost_transactions(folder: Path) -> None:
     lost = lost_transactions(folder / WRITE_AHEAD)
     if lost > 1:  # one may be what a power cut interrupted: nobody was told that it is stored
         raise damaged(folder / DATABASE, f"{lost} transactions in {WRITE_AHEAD} cannot be read")
-
-
-__all__ = ["EventRow", "Store"]

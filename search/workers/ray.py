@@ -34,6 +34,8 @@ Say = Callable[[str], None]
 
 _CONNECT = 20.0  # seconds to reach the head of a cluster
 
+_STARTS = 3  # of a Ray on this machine
+
 _OBJECTS = 200 * 2**20  # bytes for what goes between processes: scores, which are small
 
 
@@ -208,6 +210,7 @@ def _imported() -> Any:
     """The module. What it would send or upload unasked is switched off, and a signal handler that it sets undone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: beside any other work they would stand still
     # what its daemons say of dead workers would be printed to stdout; the log of the run has it
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     try:
@@ -242,7 +245,7 @@ def _connect(ray: Any, settings: WorkersConfig, folder: Path, threads: int, gpus
     try:
         os.chdir(folder)
         with _own_signals():
-            ray.init(**options)
+            _start(ray, options, attempts=1 if home is None else _STARTS)
     except SearchError:
         raise
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and what its processes die of
@@ -250,6 +253,18 @@ def _connect(ray: Any, settings: WorkersConfig, folder: Path, threads: int, gpus
         raise SearchError(f"workers: {where}: {_in_short(error)}") from error
     finally:
         os.chdir(before)
+
+
+def _start(ray: Any, options: dict[str, Any], attempts: int) -> None:
+    """Ray gives itself 30 s to start, which a busy machine may not have for it the first time."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
 
 
 def _check_reachable(address: str) -> None:

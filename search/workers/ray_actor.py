@@ -121,7 +121,7 @@ class Scorer:
 
 
 def _take_share(gpus: float | None) -> None:
-    """Of a device that workers share, each may fill its part: else every one would count all that is free as its own."""
+    """Of a device that workers share, each may fill its part: else each would count all that is free as its own."""
     import torch
 
     if gpus is not None and 0.0 < gpus < 1.0 and torch.cuda.is_available():

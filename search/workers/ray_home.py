@@ -52,7 +52,7 @@ def _base() -> Path:
     """A folder of this user alone, with a short path: others may write into the system's temporary folder."""
     temporary = tempfile.gettempdir()
     name = f"pmray-{os.getuid()}"
-    base = Path(temporary if len(temporary) + len(name) + 10 <= _LONGEST else "/tmp") / name
+    base = Path(temporary if len(temporary) + len(name) + 10 <= _LONGEST else Path(os.sep, "tmp")) / name
     with contextlib.suppress(FileExistsError):
         base.mkdir(mode=0o700)
     found = base.lstat()

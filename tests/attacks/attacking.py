@@ -97,3 +97,13 @@ class Trap:
         """No code ran, and the file outside is what it was."""
         assert not self.mark.exists()
         assert self.secret.read_text() == "nobody's business"
+
+
+class Payload:
+    """A pickle that runs code."""
+
+    def __init__(self, code: str) -> None:
+        self._code = code
+
+    def __reduce__(self) -> Any:
+        return exec, (self._code,)

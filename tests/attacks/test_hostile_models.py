@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacking import Attack, Trap, cases
+from attacking import Attack, Payload, Trap, cases
 from small_models import small_project
 
 MERGE = ("merge", "merge.yaml", "out")
@@ -208,16 +208,6 @@ def test_code_in_a_model_folder_is_not_run(attack: Attack, trap: Trap, kind: str
         assert outcome.code == 0 or outcome.refusal
     if Path("out").exists():
         assert not list(Path("out").rglob("*.py"))
-
-
-class Payload:
-    """A pickle that runs code."""
-
-    def __init__(self, code: str) -> None:
-        self._code = code
-
-    def __reduce__(self) -> Any:
-        return exec, (self._code,)
 
 
 @pytest.mark.slow

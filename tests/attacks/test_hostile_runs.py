@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacking import Attack, Trap, assert_shows_only
+from attacking import Attack, Payload, Trap, assert_shows_only
 from small_models import small_project
-from test_hostile_models import Payload
 
 from search.cli import run_command
 from search.store.digests import GENESIS, EventRow, chained
@@ -188,9 +187,7 @@ def test_logs_that_say_what_cannot_be(attack: Attack, database: Path, story: str
         assert outcome.code == 0 or outcome.refusal, command
 
 
-EVIL = (
-    "\x1b]0;owned\x07\x1b[2J\u202e</script><script>alert(1)</script><img src=x onerror=alert(2)>[/red][link=file:///]"
-)
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202e</script><script>alert(1)</script><img src=x onerror=alert(2)>[/red][link=nowhere]"
 
 
 def test_what_a_log_says_is_shown_and_not_obeyed(attack: Attack, database: Path) -> None:
@@ -249,7 +246,7 @@ def test_a_run_that_is_a_link_to_elsewhere(attack: Attack, trap: Trap) -> None:
     trap.assert_untouched()
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "a/b", "x" * 300, "a\nb", "\x1b[2J", "/tmp/x", "a\0b"])
+@pytest.mark.parametrize("name", ["../x", "..", "a/b", "x" * 300, "a\nb", "\x1b[2J", "/x", "a\0b"])
 def test_names_of_runs_stay_inside(attack: Attack, name: str, tmp_path: Path) -> None:
     small_project()
     before = sorted(each.name for each in tmp_path.iterdir())

@@ -176,14 +176,14 @@ def of_the_start(chance: random.Random, seconds: float) -> Moment:
     return wait
 
 
-def of_the_search(chance: random.Random, seconds: float, folder: Path) -> Moment:
-    """Any moment of so many seconds after a start has logged something; or the end, if that is earlier."""
-    before = events(folder)
+def of_the_search(chance: random.Random, most: int, folder: Path) -> Moment:
+    """Soon after a start has logged some events, ``most`` at most; or the end, if that is earlier."""
+    wanted = events(folder) + chance.randint(1, most)
 
     def wait(run: Started) -> None:
-        while run.status is None and events(folder) == before:
-            time.sleep(0.01)
-        _sleep(run, chance.uniform(0.0, seconds))
+        while run.status is None and events(folder) < wanted:
+            time.sleep(0.005)
+        _sleep(run, chance.uniform(0.0, 0.1))
 
     return wait
 

@@ -12,7 +12,7 @@ from launching import Launcher
 from searches import COMMAND, Searches, Snapshot
 from striking import KILLED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Change = Callable[[bytes], bytes]
 

@@ -10,7 +10,7 @@ from launching import Launcher, Started
 from searches import Searches, Snapshot, events
 from striking import Struck
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def after(struck: Struck, run: Started, candidates: int) -> None:

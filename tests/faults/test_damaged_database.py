@@ -149,7 +149,7 @@ def test_of_a_damaged_database_what_is_intact_comes_back(closed: dict[str, bytes
     truth = content(folder)
     assert examine(folder).problems == []
     harmless = salvaged = losses = 0
-    for what, mask, position in strikes(len(closed[DATABASE]), 48, seed=1):
+    for what, mask, position in strikes(len(closed[DATABASE]), 40, seed=1):
         case = f"{what} at {position}, {mask and len(mask)} bytes"
         place({DATABASE: struck(closed[DATABASE], mask, position)}, folder)
         try:
@@ -174,7 +174,7 @@ def test_of_a_damaged_database_what_is_intact_comes_back(closed: dict[str, bytes
         # a page has few rows, and a row stands on few others
         assert what == "cut" or found.lost.events_lost <= 12, (case, found.lost)
         assert opens(folder), case
-    assert harmless >= 5 and salvaged >= 20 and losses > 0
+    assert harmless >= 4 and salvaged >= 16 and losses > 0
 
 
 def assert_is_part(found: Content, truth: Content, case: str) -> None:
@@ -199,7 +199,7 @@ def test_of_a_damaged_log_that_was_not_merged_nothing_is_lost(killed: dict[str, 
     place(killed, folder)
     truth = content(folder)
     found = salvaged = 0
-    for what, mask, position in strikes(len(killed[ahead]), 28, seed=2):
+    for what, mask, position in strikes(len(killed[ahead]), 22, seed=2):
         case = f"{what} at {position}, {mask and len(mask)} bytes"
         place({**killed, ahead: struck(killed[ahead], mask, position)}, folder)
         problems = examine(folder).problems
@@ -216,7 +216,7 @@ def test_of_a_damaged_log_that_was_not_merged_nothing_is_lost(killed: dict[str, 
         assert mended.lost.events_lost <= 12, (case, mended.lost)
         salvaged += mended.lost.events_lost == 0
         assert_is_part(content(folder), truth, case)
-    assert found >= 5 and salvaged >= found // 2
+    assert found >= 3 and salvaged >= found // 2
 
 
 def test_an_emptied_file_is_damaged_and_its_log_is_kept(killed: dict[str, bytes], tmp_path: Path) -> None:

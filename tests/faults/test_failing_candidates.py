@@ -11,7 +11,7 @@ from searches import COMMAND, Searches, inconsistencies
 
 from search.results import Results
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def start(launcher: Launcher, calm: Searches, name: str, trouble: str, *options: str) -> Started:

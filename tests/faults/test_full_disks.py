@@ -12,7 +12,7 @@ from launching import Launcher
 from searches import COMMAND, Searches, Snapshot, events
 from striking import Struck
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KIB = 1024
 

@@ -9,7 +9,7 @@ from launching import Launcher
 from searches import Searches
 from striking import Struck, of_the_search, of_the_start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 IN_THE_SEARCH = [
     ("kill_at_call", {"target": "search.store:Store.create"}),
@@ -30,7 +30,7 @@ def test_at_random_moments(launcher: Launcher, calm: Searches) -> None:
     struck = Struck(launcher, calm, "random")
     chance = random.Random(1)
     while struck.kills < 6 and not struck.finished:
-        struck.strike(moment=of_the_search(chance, 1.0, struck.folder) if struck.kills else of_the_start(chance, 2.0))
+        struck.strike(moment=of_the_search(chance, 20, struck.folder) if struck.kills else of_the_start(chance, 2.0))
     assert struck.kills >= 3
     struck.finish()
     struck.compare("calm")
@@ -70,7 +70,7 @@ def test_under_a_steady_schedule(launcher: Launcher, calm: Searches) -> None:
     for number in (14, 31, 8):
         assert struck.strike(("kill_at_statement", {"number": number}))
     while struck.kills < 5 and not struck.finished:
-        struck.strike(moment=of_the_search(chance, 1.0, struck.folder))
+        struck.strike(moment=of_the_search(chance, 20, struck.folder))
     struck.finish()
     assert struck.concluded == 24
     # one more candidate, proposed after the whole log was replayed

@@ -68,21 +68,21 @@ def test_the_longest_mount_point_counts_and_of_equals_the_last(table: Callable[[
     table(
         [
             Row("/dev/sda1", "/", "ext4", "rw"),
-            Row("auto.home", "/home", "autofs", "rw"),
-            Row("server:/home", "/home", "nfs4", "rw,vers=4.2,hard"),
-            Row("/dev/sdb1", "/home/me/scratch", "xfs", "rw"),
+            Row("auto.nfs", "/nfs", "autofs", "rw"),
+            Row("server:/nfs", "/nfs", "nfs4", "rw,vers=4.2,hard"),
+            Row("/dev/sdb1", "/nfs/me/scratch", "xfs", "rw"),
             Row("tmpfs", "/data", "tmpfs", "rw"),
         ]
     )
     assert kind_of(Path("/")) == "ext4"
-    assert kind_of(Path("/home")) == "nfs4"
-    assert kind_of(Path("/home/me/not/there/yet")) == "nfs4"
-    assert kind_of(Path("/home/me/scratch/run")) == "xfs"
-    assert kind_of(Path("/home/me/scratchy")) == "nfs4"
-    assert kind_of(Path("/home/me/scratch/../run")) == "nfs4"
+    assert kind_of(Path("/nfs")) == "nfs4"
+    assert kind_of(Path("/nfs/me/not/there/yet")) == "nfs4"
+    assert kind_of(Path("/nfs/me/scratch/run")) == "xfs"
+    assert kind_of(Path("/nfs/me/scratchy")) == "nfs4"
+    assert kind_of(Path("/nfs/me/scratch/../run")) == "nfs4"
     assert kind_of(Path("/database")) == "ext4"
-    found = file_system_of(Path("/home/me"))
-    assert (found.mounted, found.source, found.local) == (Path("/home"), "server:/home", False)
+    found = file_system_of(Path("/nfs/me"))
+    assert (found.mounted, found.source, found.local) == (Path("/nfs"), "server:/nfs", False)
     assert "hard" in found.options
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators.contract import ItemScores
+from evaluators.contract import SPLITS, ItemScores
 from search.errors import SearchError
 from search.events import Asked, Chosen, Event, Failed, RungReached, RunStarted, Scored, Told
 from search.optimizers.contract import Genome, Outcome
@@ -74,7 +75,7 @@ CHANGES = [  # SQL, and what is then said
     ("UPDATE meta SET value = '[]' WHERE key LIKE 'item set%'", r"second copies of the item sets are others"),
     ("DROP INDEX candidates_by_hash", r"INDEX candidates_by_hash is not there"),
     ("CREATE TRIGGER t AFTER INSERT ON events BEGIN DELETE FROM scores; END", r"trigger t does not belong there"),
-    ("CREATE VIEW v AS SELECT load_extension('x')", r"view v does not belong there"),
+    ("CREATE VIEW v AS SELECT load_extension('x')", r"view '?v'? does not belong there"),
     ("DROP TABLE timings", r"TABLE timings is not there"),
 ]  # fmt: skip
 
@@ -154,10 +155,59 @@ def test_the_log_is_read_in_batches_and_whole(tmp_path: Path) -> None:
     store.close()
 
 
+OLD = Path(__file__).parent / "data" / "run_format_1"
+
+
+def test_an_old_run_becomes_one_with_digests_and_stays_what_it_was(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OLD, tmp_path / "run"))
+
+    def everything() -> list[object]:
+        store = Store.open(folder, read_only=True)
+        candidates = store.candidates()
+        items = [
+            (each.id, name, found.ids, found.statuses, [values.tobytes() for values in found.values.values()])
+            for each in candidates
+            for split in SPLITS
+            for name, found in store.item_scores(each.id, split).items()
+        ]
+        tables = [[store.scores(split), store.violations(split)] for split in SPLITS]
+        log = [each.payload() for each in store.events()]
+        result = [candidates, items, tables, log, store.times(), store.seconds()]
+        store.close()
+        return result
+
+    before = everything()
+    assert len(before[1]) > 40  # type: ignore[arg-type]
+    Store.open(folder).close()
+    assert everything() == before
+    Store.open(folder).close()  # verified, as any other
+    change(folder, "UPDATE item_scores SET statuses = weights WHERE candidate = 3")
+    with pytest.raises(SearchError, match="item scores of candidate 3"):
+        Store.open(folder)
+
+
+def test_an_upgrade_that_does_not_end_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(OLD, tmp_path / "run"))
+    connection = sqlite3.connect(folder / DATABASE)
+    before = list(connection.iterdump())
+    connection.close()
+
+    def fail(self: Store) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "_take_over", fail)
+    with pytest.raises(SearchError, match="disk is full"):
+        Store.open(folder)
+    connection = sqlite3.connect(folder / DATABASE)
+    assert list(connection.iterdump()) == before
+    connection.close()
+
+
 blobs = st.binary(max_size=40)
 texts = st.text(max_size=20)
 
 
+@settings(max_examples=40)
 @given(
     st.tuples(st.integers(1, 9), st.floats(0, 9), texts, st.none() | st.integers(0, 9), texts, texts),
     st.tuples(st.integers(1, 9), st.floats(0, 9), texts, st.none() | st.integers(0, 9), texts, texts),
@@ -169,6 +219,7 @@ def test_two_different_events_have_two_digests(one: tuple, other: tuple) -> None
     assert chained(*one, b"x" * SIZE).digest != first.digest
 
 
+@settings(max_examples=40)
 @given(st.lists(blobs, min_size=3, max_size=3), st.lists(blobs, min_size=3, max_size=3), texts, texts)
 def test_two_different_scores_have_two_digests(one: list[bytes], other: list[bytes], left: str, right: str) -> None:
     first = sealed(0, "search", left, right, "[]", *one)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.store.write_ahead import WriteAheadLog, _checksum, lost_transactions
@@ -101,6 +101,7 @@ def test_what_is_no_log_holds_nothing(data: bytes, tmp_path: Path) -> None:
     assert lost_transactions(tmp_path / "none") == 0
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=15))
 def test_the_checksum_is_the_formats(half: list[int]) -> None:
     words = [*half, *reversed(half)]

@@ -100,19 +100,6 @@ def test_a_strict_search_is_the_same_whatever_dies(trapped: Path) -> None:
     assert run_to_the_end(trapped, "strict", "fire") == calm
     one, other = (Results.load(trapped / "runs" / name) for name in ("calm", "fire"))
     assert one.front == other.front and one.chosen == other.chosen
-    homes = Path(f"/tmp/pmray-{os.getuid()}")
-    assert not homes.exists() or not any((each / "driver.lock").exists() and is_left(each) for each in homes.iterdir())
-
-
-def is_left(home: Path) -> bool:
-    import fcntl
-
-    with (home / "driver.lock").open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def test_a_steady_search_loses_nothing(trapped: Path) -> None:
