@@ -82,7 +82,9 @@ lint: install  ## check style (ruff) and types (mypy)
 bench: install  ## run the benchmarks (a quick look where there is one) and print their tables
 	@set -e; for script in benchmarks/*.py; do [ -e "$$script" ] || continue; echo "== $$script"; \
 	    case "$$script" in */engines.py) echo "needs vLLM: make test-vllm makes its environment"; continue;; \
-	    */materialize.py) quick="--small --no-mergekit";; */evaluate.py) quick="--quick";; *) quick="";; esac; \
+	    */materialize.py) quick="--small --no-mergekit";; */evaluate.py) quick="--quick";; \
+	    */soak.py) quick="--kills 10";; */long_run.py) quick="--candidates 300 --race";; */fleet.py) quick="--optimizer sms_emoa --candidates 600";; \
+	    */scaling.py) quick="--rounds 3";; */shared_sources.py) quick="--size small";; *) quick="";; esac; \
 	    $(OFFLINE) $(BIN)/python "$$script" $$quick; done
 
 clean:  ## remove the environment and build products, keep runs

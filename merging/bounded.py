@@ -54,7 +54,19 @@ def read_json(path: Path, objects: Callable[[list[tuple[str, Any]]], dict[str, A
         OSError: it cannot be read, is too large, or is no regular file.
         ValueError: it is no JSON, or nested too deeply.
     """
-    text = read_text(path, LARGEST_JSON, regular=True)
+    return parse_json(read_text(path, LARGEST_JSON, regular=True), objects)
+
+
+def parse_json(text: str, objects: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict) -> Any:
+    """JSON out of a text that is held already.
+
+    Args:
+        text: of any content.
+        objects: makes an object of its pairs.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
     try:
         return json.loads(text, object_pairs_hook=objects)
     except RecursionError:

@@ -36,9 +36,11 @@ from search.schema import (
     FidelityConfig,
     Models,
     Objective,
+    PlateauConfig,
     SearchSettings,
     SpaceConfig,
     VirtualConfig,
+    WorkersConfig,
 )
 from search.space_problems import space_problems
 from search.space_schema import MethodConfig
@@ -131,6 +133,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         problems.extend(_evaluator_problems(data["evaluators"], path.parent))
     problems.extend(_inputs_problems(data.get("calibration")))
     problems.extend(_optimizer_problems(data, path.parent))
+    problems.extend(_tracker_problems(data.get("trackers")))
     problems.extend(space_problems(data))
     if config is not None and not problems:
         problems.extend(_cross_problems(config))
@@ -174,7 +177,7 @@ def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
     """Pydantic's errors in our words. Alternatives of a union complain once each: only the last word is kept."""
     seen: set[Location] = set()
     for each in error.errors(include_url=False):
-        location = prefix + tuple(each["loc"])
+        location = prefix + tuple(part for part in each["loc"] if part != "[key]")  # said of a key itself
         # a union's tags ("Knots", "literal['model','layer']") are not keys of the file
         plain = tuple(part for part in location if isinstance(part, int) or not _is_tag(str(part)))
         if each["type"] == "extra_forbidden":
@@ -182,6 +185,10 @@ def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
             known = list(parent.model_fields) if parent is not None else []
             keys = f" Known keys: {', '.join(known)}." if known else ""
             message = f"unknown key{'.' + did_you_mean(str(plain[-1]), known)}{keys}"
+        elif each["type"] in ("model_type", "dict_type"):
+            parent = _model_at(plain)
+            keys = f" ({', '.join(parent.model_fields)})" if parent is not None else ""
+            message = f"expected keys with values{keys}, found {each['input']!r}"
         elif each["type"] == "missing":
             message = "is required and missing"
         else:
@@ -214,8 +221,10 @@ def _model_at(location: Location) -> type[BaseModel] | None:
         ("space",): SpaceConfig,
         ("search",): SearchSettings,
         ("search", "budget"): Budget,
+        ("search", "budget", "plateau"): PlateauConfig,
         ("search", "fidelity"): FidelityConfig,
         ("engine",): EngineConfig,
+        ("workers",): WorkersConfig,
     }
     if len(location) == 3 and location[:2] == ("space", "methods"):
         return MethodConfig
@@ -283,6 +292,17 @@ def _known_keys(problems: Iterable[Problem], model: type[BaseModel], first: str)
             yield Problem(problem.location, message, at_key=True)
         else:
             yield problem
+
+
+def _tracker_problems(section: object) -> Iterator[Problem]:
+    from search.trackers import OPTIONS
+
+    for name, options in section.items() if isinstance(section, dict) else ():
+        if isinstance(options, dict) and name in OPTIONS:
+            try:
+                OPTIONS[name].model_validate(options)
+            except ValidationError as error:
+                yield from _known_keys(_problems(error, ("trackers", name)), OPTIONS[name], "")
 
 
 def _optimizer_problems(data: dict[str, Any], folder: Path) -> Iterator[Problem]:

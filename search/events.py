@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol
 
 from evaluators.contract import ItemScores, Split
 from search.optimizers.contract import Genome, Outcome
-from search.plain_types import check_fields
 
 LOG_VERSION = 2
 """What the events of a log mean: 1 had task-arithmetic baselines only and scored every item at once."""
@@ -131,11 +130,19 @@ class OptimizerNoted(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """The run goes on after an interruption, or with a grown budget."""
+    """The run goes on after an interruption, or with a grown budget.
+
+    Attributes:
+        budget: candidates in all.
+        different: ids that today's code would have proposed otherwise.
+        let_go: the last process ended by itself (an error, a full disk, Ctrl-C twice): what it was evaluating then is
+            not what ended it.
+    """
 
     kind: ClassVar[str] = "resumed"
     budget: int
     different: list[int] = field(default_factory=list)
+    let_go: bool = False
 
 
 @dataclass(frozen=True)
@@ -388,27 +395,6 @@ class Listener(Protocol):
     def on(self, event: Event) -> None:
         """Called in order, in the driver's process."""
         ...
-
-
-def from_payload(kind: str, payload: dict[str, Any]) -> Event:
-    """The record of a logged payload.
-
-    Raises:
-        KeyError: a kind that this version does not know, or something is missing.
-        TypeError, ValueError: it is no such event.
-    """
-    cls = EVENTS[kind]
-    data = dict(payload)
-    check_fields(cls, data)
-    if "genome" in data:
-        data["genome"] = Genome(tuple(data["genome"]["values"]), tuple(data["genome"]["categories"]))
-    if "outcome" in data:
-        outcome = dict(data["outcome"])
-        check_fields(Outcome, outcome)
-        for name in ("utilities", "errors", "violations"):
-            outcome[name] = tuple(outcome[name])
-        data["outcome"] = Outcome(**outcome)
-    return cls(**data)
 
 
 def _plain(value: Any) -> Any:

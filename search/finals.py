@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from evaluators.contract import Evaluator, Split
 from search.constraints import Constraints
 from search.errors import Interrupted, NothingFeasible
-from search.events import Chosen, EvaluationStarted, Event, Failed, FinalistsNamed, Finished, Incident, Opened, Told
+from search.events import Chosen, EvaluationStarted, Event, Failed, FinalistsNamed, Finished, Incident, Opened, Resumed, Told
 from search.events import Interrupted as InterruptedEvent
 from search.judge import CHOICE_RULE, Judge
 from search.ledger import Ledger
@@ -152,8 +152,7 @@ class Finals:
         """Score every one that has no scores on the split yet, on as many workers as there are."""
         known = {each.id: each for each in self._store.candidates()}
         done = self._store.scores(split)
-        begun = [each for each in self._store.events(EvaluationStarted) if isinstance(each, EvaluationStarted)]
-        starts = Counter(each.candidate for each in begun if each.split == split)
+        starts = self._starts(split)
         waiting = deque(id for id in dict.fromkeys(ids) if id not in done)
         size = self._size(split)
         under_way, stopping = 0, False
@@ -177,6 +176,17 @@ class Finals:
         if waiting:
             self._emit(InterruptedEvent("stopped by the user"))
             raise Interrupted
+
+    def _starts(self, split: Split) -> Counter[int]:
+        """How often each was begun, but for what was begun by processes that ended by themselves."""
+        counted, latest = Counter[int](), Counter[int]()
+        for event in self._store.events(EvaluationStarted, Resumed):
+            if isinstance(event, EvaluationStarted) and event.split == split:
+                latest[event.candidate] += 1
+            elif isinstance(event, Resumed):
+                counted += Counter() if event.let_go else latest
+                latest = Counter()
+        return counted + latest
 
     def _record(self, done: Done) -> None:
         id, split, result = done.task.candidate, done.task.split, done.result

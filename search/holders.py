@@ -19,6 +19,9 @@ RECORD_BYTES = 1024
 _SAME_START = 2.0
 """Seconds: what a process's start may differ by between two readings (the boot time has whole seconds)."""
 
+_taken: set[str] = set()
+"""Tokens of this process. One that has begun itself anew (exec) keeps its number and its start, but not these."""
+
 Process = Literal["running", "ended", "out of sight"]
 
 
@@ -76,6 +79,8 @@ class Holder:
         """Whether its process runs: "out of sight" on another machine, or in another container."""
         if Machine(self.boot, self.namespace) != this_machine():
             return "out of sight"
+        if self.pid == os.getpid() and self.token not in _taken:
+            return "ended"
         try:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1:
@@ -125,6 +130,7 @@ def this_process(token: str, *, flock: bool) -> Holder:
         flock: whether it holds the kernel's lock as well.
     """
     machine = this_machine()
+    _taken.add(token)
     return Holder(
         token=token,
         beat=0,

@@ -58,6 +58,7 @@ class RunLock:
         self._local = False
         self._file: LockFile | None = None
         self._lost = False
+        self._was_let_go = False
         self._done = threading.Event()
         self._renewal: threading.Thread | None = None
 
@@ -65,6 +66,11 @@ class RunLock:
     def lost(self) -> bool:
         """Whether another process has taken the run over, or its directory is gone; noticed within a quarter lease."""
         return self._lost
+
+    @property
+    def was_let_go(self) -> bool:
+        """Whether the last holder let go by itself; False after a kill, and where there was none."""
+        return self._was_let_go
 
     def refuse_if_lost(self) -> None:
         """Stop a process that should no longer write.
@@ -125,6 +131,7 @@ class RunLock:
             found = latest(self._folder)
             state = "free" if found is None else found.state(local=self._local)
             if found is None or state == "free":
+                self._was_let_go = found is not None and found.holder is not None and found.holder.released
                 return 0 if found is None else found.number
             if state == "held" or _has_beaten(watched, found):
                 raise SearchError(
@@ -138,6 +145,7 @@ class RunLock:
                     f"({_name(found)}). It is taken over if it gives no sign of life for {self._lease:.0f} s; waiting"
                 )
             if time.monotonic() >= until:
+                self._was_let_go = False
                 return found.number
             if self._should_stop():
                 raise Interrupted

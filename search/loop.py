@@ -108,17 +108,22 @@ class Search:
         """Items scored so far, on the search split."""
         return self._standing.progress.items
 
-    def restore(self, events: Iterator[Event], item_scores: ItemReader | None = None) -> list[int]:
+    def restore(
+        self, events: Iterator[Event], item_scores: ItemReader | None = None, *, let_go: bool = False
+    ) -> list[int]:
         """Read the log: what was asked and told, and where the stage in progress stands.
 
         Args:
             events: all of them, in order.
             item_scores: reads the stored item scores of a candidate on the search split; needed with a racer.
+            let_go: the last process ended by itself, see :class:`search.events.Resumed`.
 
         Returns:
             Ids that today's code would have proposed differently: empty unless the code or a library has changed.
         """
         self._standing.recall(events, item_scores or (lambda id: {}))
+        if let_go:
+            self._standing.excuse()
         return self._proposals.replay()
 
     def run(self, budget: Budget, reserve: float = 0.0) -> None:
@@ -141,7 +146,7 @@ class Search:
         while True:
             stopping = stopping or self._should_stop()
             if not stopping:
-                self._fill(budget, reserve)
+                stopping = self._fill(budget, reserve)
             if not self._under_way:
                 break
             for done in self._pool.wait():
@@ -158,15 +163,19 @@ class Search:
                 record.again = True
                 self._begin(id, record)
 
-    def _fill(self, budget: Budget, reserve: float) -> None:
-        """Keep every worker busy: next rungs first, then new candidates."""
+    def _fill(self, budget: Budget, reserve: float) -> bool:
+        """Keep every worker busy: next rungs first, then new candidates. True if ``should_stop`` said so meanwhile."""
         while len(self._under_way) < self._pool.slots:
             if self._ready:
                 self._submit(self._ready.popleft())
-            elif self._may_propose(budget, reserve):
-                self._propose()
+            elif not self._may_propose(budget, reserve):
+                return False
             else:
-                return
+                self._propose()
+                # it repeats another: there may be thousands of those in a row, and no task between them
+                if not self._ready and self._should_stop():
+                    return True
+        return False
 
     def _may_propose(self, budget: Budget, reserve: float) -> bool:
         """Whether the next candidate's turn has come, and the budget has room for it."""

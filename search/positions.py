@@ -60,6 +60,8 @@ class YamlSource:
         self._lines = self.text.splitlines()
         try:
             self._node = plain_yaml.compose(self.text)
+            # before `<<` is merged: a key that is written there overrides one that is merged
+            repeats = plain_yaml.repeated_keys(self._node)
             self.data: Any = {} if self._node is None else plain_yaml.construct(self._node)
         except plain_yaml.PlainYamlError as error:
             mark = error.problem_mark or error.context_mark
@@ -71,7 +73,7 @@ class YamlSource:
             )
         repeated = [
             self._at(second, f"key {key!r} stands here and in line {first.line + 1}; keep one of them")
-            for key, first, second in plain_yaml.repeated_keys(self._node)
+            for key, first, second in repeats
         ]
         if repeated:
             raise SearchError("\n\n".join(repeated))
@@ -91,7 +93,8 @@ class YamlSource:
         node, mark = self._node, self._node.start_mark if self._node else None
         for part in location:
             if isinstance(node, yaml.MappingNode):
-                found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+                pairs = reversed(node.value)  # what `<<` has merged stands first, and counts least
+                found = next(((key, value) for key, value in pairs if key.value == str(part)), None)
                 if found is None:
                     continue  # a union's tag, or a key that is missing: stay at the parent
                 key, node = found

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from search.beginning import beginning
 from search.budget import Progress
@@ -125,7 +125,8 @@ class Run:
         if self._loaded.config.search.control:
             # where chance finds nothing that keeps the constraints, there is no control's choice to compare with
             with contextlib.suppress(NothingFeasible):
-                Run(_control(self._loaded), self.folder / CONTROL, self._listeners, self._say).execute(should_stop)
+                control = Run(_control(self._loaded), self.folder / CONTROL, self._listeners, self._say, self._restart)
+                control.execute(should_stop)
         return chosen
 
     def _execute(self, should_stop: Callable[[], bool]) -> int | None:
@@ -183,11 +184,14 @@ class Run:
         config = self._loaded.config
         version = started.version if started else LOG_VERSION
         stages = stages_of(config, setup, started.stage_ends if started else None, version)
+        kind = self._schedule_kind(started)
         if started is not None:
             self._refuse_changes(setup, stages, started)
         pool = self._open_pool(setup)
         try:
-            schedule = self._schedule(started, pool)
+            # vLLM says only in its workers what it is
+            setup.engine_fingerprint = setup.engine_fingerprint or getattr(pool, "engine", "")
+            schedule = Schedule(kind, pool.slots if started is None else started.window)
             if started is None:
                 write_run_files(self.folder, self._loaded)
                 self._store = Store.create(self.folder)
@@ -195,10 +199,12 @@ class Run:
                 self._emit(started)
                 search = self._driver(setup, stages, pool, started, schedule, should_stop)
             else:
+                self._refuse_changes(setup, stages, started)
                 search = self._driver(setup, stages, pool, started, schedule, should_stop)
                 store = self._opened
-                different = search.restore(store.events(), lambda id: store.item_scores(id, "search"))
-                self._emit(Resumed(config.search.budget.candidates, different))
+                let_go = self._lock is not None and self._lock.was_let_go
+                different = search.restore(store.events(), lambda id: store.item_scores(id, "search"), let_go=let_go)
+                self._emit(Resumed(config.search.budget.candidates, different, let_go))
             search.run(config.search.budget, config.search.reserve)
             return self._finals(setup, stages, pool, should_stop).run(config.search, search.items)
         finally:
@@ -220,22 +226,23 @@ class Run:
         log = self._store.events(Incident) if self._store is not None else ()
         return min((each.value for each in log if isinstance(each, Incident) and each.value), default=None)
 
-    def _schedule(self, started: RunStarted | None, pool: Pool) -> Schedule:
+    def _schedule_kind(self, started: RunStarted | None) -> Literal["strict", "steady"]:
         """As the run began, or as the config says."""
         settings = self._loaded.config.workers
         if started is None:
-            kind = settings.schedule or ("strict" if settings.kind == "inline" else "steady")
-            return Schedule(kind, pool.slots)
-        kind = "steady" if started.schedule == "steady" else "strict"
+            return settings.schedule or ("strict" if settings.kind == "inline" else "steady")
+        kind: Literal["strict", "steady"] = "steady" if started.schedule == "steady" else "strict"
         if settings.schedule not in (None, kind):
             raise SearchError(
                 f"{self.folder}: this run was started under a {kind} schedule, and workers.schedule is now "
                 f"{settings.schedule}. Its log would say neither; set it back, or give the search another --name."
             )
-        return Schedule(kind, started.window)
+        return kind
 
     def _refuse_changes(self, setup: Setup, stages: list[Stage], started: RunStarted) -> None:
         now = beginning(self._loaded, setup, stages, Schedule(), _threads())
+        if not now.engine:
+            now = replace(now, engine=started.engine)  # known once the workers are there, and asked again then
         refuse_changed_inputs(started, now, self.folder)
 
     def _driver(
@@ -334,7 +341,7 @@ class Run:
                     listener.on(event)
                 except Exception as error:  # a display must never stop a search
                     self._listeners.remove(listener)
-                    print(f"{type(listener).__name__} failed and is switched off: {error}", file=sys.stderr)
+                    print(f"{_name(listener)} failed and is switched off: {error}", file=sys.stderr)
 
 
 def _control(loaded: LoadedConfig) -> LoadedConfig:
@@ -348,7 +355,11 @@ def _close(tracker: Mirror) -> None:
     try:
         tracker.close()
     except Exception as error:  # it only looks on
-        print(f"{type(tracker).__name__} could not be closed: {error}", file=sys.stderr)
+        print(f"{_name(tracker)} could not be closed: {error}", file=sys.stderr)
+
+
+def _name(listener: Listener) -> str:
+    return str(getattr(listener, "name", type(listener).__name__))
 
 
 def _threads() -> int:

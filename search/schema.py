@@ -18,6 +18,9 @@ from pydantic import (
 from search.space_schema import Scalar
 from search.space_schema import SpaceConfig as SpaceConfig
 
+_LONGEST_TIMEOUT = 1e9
+"""Seconds: 30 years. Timers of operating systems end somewhere beyond."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 
 
@@ -109,10 +112,16 @@ class Budget(_Strict):
         None, ge=1, description="scored items in all, those reserved for the finalists among them; no limit if left out"
     )
     hours: float | None = Field(
-        None, gt=0.0, description="hours of searching, over all starts, without the finals; no limit if left out"
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="hours of searching, over all starts, without the finals; no limit if left out",
     )
     gpu_hours: float | None = Field(
-        None, gt=0.0, description="GPU-hours of materialising and evaluating in the search; no limit if left out"
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="GPU-hours of materialising and evaluating in the search; no limit if left out",
     )
     plateau: PlateauConfig | None = Field(
         None, description="end when the hypervolume has stopped growing; never if left out"
@@ -265,11 +274,12 @@ class WorkersConfig(_Strict):
         5, ge=1, description="a candidate whose evaluation ended its process so many times has failed"
     )
 
-    @field_validator("timeout")
+    @field_validator("timeout", mode="before")
     @classmethod
-    def _some_time(cls, value: float | str | None) -> float | str | None:
-        if isinstance(value, float) and not value > 0.0:
-            raise ValueError(f"expected seconds > 0, auto or null, found {value}")
+    def _some_time(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value not in (None, "auto") and not (number and 0.0 < value < _LONGEST_TIMEOUT):
+            raise ValueError(f"expected seconds > 0, auto or null, found {value!r}")
         return value
 
     @model_validator(mode="after")

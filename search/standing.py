@@ -10,7 +10,19 @@ from typing import Literal
 from evaluators.contract import ItemScores
 from merging.recipe import Recipe
 from search.budget import Progress
-from search.events import Asked, BudgetSpent, EvaluationStarted, Event, RungReached, Scored, Settled, StageBegun, Told
+from search.events import (
+    Asked,
+    BudgetSpent,
+    EvaluationStarted,
+    Event,
+    Failed,
+    Resumed,
+    RungReached,
+    Scored,
+    Settled,
+    StageBegun,
+    Told,
+)
 from search.objectives import Objectives
 from search.optimizers.contract import Outcome
 from search.patience import Patience
@@ -173,6 +185,12 @@ class Standing:
             elif record.parts:
                 record.parts = [replace(record.parts[0], scores=dict(read(id)))]
 
+    def excuse(self) -> None:
+        """The last process ended by itself: its starts of what was under way are no sign against that."""
+        for record in self.untold.values():
+            if record.settled is None:
+                record.starts = max(0, record.starts - 1)
+
     def _recall(self, event: Event, read: ItemReader) -> None:
         match event:
             case StageBegun():
@@ -191,8 +209,12 @@ class Standing:
                 self._proposals.note_cost(seconds)
                 self._patience.observe(seconds)
                 self.records[event.candidate].busy = seconds
+            case Failed(split="search"):
+                self.records[event.candidate].busy += sum(event.seconds.values())
             case Settled():
                 self.records[event.candidate].settled = event.outcome
+            case Resumed(let_go=True):
+                self.excuse()
             case BudgetSpent():
                 self.ended = event
             case Told():

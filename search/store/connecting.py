@@ -111,19 +111,6 @@ def build(path: Path, fill: Callable[[sqlite3.Connection], None] = lambda connec
         connection.execute("COMMIT")
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names of a folder's files on disk.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def safe_journal(folder: Path) -> str:
     """The journal that is safe on a folder's file system.
 

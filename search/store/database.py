@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from merging.durable import flush
 from search.errors import SearchError
 from search.events import Event
 from search.store import schema
@@ -23,11 +24,11 @@ from search.store.connecting import (
     damaged,
     safe_journal,
     set_journal,
-    sync_folder,
 )
 from search.store.digests import GENESIS, chained, items_text
+from search.store.payloads import payload_of
 from search.store.reading import Reader
-from search.store.tables import derive, insert_event, insert_items, item_rows, payload_of
+from search.store.tables import derive, insert_event, insert_items, item_rows
 from search.store.upgrade import upgrade
 from search.store.verify import verify
 from search.store.write_ahead import holds_transactions, lost_transactions
@@ -218,7 +219,7 @@ def _build(path: Path) -> None:
         for name in LEFT_BEHIND:  # of one that is gone: it would be played into the new one
             (path.parent / name).unlink(missing_ok=True)
         fresh.replace(path)
-        sync_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise SearchError(f"{path}: the database cannot be made: {error.strerror}") from error
     finally:

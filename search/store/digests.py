@@ -12,6 +12,8 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from merging.bounded import parse_json
+
 SIZE = 16
 """Bytes of a digest (BLAKE2b): against damage, not against somebody who rewrites the whole chain."""
 GENESIS = bytes(SIZE)
@@ -54,10 +56,13 @@ class EventRow(NamedTuple):
 
     @property
     def item_digests(self) -> dict[str, bytes]:
-        """evaluator -> [16] digest of its item scores."""
-        if not self.items:
-            return {}
-        return {evaluator: bytes.fromhex(digest) for evaluator, digest in json.loads(self.items).items()}
+        """evaluator -> [16] digest of its item scores.
+
+        Raises:
+            TypeError, ValueError: the row was not written by this program.
+        """
+        named = dict(parse_json(self.items)) if self.items else {}
+        return {evaluator: bytes.fromhex(digest) for evaluator, digest in named.items()}
 
     def __str__(self) -> str:
         of = "" if self.candidate is None else f" of candidate {self.candidate}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 
 from evaluators.contract import ItemScores, Split
 from search.errors import SearchError
-from search.events import EVENTS, Asked, Event, RunStarted, from_payload
+from search.events import EVENTS, Asked, Event, RunStarted
 from search.optimizers.contract import Genome
 from search.store.connecting import Reported, damaged
 from search.store.digests import EventRow, ItemRow
+from search.store.payloads import event_of
 from search.store.schema import FORMAT
 from search.store.tables import ItemSets, item_scores
 
@@ -173,7 +173,7 @@ class Reader:
         if row.kind not in EVENTS:
             raise SearchError(f"{self.path}: {row} is of a kind that this version does not know; a newer one wrote it")
         try:
-            return from_payload(row.kind, json.loads(row.payload))
+            return event_of(row.kind, row.payload)
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(self.path, f"{row} cannot be read ({error})") from error
 

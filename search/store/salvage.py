@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from merging.durable import flush
 from search.errors import SearchError
 from search.events import Salvaged
-from search.store.connecting import DATABASE, JOURNAL, LEFT_BEHIND, SALVAGED, WRITE_AHEAD, Reported, build, sync_folder
+from search.store.connecting import DATABASE, JOURNAL, LEFT_BEHIND, SALVAGED, WRITE_AHEAD, Reported, build
 from search.store.digests import GENESIS, chained
 from search.store.keeping import Found, Kept, keep
 from search.store.pages import carve
-from search.store.tables import derive, insert_event, insert_items, payload_of
+from search.store.payloads import payload_of
+from search.store.tables import derive, insert_event, insert_items
 from search.store.verify import verify
 
 _HALF = f"{DATABASE}.salvaging"
@@ -118,9 +120,9 @@ def _swap(folder: Path) -> Salvage:
     # an old journal beside the new database would be played into it
     for name in LEFT_BEHIND:
         (folder / name).unlink(missing_ok=True)
-    sync_folder(folder)
+    flush(folder)
     (folder / SALVAGED).replace(path)
-    sync_folder(folder)
+    flush(folder)
     return Salvage(events - 1, _said(payload), beside)
 
 

@@ -11,17 +11,13 @@ from typing import get_args
 import numpy as np
 
 from evaluators.contract import ItemScores, Status
+from merging.bounded import parse_json
 from search.events import Asked, Event, Failed, RungReached, RunStarted, Scored, Told
 from search.store.digests import GENESIS, EventRow, ItemRow, chained, sealed, set_hash
 from search.store.schema import BEGINNING, SET_COPY
 
 _STATUSES: tuple[Status, ...] = get_args(Status)
 _CODES = {status: code for code, status in enumerate(_STATUSES)}
-
-
-def payload_of(event: Event) -> str:
-    """JSON for the log; the shortest decimals that give the same floats again, NaN and infinities among them."""
-    return json.dumps(event.payload(), separators=(",", ":"), allow_nan=True)
 
 
 def derive(connection: sqlite3.Connection, event: Event) -> None:
@@ -113,7 +109,7 @@ def beginning(copy: str) -> EventRow:
     Raises:
         ValueError, TypeError: it is not as it was written.
     """
-    at, payload, digest = json.loads(copy)
+    at, payload, digest = parse_json(copy)
     row = chained(1, float(at), RunStarted.kind, None, str(payload), "", GENESIS)
     if row.digest.hex() != digest:
         raise ValueError("it is not what its digest says")
@@ -140,7 +136,7 @@ def item_scores(row: ItemRow, ids: tuple[str, ...]) -> ItemScores:
     Raises:
         ValueError, IndexError: its arrays do not belong together.
     """
-    names = json.loads(row.metrics)
+    names = parse_json(row.metrics)
     values = np.frombuffer(row.scores, dtype="<f8").reshape(len(names), len(ids))
     weights = np.frombuffer(row.weights, dtype="<f8").reshape(len(names), len(ids))
     return ItemScores(
@@ -187,7 +183,7 @@ class ItemSets:
         if set_hash(text) != hash:
             raise ValueError("the item set is not what its hash says")
         _make_room(self._ids)
-        self._ids[hash] = tuple(json.loads(text))
+        self._ids[hash] = tuple(parse_json(text))
         return self._ids[hash]
 
     def _entry(self, ids: Sequence[str]) -> tuple[str, str]:

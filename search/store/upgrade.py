@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 
-from search.events import RungReached, Scored, from_payload
+from merging.bounded import parse_json
+from search.events import RungReached, Scored
 from search.store import schema
 from search.store.digests import GENESIS, chained, items_text, sealed
+from search.store.payloads import event_of
 from search.store.tables import derive, insert_event, insert_items
 
 
@@ -60,7 +61,7 @@ def _events(connection: sqlite3.Connection, digests: dict[tuple[int, str], dict[
     for place, (seq, at, kind, candidate, payload) in enumerate(rows, 1):
         row = chained(place, at, kind, candidate, payload, items_text(last.get(seq, {})), previous)
         insert_event(connection, row)
-        derive(connection, from_payload(kind, json.loads(payload)))
+        derive(connection, event_of(kind, payload))
         previous = row.digest
 
 
@@ -68,4 +69,4 @@ def _bringing(connection: sqlite3.Connection) -> Iterator[tuple[int, tuple[int, 
     """(number, (candidate, split)) of every event that came with item scores, oldest first."""
     query = "SELECT seq, candidate, payload FROM old_events WHERE kind IN (?, ?) ORDER BY seq"
     for seq, candidate, payload in connection.execute(query, (RungReached.kind, Scored.kind)):
-        yield seq, (candidate, json.loads(payload).get("split", "search"))
+        yield seq, (candidate, parse_json(payload).get("split", "search"))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from search.events import from_payload
 from search.store import schema
 from search.store.connecting import ERRORS
 from search.store.digests import GENESIS, EventRow, ItemRow, set_hash
+from search.store.payloads import event_of
 from search.store.tables import beginning, derive
 
 _TABLES = {
@@ -91,7 +90,7 @@ def _contents(connection: sqlite3.Connection, verified: Verified) -> None:
         items: dict[tuple[int, str, str], bytes] = {}
         for row in _log(connection, verified):
             try:
-                event = from_payload(row.kind, json.loads(row.payload))
+                event = event_of(row.kind, row.payload)
                 derive(derived, event)
                 split = getattr(event, "split", "search")
                 items |= {(row.candidate or 0, split, each): digest for each, digest in row.item_digests.items()}

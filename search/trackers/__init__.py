@@ -21,7 +21,8 @@ from search.trackers.mirror import Mirror
 from search.trackers.tensorboard import TensorboardOptions, TensorboardSink
 from search.trackers.wandb import WandbOptions, WandbSink
 
-_OPTIONS: dict[str, type[BaseModel]] = {"tensorboard": TensorboardOptions, "wandb": WandbOptions}
+OPTIONS: dict[str, type[BaseModel]] = {"tensorboard": TensorboardOptions, "wandb": WandbOptions}
+"""Tracker -> what its options are."""
 
 
 def open_trackers(trackers: Mapping[str, Mapping[str, Any]], folder: Path, config: Config) -> list[Mirror]:
@@ -45,22 +46,22 @@ def open_trackers(trackers: Mapping[str, Mapping[str, Any]], folder: Path, confi
                 "'paretomerge[trackers]', or leave the tracker out"
             )
         if isinstance(options, WandbOptions):
-            opened.append(Mirror(folder, lambda o=options: WandbSink(folder, config, o)))  # type: ignore[misc]
+            opened.append(Mirror(folder, lambda o=options: WandbSink(folder, config, o), name))  # type: ignore[misc]
         elif isinstance(options, TensorboardOptions):
-            opened.append(Mirror(folder, lambda o=options: TensorboardSink(folder, o)))  # type: ignore[misc]
+            opened.append(Mirror(folder, lambda o=options: TensorboardSink(folder, o), name))  # type: ignore[misc]
     return opened
 
 
 def _checked(name: str, given: Mapping[str, Any]) -> BaseModel:
-    if name not in _OPTIONS:
-        raise SearchError(f"trackers: expected {' or '.join(_OPTIONS)}, found {name!r}")
+    if name not in OPTIONS:
+        raise SearchError(f"trackers: expected {' or '.join(OPTIONS)}, found {name!r}")
     try:
-        return _OPTIONS[name].model_validate(dict(given))
+        return OPTIONS[name].model_validate(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(each) for each in first["loc"])
-        known = ", ".join(_OPTIONS[name].model_fields)
+        known = ", ".join(OPTIONS[name].model_fields)
         raise SearchError(f"trackers: {name}: {key}: {first['msg']}; the options are {known}") from error
 
 
-__all__ = ["Mirror", "open_trackers"]
+__all__ = ["OPTIONS", "Mirror", "open_trackers"]

@@ -104,15 +104,17 @@ class Mirror:
     of :meth:`on`: the run then says so once and goes on without it.
     """
 
-    def __init__(self, folder: Path, make: Callable[[], Sink]) -> None:
+    def __init__(self, folder: Path, make: Callable[[], Sink], name: str = "a tracker") -> None:
         """Args:
         folder: the run directory.
         make: the sink; called at the first event.
+        name: of the tracker, for people.
         """
+        self.name = name
         self._folder = folder
         self._make = make
         self._sink: Sink | None = None
-        self._trend: _Trend | None = None
+        self._trend = _Trend(GrowingFront(()))  # its reference comes with the sink
         self._scored: dict[int, Scored] = {}
         self._told: dict[int, Told] = {}
         self._next = 0
@@ -181,14 +183,13 @@ class Mirror:
     def _release(self, all: bool = False) -> None:
         """Write the candidates whose turn it is: those before whom nobody is missing, or, at the end, all."""
         while self._told and (self._next in self._told or all):
-            self._next = min(self._told)
+            self._next = self._next if self._next in self._told else min(self._told)
             told = self._told.pop(self._next)
             self._write(told)
             self._next += 1
 
     def _write(self, told: Told) -> None:
         trend = self._trend
-        assert trend is not None
         trend.take(told.outcome)
         scored = self._scored.pop(told.candidate, None)
         if told.candidate < self._from:

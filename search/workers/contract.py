@@ -7,7 +7,6 @@ happened is told as incidents, which the loop logs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -99,6 +98,3 @@ class Pool(Protocol):
     def close(self) -> None:
         """End every worker. What is under way is lost. May be called twice."""
         ...
-
-
-OpenPool = Callable[[], Pool]

@@ -21,7 +21,14 @@ def worker_threads(loaded: LoadedConfig) -> int | None:
     given = settings.threads or loaded.config.engine.threads
     if given is not None or settings.kind == "inline":
         return given
-    return max(1, (os.cpu_count() or 1) // (settings.count or 1))
+    return max(1, (os.cpu_count() or 1) // (settings.count or _devices(settings.gpus or 1.0)))
+
+
+def _devices(gpus: float) -> int:
+    """Workers that this machine has GPUs for; 1 without any."""
+    import torch
+
+    return max(1, int(torch.cuda.device_count() / gpus))
 
 
 def open_pool(

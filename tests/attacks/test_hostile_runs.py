@@ -54,23 +54,32 @@ def database(attack: Attack, finished: Path) -> Path:
     return Path(RUN) / "run.db"
 
 
-def forge(database: Path, kind: str, change: Change) -> None:
-    """Change the payloads of a kind of event, and make the chain of digests fit: what damage never does."""
+def rewrite(database: Path, change: Callable[[EventRow], EventRow]) -> None:
+    """Change rows of the log, and make the chain of digests fit: what damage never does."""
     connection = sqlite3.connect(database)
     rows = connection.execute(
         "SELECT seq, at, kind, candidate, payload, items, previous, digest FROM events"
     ).fetchall()
     previous = GENESIS
-    for row in map(EventRow._make, rows):
+    for row in map(change, map(EventRow._make, rows)):
+        made = chained(row.seq, row.at, row.kind, row.candidate, row.payload, row.items, previous)
+        previous = made.digest
+        values = (made.payload, made.items, made.previous, made.digest, made.seq)
+        connection.execute("UPDATE events SET payload = ?, items = ?, previous = ?, digest = ? WHERE seq = ?", values)
+    connection.commit()
+    connection.close()
+
+
+def forge(database: Path, kind: str, change: Change) -> None:
+    """Change the payloads of a kind of event."""
+
+    def changed(row: EventRow) -> EventRow:
         payload = json.loads(row.payload)
         if row.kind == kind:
             change(payload)
-        made = chained(row.seq, row.at, row.kind, row.candidate, json.dumps(payload), row.items, previous)
-        previous = made.digest
-        values = (made.payload, made.previous, made.digest, made.seq)
-        connection.execute("UPDATE events SET payload = ?, previous = ?, digest = ? WHERE seq = ?", values)
-    connection.commit()
-    connection.close()
+        return row._replace(payload=json.dumps(payload))
+
+    rewrite(database, changed)
 
 
 def run_sql(database: Path, *statements: str) -> None:
@@ -185,6 +194,21 @@ def test_logs_that_say_what_cannot_be(attack: Attack, database: Path, story: str
     for command in ALL:
         outcome = attack(*command)
         assert outcome.code == 0 or outcome.refusal, command
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("kind", ["run_started", "scored"])
+@pytest.mark.parametrize("column", ["payload", "items"])
+@pytest.mark.parametrize("text", [DEEP, "[]", "3", '{"one": 3}'])
+def test_logs_of_other_texts(attack: Attack, database: Path, kind: str, column: str, text: str) -> None:
+    rewrite(database, lambda row: row._replace(**{column: text}) if row.kind == kind else row)
+    for command in (*READING, ("run", "search.yaml", "--display", "plain"), ("doctor", RUN)):
+        outcome = attack(*command)
+        assert outcome.code in (0, 2), outcome.err
+    outcome = attack("doctor", RUN, "--salvage")
+    assert outcome.code == 0 or outcome.refusal
 
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202e</script><script>alert(1)</script><img src=x onerror=alert(2)>[/red][link=nowhere]"

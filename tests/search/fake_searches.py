@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluators.contract import Items, ItemScores, Metric, Split
 from merging.recipe import Assignment, Group, Recipe, SourceRef
-from search.events import Asked, Event, RungReached, Told
+from search.events import Asked, Event, Resumed, RungReached, Told
 from search.loop import Search
 from search.objectives import Objectives, Target, standard_errors
 from search.patience import Patience
@@ -105,6 +105,7 @@ def start(
     pool: Pool | None = None,
     schedule: Schedule | None = None,
     patience: Patience | None = None,
+    let_go: bool = False,
 ) -> None:
     """One process' life: open or create, restore, run; killed at the n-th write, before or after it is on disk."""
     exists = (folder / "run.db").exists()
@@ -136,7 +137,8 @@ def start(
     )
     try:
         if exists:
-            assert search.restore(store.events(), lambda id: store.item_scores(id, "search")) == []
+            assert search.restore(store.events(), lambda id: store.item_scores(id, "search"), let_go=let_go) == []
+            store.append(Resumed(0, let_go=let_go))
         search.run(settings.search.budget)
     finally:
         store.close()
@@ -145,7 +147,11 @@ def start(
 def content(folder: Path) -> list[Any]:
     """What must not depend on interruptions."""
     store = Store.open(folder, read_only=True)
-    told = [(each.candidate, each.stage, each.outcome) for each in store.events(Told) if isinstance(each, Told)]
+    told = [
+        (each.candidate, each.stage, each.outcome, round(each.busy, 6))
+        for each in store.events(Told)
+        if isinstance(each, Told)
+    ]
     rungs = [
         (each.candidate, each.rung, each.items, each.opponent, each.evidence, each.dropped)
         for each in store.events(RungReached)

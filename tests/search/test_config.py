@@ -102,6 +102,39 @@ WRONG = {
         "found 'mpl'. Did you mean 'mlp'?",
     ),
     "a key twice": (("search:\n", "name: again\nsearch:\n"), "config.yaml:13:1: key 'name' stands here and in line 1"),
+    "workers that are a number": (
+        ("space:", "workers: 3\nspace:"),
+        "config.yaml:11:10: workers: expected keys with values (kind, count, schedule, ",
+    ),
+    "a misspelt key of workers": (
+        ("space:", "workers: {kind: ray, cuont: 3}\nspace:"),
+        "config.yaml:11:22: workers.cuont: unknown key. Did you mean 'count'? Known keys: kind, count, ",
+    ),
+    "a time that is none": (
+        ("space:", "workers: {timeout: soon}\nspace:"),
+        "config.yaml:11:20: workers.timeout: expected seconds > 0, auto or null, found 'soon'",
+    ),
+    "a time that no timer takes": (
+        ("space:", "workers: {timeout: 1.0e+300}\nspace:"),
+        "config.yaml:11:20: workers.timeout: expected seconds > 0, auto or null, found 1e+300",
+    ),
+    "hours without end": (("candidates: 50", "candidates: 50, hours: .inf"), "search.budget.hours: expected a finite"),
+    "a plateau that is a number": (
+        ("candidates: 50", "candidates: 50, plateau: 3"),
+        "search.budget.plateau: expected keys with values (candidates, gain), found 3",
+    ),
+    "an unknown tracker": (
+        ("space:", "trackers: {mlflow: {}}\nspace:"),
+        "config.yaml:11:12: trackers.mlflow: expected 'tensorboard' or 'wandb', found 'mlflow'",
+    ),
+    "an unknown option of a tracker": (
+        ("space:", "trackers:\n  tensorboard: {flush_secs: 3}\nspace:"),
+        "config.yaml:12:17: trackers.tensorboard.flush_secs: unknown key. Did you mean 'flush_seconds'?",
+    ),
+    "a wrong option of a tracker": (
+        ("space:", "trackers:\n  wandb: {mode: nope}\nspace:"),
+        "config.yaml:12:17: trackers.wandb.mode: expected 'offline' or 'online', found 'nope'",
+    ),
     "not YAML": (("[string.accuracy, language.accuracy]", "[string.accuracy"), "config.yaml:11:6: not valid YAML"),
     "a tag that asks for an object": (
         ("name: demo", "name: !!python/name:os.system"),
@@ -117,6 +150,19 @@ def test_wrong_configs_say_where_and_what(case: str, tmp_path: Path) -> None:
     text = message(tmp_path, GOOD.replace(old, new, 1))
     assert expected in text
     assert "Traceback" not in text
+
+
+def test_a_written_key_overrides_one_that_is_merged(tmp_path: Path) -> None:
+    text = GOOD.replace("string: {type", "string: &one {type").replace(
+        "{type: exact_match, data: data/language}", "{<<: *one, data: data/language}"
+    )
+    assert load_config(write(tmp_path, text)).config.evaluators["language"] == {
+        "type": "exact_match",
+        "data": "data/language",
+    }
+    line = "language: {<<: *one, data: data/language"
+    assert "key 'data' stands here" in message(tmp_path, text.replace(line, line + ", data: x"))
+    assert "config.yaml:9:30: evaluators.language.data:" in message(tmp_path, text.replace(line, line[:-13] + "3"))
 
 
 def test_the_caret_points_at_the_column(tmp_path: Path) -> None:

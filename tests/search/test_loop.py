@@ -97,6 +97,18 @@ def test_a_known_recipe_is_not_evaluated_again(tmp_path: Path) -> None:
     store.close()
 
 
+def test_candidates_that_need_no_evaluation_do_not_hold_up_a_stop(tmp_path: Path) -> None:
+    settings = config("random", 500, coefficient=[0.5, 0.5000000000001])
+    asked = iter([False] * 30)
+    with pytest.raises(Interrupted):
+        start(tmp_path, settings, FakeWorker(), should_stop=lambda: next(asked, True))
+    store = Store.open(tmp_path, read_only=True)
+    states = [each.state for each in store.candidates()]
+    assert states.count("duplicate") > 10
+    assert len(states) <= 31
+    store.close()
+
+
 def test_what_earlier_stages_found_is_told_to_the_next(tmp_path: Path) -> None:
     """At the start of the last stage the optimizer's best point is the first stages' best one, not a random one."""
     settings = config("sms_emoa", 80)

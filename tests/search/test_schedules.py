@@ -238,6 +238,30 @@ def test_a_candidate_that_always_ends_the_process_has_failed_in_the_end(tmp_path
     assert len(states) == 20
 
 
+def test_a_process_that_ended_by_itself_is_no_sign_against_what_it_evaluated(tmp_path: Path) -> None:
+    """A full disk, Ctrl-C twice: only what a process never came back from counts."""
+    settings = config("random", 12)
+    ending = True
+
+    class Ending(FakeWorker):
+        def evaluate(self, recipe: Recipe, *rest: Any) -> Evaluation:
+            if ending:
+                raise Killed
+            return super().evaluate(recipe, *rest)
+
+    for _ in range(8):
+        with pytest.raises(Killed):
+            start(tmp_path, settings, Ending(), patience=Patience(attempts=3), let_go=True)
+    for _ in range(2):  # and what a kill adds stays
+        with pytest.raises(Killed):
+            start(tmp_path, settings, Ending(), patience=Patience(attempts=3))
+    ending = False
+    start(tmp_path, settings, Ending(), patience=Patience(attempts=3), let_go=True)
+    store = Store.open(tmp_path, read_only=True)
+    assert {each.state for each in store.candidates()} == {"complete"}
+    store.close()
+
+
 def grow(settings: Config, **budget: Any) -> Config:
     search = settings.search.model_copy(update={"budget": Budget(**{"candidates": 500, **budget})})
     return settings.model_copy(update={"search": search})

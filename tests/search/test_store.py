@@ -39,11 +39,11 @@ from search.events import (
     Settled,
     StageBegun,
     Told,
-    from_payload,
 )
 from search.lock import RunLock, is_held
 from search.optimizers.contract import Genome, Outcome
 from search.store import DATABASE, Store
+from search.store.payloads import event_of, payload_of
 
 STARTED = RunStarted(
     {"name": "x"}, {"base": "sha256:0"}, {"base": "m"}, ["attention.0"], [], {}, "hf", 1, [3], [0.0, 0.0], {}
@@ -98,13 +98,11 @@ def test_every_kind_of_event_survives_the_log(tmp_path: Path) -> None:
 def test_genomes_and_outcomes_round_trip_to_the_bit(
     values: list[float], choices: list[int], scores: list[float]
 ) -> None:
-    import json
-
     for event in (
         Asked(3, 0, Genome(tuple(values), tuple(choices)), "h"),
         Told(3, 0, Outcome("censored", tuple(scores), tuple(scores))),
     ):
-        assert from_payload(event.kind, json.loads(json.dumps(event.payload()))) == event
+        assert event_of(event.kind, payload_of(event)) == event
 
 
 def test_item_scores_come_back_bit_for_bit(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_run_that_is_being_written_is_not_salvaged(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("interrupted", ["_copy", "sync_folder", "replace"])
+@pytest.mark.parametrize("interrupted", ["_copy", "flush", "replace"])
 def test_a_salvage_that_is_interrupted_is_ended_by_the_next(
     interrupted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from merging.recipe import Group, MergingError, Recipe, SourceRef
 from search.calibration import calibrated, default_evaluator, options_of
 from search.config import load_config, resolved_yaml
 from search.errors import SearchError
-from search.events import RunStarted, from_payload
+from search.events import RunStarted
 from search.judge import Judge
 from search.live_experts import LiveExperts
 from search.objectives import Objectives
@@ -26,6 +26,7 @@ from search.space import Bounds, MethodChoice, Space, SpaceError
 from search.space.methods import PLANNED, example, searched
 from search.stages import LAMBDA_GRID, Stage, build_stages
 from search.store import Candidate
+from search.store.payloads import event_of, payload_of
 from search.virtual import assignment_of, experts_of, recipe_of, references
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def started(**more: Any) -> RunStarted:
 def test_the_log_says_what_virtual_experts_are_made_by_and_nothing_where_there_are_none() -> None:
     assert not {"made_by", "calibration"} & started().payload().keys()
     event = started(made_by={"mean": "yaml"}, calibration="sha256:1")
-    assert from_payload("run_started", event.payload()) == event
+    assert event_of("run_started", payload_of(event)) == event
 
 
 # --- what they are ---

@@ -7,6 +7,8 @@ import errno
 import os
 import platform
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -74,6 +76,26 @@ def test_a_set_clock_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "boot_time", lambda: booted + 7200)
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert me.process() == "running"
+
+
+def test_a_process_that_begins_itself_anew_is_not_held_up_by_what_it_was(tmp_path: Path) -> None:
+    """exec keeps number and start. Where flock cannot be asked the new program would take itself for the holder."""
+    code = """
+import os, sys
+from pathlib import Path
+from search import lock
+from search.filesystems import FileSystem
+from search.lock import RunLock
+
+folder = Path(sys.argv[1])
+lock.file_system_of = lambda path: FileSystem("nfs4", path)
+with RunLock(folder):
+    if len(sys.argv) == 2:
+        os.execv(sys.executable, [*sys.orig_argv, "again"])
+    print("taken")
+"""
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.returncode) == ("taken\n", 0), ended.stderr
 
 
 @given(st.binary(max_size=RECORD_BYTES + 10))
