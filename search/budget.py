@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search.events import BudgetSpent, Told
-from search.growing_front import GrowingFront
+from search.growing_front import Front, GrowingFront
 from search.schema import Budget, PlateauConfig
 
 
@@ -28,7 +28,7 @@ class Progress:
     def __init__(self, reference: Sequence[float], last_stage: int) -> None:
         self._last_stage = last_stage
         self._front = GrowingFront(reference)
-        self._grown: list[float] = []
+        self._grown: list[Front] = []
         self.candidates = 0
         self.items = 0
         self._seconds = 0.0
@@ -54,7 +54,7 @@ class Progress:
             self.items += outcome.items
         self._front.add(outcome)
         if told.stage == self._last_stage:
-            self._grown.append(self._front.hypervolume)
+            self._grown.append(self._front.now)
 
     def reached(self, budget: Budget, reserve: float) -> BudgetSpent | None:
         """The first limit that is reached, or None.
@@ -83,5 +83,5 @@ class Progress:
         """Against what the hypervolume was so many candidates ago."""
         if len(self._grown) <= plateau.candidates:
             return False
-        before = self._grown[-1 - plateau.candidates]
-        return self._grown[-1] <= before * (1.0 + plateau.gain)
+        before, now = self._grown[-1 - plateau.candidates], self._grown[-1]
+        return before is now or now.hypervolume <= before.hypervolume * (1.0 + plateau.gain)

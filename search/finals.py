@@ -15,7 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from evaluators.contract import Evaluator, Split
 from search.constraints import Constraints
 from search.errors import Interrupted, NothingFeasible
-from search.events import Chosen, EvaluationStarted, Event, Failed, FinalistsNamed, Finished, Incident, Opened, Resumed, Told
+from search.events import (
+    Chosen,
+    EvaluationStarted,
+    Event,
+    Failed,
+    FinalistsNamed,
+    Finished,
+    Incident,
+    Opened,
+    Resumed,
+    Told,
+)
 from search.events import Interrupted as InterruptedEvent
 from search.judge import CHOICE_RULE, Judge
 from search.ledger import Ledger

@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from search import pareto
 from search.optimizers.contract import Outcome
 
 
+@dataclass(frozen=True, eq=False)
+class Front:
+    """Non-dominated points as they were after some candidate.
+
+    Attributes:
+        points: [n][objectives] utilities, each once.
+        reference: [objectives] the hypervolume's reference point, in utilities.
+    """
+
+    points: tuple[tuple[float, ...], ...]
+    reference: tuple[float, ...]
+
+    @cached_property
+    def hypervolume(self) -> float:
+        """Of the points; 0 without any. With many objectives it takes seconds: computed when somebody asks."""
+        return pareto.hypervolume(self.points, self.reference)
+
+
 class GrowingFront:
-    """Non-dominated points, and their hypervolume.
+    """The front so far.
 
     Args:
         reference: [objectives] the hypervolume's reference point, in utilities.
 
     Attributes:
-        points: [n][objectives] utilities, each once.
-        hypervolume: of them; 0 without any.
+        now: as it stands; another one as soon as it changes.
     """
 
     def __init__(self, reference: Sequence[float]) -> None:
-        self._reference = tuple(reference)
-        self.points: list[tuple[float, ...]] = []
-        self.hypervolume = 0.0
+        self.now = Front((), tuple(reference))
+
+    @property
+    def hypervolume(self) -> float:
+        """Of the front as it stands."""
+        return self.now.hypervolume
 
     def add(self, outcome: Outcome) -> None:
         """One more candidate; only one that is complete and feasible can change anything."""
-        if outcome.state != "complete" or not outcome.feasible or outcome.utilities in self.points:
+        known = self.now.points
+        if outcome.state != "complete" or not outcome.feasible or outcome.utilities in known:
             return
-        points = [*self.points, outcome.utilities]
+        points = (*known, outcome.utilities)
         keep = pareto.nondominated(points)
         if keep[-1]:
-            self.points = [point for point, kept in zip(points, keep, strict=True) if kept]
-            self.hypervolume = pareto.hypervolume(self.points, self._reference)
+            kept = tuple(point for point, kept in zip(points, keep, strict=True) if kept)
+            self.now = Front(kept, self.now.reference)
 
     def __len__(self) -> int:
-        return len(self.points)
+        return len(self.now.points)

@@ -74,7 +74,7 @@ def run(
     if display == "json":
         return
     if chosen is None:
-        print(f"{folder}: finished before; a larger search.budget.candidates would go on with it")
+        print(f"{folder}: finished before; a larger search.budget would go on with it")
     if display != "none":
         print_results(results, Console())
     print(f"report: {report}")

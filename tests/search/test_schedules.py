@@ -11,10 +11,12 @@ from fake_searches import FakeWorker, Killed, config, content, start
 
 from merging.recipe import Recipe
 from search import pareto
+from search.budget import Progress
 from search.errors import Interrupted, SearchError
 from search.events import Asked, BudgetSpent, EvaluationStarted, Incident, Settled, Told
+from search.optimizers.contract import Outcome
 from search.patience import SHORTEST, Patience
-from search.schema import Budget, Config
+from search.schema import Budget, Config, PlateauConfig
 from search.standing import Schedule
 from search.store import Store
 from search.workers.contract import Done, Note, Task
@@ -352,3 +354,18 @@ def test_patience() -> None:
     assert patience.limit(size=3.0) == 6000.0
     assert Patience(7.0).limit(size=9.0) == 7.0
     assert (patience.is_over(2), patience.is_over(3), Patience(None).is_over(99)) == (False, True, False)
+
+
+def test_nobody_pays_for_a_hypervolume_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 points in eight objectives it takes a second, and it would be computed after every candidate."""
+    asked = []
+    real = pareto.hypervolume
+    monkeypatch.setattr(pareto, "hypervolume", lambda *given: asked.append(given) or real(*given))
+    progress = Progress([0.0, 0.0], 0)
+    for id in range(20):
+        progress.note(Told(id, 0, Outcome("complete", (0.1 + id / 40, 0.9 - id / 40))))
+    assert progress.reached(Budget(candidates=50), 0.0) is None and not asked
+    plateau = PlateauConfig(candidates=10, gain=0.99)
+    spent = progress.reached(Budget(candidates=50, plateau=plateau), 0.0)
+    assert spent is not None and spent.limit == "plateau" and len(asked) == 2
+    assert progress.reached(Budget(candidates=50, plateau=plateau), 0.0) == spent and len(asked) == 2

@@ -31,10 +31,13 @@ def test_a_living_holder_is_named_and_a_killed_one_succeeded_at_once(
         RunLock(tmp_path).__enter__()
     os.kill(child, 9)
     until(lambda: not is_held(tmp_path))
-    with RunLock(tmp_path):
+    with RunLock(tmp_path) as after_a_kill:
         assert is_held(tmp_path)
         assert f"pid {os.getpid()}" in holder(tmp_path)
+        assert not after_a_kill.was_let_go
     assert not is_held(tmp_path)
+    with RunLock(tmp_path) as after_an_end:
+        assert after_an_end.was_let_go
     ended(child)
     assert clock.now == 1000.0, "nobody waited"
 
