@@ -228,8 +228,8 @@ def sentences(sizes: ModelSizes, machine: Machine, work: Work, placement: Placem
         )
     if any(part.where == "files" for part in placement.parts):
         lines.append(
-            "There is no room to keep the sources in memory: every candidate reads them from disk, but for the pages "
-            "that the system has kept."
+            "There is no room to keep the sources in memory (a fifth of it is left to everything else): every candidate "
+            "reads them from disk, but for the pages that the system has kept."
         )
     if sizes.widths is None:
         lines.append("What running the model takes is not known for this architecture: leave room for it.")
