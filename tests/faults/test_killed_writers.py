@@ -80,6 +80,7 @@ WHOLE = {sum(len(call) for call in transactions()[:count]) for count in range(2 
 """So many events there can be where none is there without those of its transaction."""
 
 
+@pytest.mark.slow
 def test_a_writer_that_dies_before_every_statement(tmp_path: Path) -> None:
     """Each goes on where the last one died; what was there stays, and transactions are there whole or not at all."""
     undisturbed = made(tmp_path / "calm")

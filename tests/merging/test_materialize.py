@@ -168,7 +168,7 @@ CANDIDATES = (ta(0.3, 0.8), ta(0.3, 0.7), linear(0.5, 0.25), slerp(0.2), linear(
         st.tuples(st.sampled_from(CANDIDATES), st.sampled_from(CANDIDATES), st.booleans()), min_size=1, max_size=5
     )
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_no_history_leaves_a_trace(
     shared: tuple[Sources, Materializer, Build], history: list[tuple[Assignment, Assignment, bool]]
 ) -> None:

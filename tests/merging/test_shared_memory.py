@@ -188,6 +188,7 @@ def test_two_processes_have_one_copy(key: str, holder: subprocess.Popen[str]) ->
     found.close()
 
 
+@pytest.mark.slow
 def test_makers_take_turns_and_one_that_dies_frees_the_turn(cache: Path) -> None:
     script = (
         "import os, sys\nfrom merging import shared\nwith shared.making(): print('in', flush=True); sys.stdin.read()"

@@ -86,7 +86,11 @@ class Counting:
         self.inner.recall(trial, memo)
 
 
-@pytest.mark.parametrize(("name", "options", "objectives"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("name", "options", "objectives"),
+    [pytest.param(*each, marks=() if each[:2] == ("sms_emoa", {}) else pytest.mark.slow) for each in CASES],
+    ids=str,
+)
 def test_it_goes_on_as_if_it_had_proposed_everything(name: str, options: dict[str, Any], objectives: int) -> None:
     given = settings(name, options, objectives)
     asks = 60 if name != "tpe" else 30

@@ -137,7 +137,7 @@ def test_strict_tells_exactly_what_is_due_before_it_asks(tmp_path: Path) -> None
     store.close()
 
 
-@pytest.mark.parametrize("fidelity", ["off", RACING])
+@pytest.mark.parametrize("fidelity", [pytest.param("off", marks=pytest.mark.slow), RACING])
 def test_steady_never_waits_and_loses_nothing(fidelity: Any, tmp_path: Path) -> None:
     settings = config("sms_emoa", 60, fidelity)
     found, kills = searched(tmp_path / "run", settings, 2, 6, Schedule("steady"), random.Random(3))

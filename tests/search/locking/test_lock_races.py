@@ -112,6 +112,7 @@ def take_again_and_again(folder: Path, arbiter: Path, telling: int, place: Place
                 time.sleep(0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [LOCAL, LOCAL_UNLINKED, SHARED])
 def test_never_two_inside_whoever_is_killed(place: Place, tmp_path: Path, forked: Fork) -> None:
     run, arbiter = tmp_path / "run", tmp_path / "arbiter"
