@@ -151,6 +151,7 @@ def test_a_candidate_that_crashes_its_worker_is_recorded(bench: Bench) -> None:
 
 
 def test_a_candidate_that_hangs_is_ended(bench: Bench) -> None:
+    bench.both_ready()  # the test before has ended one of them
     bench.run(bench.tasks())
     pids = {pid for pid, _ in bench.calls()}
     (bench.folder / "traps/sleep-1.once").touch()
