@@ -83,7 +83,9 @@ class Bench:
 
     def both_ready(self) -> None:
         """Until both workers have joined: they take their time, and do so while somebody waits."""
-        while len([line for line in self.said if "ready" in line]) < 2:
+        deadline = time.monotonic() + 300.0
+        while sum(slot.state == "idle" for slot in self.pool._slots) < 2:
+            assert time.monotonic() < deadline, "a worker has not joined for five minutes"
             self.pool._step(1.0)
 
     def calls(self) -> list[tuple[int, int]]:
@@ -180,7 +182,4 @@ def test_last_a_node_that_dies_loses_nothing(bench: Bench, cluster: Any) -> None
         assert same_scores(each.result, first)
     assert [note.what for each in done.values() for note in each.notes].count("worker lost") == 1
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    deadline = time.monotonic() + 300.0
-    while sum(slot.state == "idle" for slot in bench.pool._slots) < 2 and time.monotonic() < deadline:
-        bench.pool._step(1.0)
-    assert sum(slot.state == "idle" for slot in bench.pool._slots) == 2, "a new node takes its place"
+    bench.both_ready()  # a new node takes its place
