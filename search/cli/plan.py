@@ -228,7 +228,7 @@ def sentences(sizes: ModelSizes, machine: Machine, work: Work, placement: Placem
         )
     if any(part.where == "files" for part in placement.parts):
         lines.append(
-            "There is no room to keep the sources in memory (a fifth of it is left to everything else): every candidate "
+            "There is no room to keep the sources in memory (a fifth of it is left to the rest): every candidate "
             "reads them from disk, but for the pages that the system has kept."
         )
     if sizes.widths is None:
