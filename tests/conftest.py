@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +22,31 @@ def nano_zoo() -> Path:
     import zoo
 
     return zoo.build("skills-nano")
+
+
+@pytest.fixture
+def forked() -> Iterator[Callable[[Callable[[], object]], int]]:
+    """Runs something in a child process, and returns its number; a child that is still there at the end is killed."""
+    children = []
+
+    def fork(body: Callable[[], object]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                body()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        children.append(pid)
+        return pid
+
+    yield fork
+    for pid in children:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass

@@ -10,8 +10,7 @@ import os
 import signal
 import sqlite3
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,34 +47,6 @@ def hashes(folder: Path) -> list[str]:
         store.close()
 
 
-@pytest.fixture
-def sleeper() -> Iterator[Fork]:
-    """Starts a process that may be stopped; none outlives its test."""
-    children = []
-
-    def start(body: Callable[[], object]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                body()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        children.append(pid)
-        return pid
-
-    yield start
-    for pid in children:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-
-
 def stop(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
@@ -88,7 +59,7 @@ def wake(pid: int) -> int:
 
 
 def test_one_that_wakes_after_its_lease_was_taken_writes_nothing(
-    tmp_path: Path, sleeper: Fork, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forked: Fork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hearing, telling = os.pipe()
     going, go = os.pipe()
@@ -114,7 +85,7 @@ def test_one_that_wakes_after_its_lease_was_taken_writes_nothing(
                 store.append(asked(4, "first"))
             store.close()
 
-    child = sleeper(first)
+    child = forked(first)
     assert os.read(hearing, 5) == b"ready"
     stand_on(monkeypatch, "machine two")
     with pytest.raises(SearchError, match=f"pid {child}"), RunLock(tmp_path, lambda line: None, _lease=LEASE):
@@ -137,7 +108,7 @@ def test_one_that_wakes_after_its_lease_was_taken_writes_nothing(
 
 
 def test_one_that_sleeps_inside_a_transaction_is_waited_for_by_the_database(
-    tmp_path: Path, sleeper: Fork, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forked: Fork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is taken, the database's own lock is not: what was begun is finished first, or not at all."""
     hearing, telling = os.pipe()
@@ -162,7 +133,7 @@ def test_one_that_sleeps_inside_a_transaction_is_waited_for_by_the_database(
                     time.sleep(0.002)
             store.close()
 
-    child = sleeper(first)
+    child = forked(first)
     assert os.read(hearing, 6) == b"inside"
     os.waitpid(child, os.WUNTRACED)
     stand_on(monkeypatch, "machine two")
@@ -184,7 +155,7 @@ def test_one_that_sleeps_inside_a_transaction_is_waited_for_by_the_database(
     Store.open(tmp_path).close()
 
 
-def test_one_that_sleeps_on_this_machine_is_not_gone(tmp_path: Path, sleeper: Fork) -> None:
+def test_one_that_sleeps_on_this_machine_is_not_gone(tmp_path: Path, forked: Fork) -> None:
     hearing, telling = os.pipe()
 
     def first() -> None:
@@ -192,7 +163,7 @@ def test_one_that_sleeps_on_this_machine_is_not_gone(tmp_path: Path, sleeper: Fo
             os.write(telling, b"ready")
             time.sleep(0.1)
 
-    child = sleeper(first)
+    child = forked(first)
     assert os.read(hearing, 5) == b"ready"
     stop(child)
     time.sleep(2 * LEASE)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,29 +26,3 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
     monkeypatch.setattr(lock, "time", fake)
     return fake
-
-
-@pytest.fixture
-def forked() -> Iterator[Callable[[Callable[[], object]], int]]:
-    """Runs something in a child process; a child that is still there at the end is killed."""
-    children = []
-
-    def fork(body: Callable[[], object]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                body()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(pid)
-        return pid
-
-    yield fork
-    for pid in children:
-        try:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
