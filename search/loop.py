@@ -262,6 +262,7 @@ class Search:
         """A rung is done: go on to the next one, or end here."""
         last = record.rung == len(racer.rungs) - 1
         so_far = joined([*record.parts, part], self._evaluators, "search")
+        record.busy = 0.0  # what follows, a failure too, counts the rungs before this one again
         check_usable(so_far, None if last else self._objectives.names)
         if last:
             self._complete(id, record, so_far)

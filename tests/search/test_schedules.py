@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_searches import FakeWorker, Killed, config, content, start
+from fake_searches import EVALUATORS, TARGETS, FakeWorker, Killed, config, content, start
 
 from merging.recipe import Recipe
 from search import pareto
 from search.budget import Progress
 from search.errors import Interrupted, SearchError
-from search.events import Asked, BudgetSpent, EvaluationStarted, Incident, Settled, Told
+from search.events import Asked, BudgetSpent, EvaluationStarted, Incident, RungReached, Settled, Told
 from search.optimizers.contract import Outcome
 from search.patience import SHORTEST, Patience
+from search.racing import Racer
 from search.schema import Budget, Config, PlateauConfig
 from search.standing import Schedule
 from search.store import Store
@@ -369,3 +370,28 @@ def test_nobody_pays_for_a_hypervolume_that_nobody_asks_for(monkeypatch: pytest.
     spent = progress.reached(Budget(candidates=50, plateau=plateau), 0.0)
     assert spent is not None and spent.limit == "plateau" and len(asked) == 2
     assert progress.reached(Budget(candidates=50, plateau=plateau), 0.0) == spent and len(asked) == 2
+
+
+def test_a_candidate_that_fails_on_its_last_rung_has_cost_each_rung_once(tmp_path: Path) -> None:
+    class LastItemIsBroken(FakeWorker):
+        def evaluate(self, recipe: Recipe, split: Any, items: Any = None) -> Evaluation:
+            found = super().evaluate(recipe, split, items)
+            for scores in found.scores.values():
+                scores.values["accuracy"][[each == last for each in scores.ids]] = float("nan")
+            return found
+
+    settings = config("random", 40, RACING)
+    rungs = Racer(EVALUATORS, TARGETS, settings.search.fidelity).rungs
+    last = next(iter(rungs[-1].values()))[-1]
+    start(tmp_path, settings, LastItemIsBroken())
+    store = Store.open(tmp_path, read_only=True)
+    told = [each for each in store.events(Told) if isinstance(each, Told)]
+    reached: dict[int, int] = {}
+    for each in store.events(RungReached):
+        assert isinstance(each, RungReached)
+        reached[each.candidate] = each.rung + 1
+    store.close()
+    failed = [each for each in told if each.outcome.state == "failed" and reached.get(each.candidate)]
+    assert failed, "the broken item must be met on a last rung, or this shows nothing"
+    for each in failed:
+        assert each.busy == pytest.approx(0.1 * (reached[each.candidate] + 1))
