@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merging.checkpoint import Checkpoint, TensorInfo, check_compatible
+    from merging.checkpoint import Checkpoint, TensorInfo
     from merging.configs import read_config
+    from merging.differences import check_compatible
     from merging.layout import Layout
     from merging.materialize import Applied, Materializer, MergeFailed, Sources, load_model
     from merging.mergekit import read_mergekit
@@ -30,7 +31,7 @@ _HOMES = {
     "SourceRef": "merging.recipe",
     "Sources": "merging.materialize",
     "TensorInfo": "merging.checkpoint",
-    "check_compatible": "merging.checkpoint",
+    "check_compatible": "merging.differences",
     "load_model": "merging.materialize",
     "read_config": "merging.configs",
     "read_mergekit": "merging.mergekit",

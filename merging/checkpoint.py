@@ -22,7 +22,7 @@ from merging.bounded import printable, read_json
 from merging.files import PickleFile, Read, SafetensorsFile, TensorInfo, WeightFile, unique
 from merging.recipe import MergingError
 
-__all__ = ["Checkpoint", "TensorInfo", "check_compatible", "check_finite", "content_hash"]
+__all__ = ["Checkpoint", "TensorInfo", "check_finite", "content_hash"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -190,54 +190,6 @@ def check_room(name: str, info: TensorInfo, out: Tensor) -> None:
             f"expected contiguous memory on the CPU for {info.numel} elements of {info.dtype} to read {name} into, "
             f"found {'' if out.is_contiguous() else 'strided '}{out.numel()} of {out.dtype} on {out.device}"
         )
-
-
-def check_compatible(
-    base: Checkpoint,
-    expert: Checkpoint,
-    optional: frozenset[str] = frozenset(),
-    vocabulary: Mapping[str, int] | None = None,
-) -> None:
-    """Check that two checkpoints can be merged: one architecture, the same tensor names, kinds and shapes.
-
-    Args:
-        base: the base model.
-        expert: the model to compare with it.
-        optional: names that one of the two may lack (a head that is tied to the embedding, stored constants).
-        vocabulary: tensors with an axis of tokens -> that axis, which may differ in length.
-
-    Raises:
-        MergingError: they differ; at most five tensors are named.
-    """
-    types = [checkpoint.config.get("model_type") for checkpoint in (base, expert)]
-    if types[0] != types[1]:
-        raise MergingError(
-            f"expected models of one architecture, found model_type {types[0]!r} in {base.path} and {types[1]!r} in "
-            f"{expert.path}; only fine-tunes of one base can be merged"
-        )
-    problems = [
-        f"{name} is only in {base.path if name in base.tensors else expert.path}"
-        for name in sorted(base.tensors.keys() ^ expert.tensors.keys())
-        if name not in optional
-    ]
-    for name in sorted(base.tensors.keys() & expert.tensors.keys()):
-        ours, theirs = base.tensors[name], expert.tensors[name]
-        axis = (vocabulary or {}).get(name)
-        if _without(ours.shape, axis) != _without(theirs.shape, axis):
-            problems.append(f"{name} is {list(ours.shape)} in the base and {list(theirs.shape)} in the expert")
-        elif ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
-            problems.append(f"{name} is {ours.dtype} in the base and {theirs.dtype} in the expert")
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise MergingError(
-            f"expected {expert.path} to have the tensors and shapes of the base {base.path}, found {len(problems)} "
-            f"difference{'s' if len(problems) > 1 else ''}: {'; '.join(problems[:5])}{more}. "
-            "Only fine-tunes of one base can be merged"
-        )
-
-
-def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
 def check_finite(checkpoint: Checkpoint, name: str, tensor: Tensor) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merging.bounded import copy_within
 from merging.calibration.contract import Calibration
 from merging.checkpoint import INDEX, SINGLE
+from merging.companions import Companions, write_companions
 from merging.compiled import Mode
 from merging.durable import clear_abandoned, flush, hold
 from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
@@ -31,8 +31,9 @@ from merging.sources import Sources
 
 SHARD_BYTES = 2 * 1024**3
 
-# What makes a folder usable besides weights and tokenizer. Never code: remote code is not run, and not passed on.
-_COMPANIONS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+Finish = Callable[[Path], None]
+"""Told of the whole folder just before it gets its name: writes what else belongs into it, or refuses it."""
+
 
 
 def export(
@@ -43,6 +44,8 @@ def export(
     max_shard_size: int = SHARD_BYTES,
     compile: Mode = "auto",
     calibration: Calibration | None = None,
+    companions: Companions | None = None,
+    finish: Finish | None = None,
 ) -> Path:
     """Write the merged model as a folder that ``from_pretrained`` loads: weights, config, tokenizer, ``recipe.yaml``.
 
@@ -59,6 +62,9 @@ def export(
         compile: whether elementwise methods run compiled: ``auto`` where the model is so large that it earns it back,
             ``always``, ``never``. The weights are the same.
         calibration: what was collected for methods that need it.
+        companions: whose tokenizer and generation settings are written; the base's if None.
+        finish: called with the folder when all is written and before it appears in its place; what it raises leaves
+            nothing behind.
 
     Returns:
         The folder.
@@ -88,9 +94,11 @@ def export(
         for file, tensors in _shards(shards, sources, tasks, dtypes, compile):
             save_file(tensors, partial / file, metadata={"format": "pt"})
         _write_index(partial, shards, sources, dtypes)
-        _write_companions(partial, recipe, sources, dtypes)
+        _write_companions(partial, recipe, sources, dtypes, companions)
         if equivalent is not None:
             (partial / "mergekit.yaml").write_text(equivalent, encoding="utf-8")
+        if finish is not None:
+            finish(partial)
         _settle(partial, out)
     except BaseException as error:
         if partial is not None:
@@ -184,18 +192,15 @@ def _write_index(folder: Path, shards: dict[str, list[str]], sources: Sources, d
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_companions(folder: Path, recipe: Recipe, sources: Sources, dtypes: dict[str, torch.dtype]) -> None:
+def _write_companions(
+    folder: Path, recipe: Recipe, sources: Sources, dtypes: dict[str, torch.dtype], companions: Companions | None
+) -> None:
     counts: Counter[torch.dtype] = Counter()
     for name in sources.tensors:
         counts[dtypes[name]] += sources.tensors[name].numel
     config = _with_dtype(sources.config, str(counts.most_common(1)[0][0]).removeprefix("torch."))
-    for name, data in (("config.json", config), ("generation_config.json", sources.generation_config)):
-        if data is not None:
-            (folder / name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in _COMPANIONS:
-        if (sources.path / name).is_file():
-            copy_within(sources.path / name, sources.path, folder / name)
-    sources.write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_companions(folder, sources, companions)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 
 

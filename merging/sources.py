@@ -14,8 +14,9 @@ from torch import Tensor
 
 from merging.alignment import Alignment, renumbered, resized
 from merging.bounded import read_json
-from merging.checkpoint import Checkpoint, TensorInfo, check_compatible, check_finite, check_room, content_hash
+from merging.checkpoint import Checkpoint, TensorInfo, check_finite, check_room, content_hash
 from merging.compatibility import check_plain, check_ties, is_frozen, is_tied, may_lack, optional_heads
+from merging.differences import check_compatible
 from merging.files import Read
 from merging.layout import Layout
 from merging.pool import Pool
@@ -115,6 +116,20 @@ class Sources:
         sources._scan(tuple(more))
         sources.notes = self.notes
         return sources
+
+    @staticmethod
+    def opened(checkpoints: Mapping[str, Checkpoint], tokenizer: Path | str = "base") -> Sources:
+        """Models that fit each other, as :meth:`load` checks them, and of whose weights none is looked at: for what can
+        be told from headers. Whether they are finite, and how far they are from the base, is not known.
+
+        Args:
+            checkpoints: alias -> model, "base" among them.
+            tokenizer: as in :meth:`load`.
+
+        Raises:
+            MergingError: they do not fit each other.
+        """
+        return Sources._checked(checkpoints, tokenizer)
 
     @staticmethod
     def _checked(checkpoints: Mapping[str, Checkpoint], tokenizer: Path | str) -> Sources:
@@ -254,6 +269,15 @@ class Sources:
         check_room(name, self.info(alias, name), out)
         with self._reader(alias, self.source_name(alias, name)) as (read, _):
             read(out, 0)
+
+    @contextmanager
+    def pieces(self, alias: str, name: str) -> Iterator[tuple[Read, int]]:
+        """Reads of a canonical tensor by pieces, as it takes part in the merge: ``read(out, start)`` as in
+        :meth:`merging.checkpoint.Checkpoint.reader`; and the number of elements that starts and lengths are multiples
+        of, 1 but where vocabularies were aligned."""
+        with self._reader(alias, self.source_name(alias, name)) as (read, _):
+            aligned = self._alignment is not None and name in self._alignment.axes
+            yield read, self._width(name) if aligned else 1
 
     def place(self, alias: str, name: str, tensor: Tensor) -> None:
         """From now on :meth:`tensor` returns this one, on whatever device it is: the same elements, kept elsewhere.

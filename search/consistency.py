@@ -31,7 +31,7 @@ def config_of(started: RunStarted, folder: object) -> Config:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(each) for each in first["loc"])
-        raise _damaged(folder, f"its config is none ({where}: {first['msg']})") from error
+        raise contradicts(folder, f"its config is none ({where}: {first['msg']})") from error
 
 
 def check_consistent(results: Results) -> None:
@@ -41,49 +41,54 @@ def check_consistent(results: Results) -> None:
         SearchError: names the first thing that cannot be.
     """
     folder, started = results.folder, results.started
-    _check_started(started, folder)
+    check_started(started, folder)
     names = {each["name"] for each in started.objectives}
     stages = stage_names(results.config)
     ids = [each.id for each in results.candidates]
     if ids != list(range(len(ids))):
-        raise _damaged(folder, "its candidates are not numbered from 0 on")
+        raise contradicts(folder, "its candidates are not numbered from 0 on")
     for each in results.candidates:
         if not 0 <= each.stage < len(stages):
-            raise _damaged(folder, f"candidate {each.id} is of stage {each.stage}, and there are {len(stages)}")
+            raise contradicts(folder, f"candidate {each.id} is of stage {each.stage}, and there are {len(stages)}")
         if each.duplicate_of is not None and not 0 <= each.duplicate_of < each.id:
-            raise _damaged(folder, f"candidate {each.id} repeats one that was not there")
+            raise contradicts(folder, f"candidate {each.id} repeats one that was not there")
     chosen = [] if results.chosen is None else [results.chosen]
     named = [*results.finalists, *chosen, *(id for id, _ in results.picks)]
     if not _within(named, len(ids)):
-        raise _damaged(folder, "it names finalists, or has chosen candidates, that there are not")
+        raise contradicts(folder, "it names finalists, or has chosen candidates, that there are not")
     if not _within(results.notes, len(stages)):
-        raise _damaged(folder, "it has notes on stages that there are not")
+        raise contradicts(folder, "it has notes on stages that there are not")
     for split, scores in results.scores.items():
         if not _within(scores, len(ids)) or not all(names <= set(each) for each in scores.values()):
-            raise _damaged(folder, f"its scores on {split} are not those of its candidates and objectives")
+            raise contradicts(folder, f"its scores on {split} are not those of its candidates and objectives")
         rows = results.violations[split]
         if not all(len(row) == len(started.constraints) for row in rows.values()):
-            raise _damaged(folder, f"its violations on {split} are not those of its constraints")
+            raise contradicts(folder, f"its violations on {split} are not those of its constraints")
 
 
-def _check_started(started: RunStarted, folder: object) -> None:
+def check_started(started: RunStarted, folder: object) -> None:
+    """Check what is read from a run's first event.
+
+    Raises:
+        SearchError: names the first thing that cannot be.
+    """
     objectives = _made(lambda: Objectives.from_data(started.objectives), "objectives", folder)
     _made(lambda: Constraints.from_data(started.constraints, started.clusters), "constraints", folder)
     ranges = [_is_number(each.low) and _is_number(each.high) and each.low < each.high for each in objectives.targets]
     if not ranges or not all(ranges) or not all(isinstance(each, str) for each in objectives.names):
-        raise _damaged(folder, "its objectives are none")
+        raise contradicts(folder, "its objectives are none")
     for metric, facts in started.metrics.items():
         if not all(_is_number(facts.get(end)) for end in ("low", "high")):
-            raise _damaged(folder, f"its metric {metric} has no range")
+            raise contradicts(folder, f"its metric {metric} has no range")
     if not started.sources.keys() >= {"base"} or started.sources.keys() != started.paths.keys():
-        raise _damaged(folder, "its models have no paths")
+        raise contradicts(folder, "its models have no paths")
 
 
 def _made(make: Callable[[], T], what: str, folder: object) -> T:
     try:
         return make()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(folder, f"its {what} are none") from error
+        raise contradicts(folder, f"its {what} are none") from error
 
 
 def _within(ids: Iterable[int] | Mapping[int, Any], count: int) -> bool:
@@ -94,7 +99,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _damaged(folder: object, why: str) -> SearchError:
+def contradicts(folder: object, why: str) -> SearchError:
+    """The paragraph for a log that cannot be."""
     return SearchError(
         f"{folder}: this run contradicts itself: {why}. It was changed since it was written, or not written by "
         "paretomerge; restore it from a copy"

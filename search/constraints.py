@@ -89,36 +89,7 @@ class Constraints:
         Raises:
             SearchError: no such metric, or a limit outside its range; points at the line in the config.
         """
-        found = []
-        for key, given in loaded.config.constraints.items():
-            evaluator, _, name = key.partition(".")
-            metrics = {each.name: each for each in evaluators[evaluator].metrics}
-            if not name and len(metrics) == 1:
-                name = next(iter(metrics))
-            if name not in metrics:
-                raise loaded.error(
-                    ("constraints", key),
-                    f"expected evaluator.metric; evaluator {evaluator!r} has: {', '.join(metrics)}."
-                    + did_you_mean(name, metrics),
-                )
-            metric = metrics[name]
-            side: Literal["at_least", "at_most"] = "at_least" if given.at_least is not None else "at_most"
-            limit = given.at_least if given.at_least is not None else given.at_most
-            assert limit is not None  # the schema wants one of both
-            if not metric.low <= limit <= metric.high:
-                raise loaded.error(
-                    ("constraints", key),
-                    f"{evaluator}.{name} lies in [{metric.low:g}, {metric.high:g}], found {side}: {limit:g}",
-                )
-            clusters = {
-                id: of for split in SPLITS for id, of in (clusters_of(evaluators[evaluator], split) or {}).items()
-            }
-            resolved = Constraint(
-                f"{evaluator}.{name}", side, limit, given.confidence, metric.low, metric.high, clusters or None
-            )
-            _check_provable(loaded, key, resolved, evaluators[evaluator])
-            found.append(resolved)
-        return Constraints(found)
+        return Constraints([constraint_of(loaded, key, evaluators) for key in loaded.config.constraints])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,6 +117,41 @@ class Constraints:
         """The inverse of :meth:`as_data`; clusters are logged apart, by evaluator."""
         known = clusters or {}
         return Constraints([Constraint(**each, clusters=known.get(each["name"].partition(".")[0])) for each in data])
+
+
+def constraint_of(loaded: LoadedConfig, key: str, evaluators: Mapping[str, Evaluator]) -> Constraint:
+    """One of the config's constraints.
+
+    Raises:
+        SearchError: no such metric, a limit outside its range, or one that so few items can never show to be kept;
+            points at the line in the config.
+    """
+    given = loaded.config.constraints[key]
+    evaluator, _, name = key.partition(".")
+    metrics = {each.name: each for each in evaluators[evaluator].metrics}
+    if not name and len(metrics) == 1:
+        name = next(iter(metrics))
+    if name not in metrics:
+        raise loaded.error(
+            ("constraints", key),
+            f"expected evaluator.metric; evaluator {evaluator!r} has: {', '.join(metrics)}."
+            + did_you_mean(name, metrics),
+        )
+    metric = metrics[name]
+    side: Literal["at_least", "at_most"] = "at_least" if given.at_least is not None else "at_most"
+    limit = given.at_least if given.at_least is not None else given.at_most
+    assert limit is not None  # the schema wants one of both
+    if not metric.low <= limit <= metric.high:
+        raise loaded.error(
+            ("constraints", key),
+            f"{evaluator}.{name} lies in [{metric.low:g}, {metric.high:g}], found {side}: {limit:g}",
+        )
+    clusters = {id: of for split in SPLITS for id, of in (clusters_of(evaluators[evaluator], split) or {}).items()}
+    resolved = Constraint(
+        f"{evaluator}.{name}", side, limit, given.confidence, metric.low, metric.high, clusters or None
+    )
+    _check_provable(loaded, key, resolved, evaluators[evaluator])
+    return resolved
 
 
 def _check_provable(loaded: LoadedConfig, key: str, constraint: Constraint, evaluator: Evaluator) -> None:

@@ -122,22 +122,23 @@ class Inputs:
         Raises:
             SearchError: a file that is missing or bad, or an item of a holdout among its rows.
         """
+        for alias in calibrated(self._loaded.config):
+            self.check_expert(alias)
+
+    def check_expert(self, alias: str) -> None:
+        """As :meth:`check`, of one expert."""
         from evaluators.calibration import draw_rows, overlap
 
-        settings = settings_of(self._loaded.config)
-        for alias in calibrated(self._loaded.config):
-            options = self._options(alias)
-            if options.data is None:
-                continue
-            try:
-                rows = self._rows[alias] = draw_rows(options, settings.items, settings.seed)
-                blind = [name for name, each in self._evaluators.items() if not overlap(rows, each, name)]
-            except EvaluatorError as error:
-                raise self._error(alias, error) from error
-            for name in blind:
-                _LOG.warning(
-                    "note: whether inputs of %s are in the holdout of %s cannot be told: see to it", alias, name
-                )
+        settings, options = settings_of(self._loaded.config), self._options(alias)
+        if options.data is None:
+            return
+        try:
+            rows = self._rows[alias] = draw_rows(options, settings.items, settings.seed)
+            blind = [name for name, each in self._evaluators.items() if not overlap(rows, each, name)]
+        except EvaluatorError as error:
+            raise self._error(alias, error) from error
+        for name in blind:
+            _LOG.warning("note: whether inputs of %s are in the holdout of %s cannot be told: see to it", alias, name)
 
     def recipes(self, planned: bool = False) -> dict[str, Recipe]:
         """Of every virtual expert.

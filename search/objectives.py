@@ -65,27 +65,7 @@ class Objectives:
         Raises:
             SearchError: no such metric, or one without bounds; points at the line in the config.
         """
-        targets = []
-        for index, objective in enumerate(loaded.config.objectives):
-            evaluator, _, name = objective.metric.partition(".")
-            metrics = {each.name: each for each in evaluators[evaluator].metrics}
-            if name not in metrics:
-                raise loaded.error(
-                    ("objectives", index),
-                    f"evaluator {evaluator!r} has no metric {name!r}; it has: {', '.join(metrics)}."
-                    + did_you_mean(name, metrics),
-                )
-            metric = metrics[name]
-            low, high = objective.bounds or (metric.low, metric.high)
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise loaded.error(
-                    ("objectives", index),
-                    f"{objective.metric} ranges over [{low}, {high}]; give `bounds: [low, high]`, low < high, the "
-                    "range that matters to you",
-                )
-            expert = objective.expert or (evaluator if evaluator in loaded.config.models.experts else None)
-            targets.append(Target(objective.metric, metric, low, high, expert))
-        return Objectives(targets)
+        return Objectives([target_of(loaded, index, evaluators) for index in range(len(loaded.config.objectives))])
 
     def as_data(self) -> list[dict[str, Any]]:
         """Plain data for the run's log: a status or a report needs no evaluator. :meth:`from_data` reads it back."""
@@ -145,6 +125,33 @@ class Objectives:
             else:
                 result.append((values[target.name] - base[target.name]) / gain)
         return tuple(result)
+
+
+def target_of(loaded: LoadedConfig, index: int, evaluators: Mapping[str, Evaluator]) -> Target:
+    """One of the config's objectives.
+
+    Raises:
+        SearchError: no such metric, or one without bounds; points at the line in the config.
+    """
+    objective = loaded.config.objectives[index]
+    evaluator, _, name = objective.metric.partition(".")
+    metrics = {each.name: each for each in evaluators[evaluator].metrics}
+    if name not in metrics:
+        raise loaded.error(
+            ("objectives", index),
+            f"evaluator {evaluator!r} has no metric {name!r}; it has: {', '.join(metrics)}."
+            + did_you_mean(name, metrics),
+        )
+    metric = metrics[name]
+    low, high = objective.bounds or (metric.low, metric.high)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise loaded.error(
+            ("objectives", index),
+            f"{objective.metric} ranges over [{low}, {high}]; give `bounds: [low, high]`, low < high, the range that "
+            "matters to you",
+        )
+    expert = objective.expert or (evaluator if evaluator in loaded.config.models.experts else None)
+    return Target(objective.metric, metric, low, high, expert)
 
 
 def _metric(data: Mapping[str, Any]) -> Metric:

@@ -7,7 +7,7 @@ This module joins the two.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from search.errors import SearchError
 
 Location = tuple[str | int, ...]
 
-_WIDEST = 1000
+_LONGEST = 1000
 """Characters of a line that is still shown: beyond it a caret helps nobody."""
+
+_WIDEST = 90
+"""Characters of a line that are shown at once."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,47 @@ class Problem:
     location: Location
     message: str
     at_key: bool = False
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A message and where in the file it belongs.
+
+    Attributes:
+        path: of keys, with dots; "" where it is of the file as a whole.
+        message: what to say, the path of keys before it.
+        line, column: from 1; None where the file has no such place.
+        excerpt: the line, or a part of it, and a second one with the caret; "" where there is nothing to show.
+    """
+
+    path: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+    excerpt: str = ""
+
+
+class ConfigError(SearchError):
+    """What is wrong with a config file, every error at its place.
+
+    Attributes:
+        file: the config.
+        placed: the errors, in the order in which they were found.
+    """
+
+    def __init__(self, file: Path, placed: Sequence[Placed], note: str = "") -> None:
+        """Args:
+        file: the config.
+        placed: one or more errors.
+        note: said after all of them.
+        """
+        super().__init__("\n\n".join(shown(file, each) for each in placed) + note)
+        self.file = file
+        self.placed = tuple(placed)
+        self._note = note
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConfigError, (self.file, self.placed, self._note)
 
 
 class YamlSource:
@@ -65,27 +109,28 @@ class YamlSource:
             self.data: Any = {} if self._node is None else plain_yaml.construct(self._node)
         except plain_yaml.PlainYamlError as error:
             mark = error.problem_mark or error.context_mark
-            raise SearchError(self._at(mark, f"not valid YAML: {error.reason}")) from error
+            raise ConfigError(path, [self._placed(mark, "", f"not valid YAML: {error.reason}")]) from error
         if not isinstance(self.data, dict):
             raise SearchError(
                 f"{path}: expected keys such as `models:` and `evaluators:` at the top, found "
                 f"{type(self.data).__name__}"
             )
         repeated = [
-            self._at(second, f"key {key!r} stands here and in line {first.line + 1}; keep one of them")
+            self._placed(second, "", f"key {key!r} stands here and in line {first.line + 1}; keep one of them")
             for key, first, second in repeats
         ]
         if repeated:
-            raise SearchError("\n\n".join(repeated))
+            raise ConfigError(path, repeated)
 
-    def show(self, problems: Sequence[Problem]) -> str:
-        """All problems, each with file:line:column, the line and a caret."""
-        return "\n\n".join(self._at(self._mark(each.location, each.at_key), self._say(each)) for each in problems)
+    def error(self, problems: Sequence[Problem], note: str = "") -> ConfigError:
+        """All problems as one error, each with file:line:column, the line and a caret; ``note`` follows them."""
+        return ConfigError(self.path, [self.place(each) for each in problems], note)
 
-    @staticmethod
-    def _say(problem: Problem) -> str:
+    def place(self, problem: Problem) -> Placed:
+        """Where a problem stands: at its key or value, or at the deepest of its parents that the file has."""
         name = ".".join(str(part) for part in problem.location)
-        return f"{name}: {problem.message}" if name else problem.message
+        message = f"{name}: {problem.message}" if name else problem.message
+        return self._placed(self._mark(problem.location, problem.at_key), name, message)
 
     def _mark(self, location: Location, at_key: bool = False) -> Any:
         """The mark of the value at ``location`` (of its key, where it is a collection), or of the deepest of its
@@ -105,14 +150,30 @@ class YamlSource:
                 mark = node.start_mark
         return mark
 
-    def _at(self, mark: Any, message: str) -> str:
+    def _placed(self, mark: Any, path: str, message: str) -> Placed:
         if mark is None:
-            return f"{self.path}: {message}"
-        text = f"{self.path}:{mark.line + 1}:{mark.column + 1}: {message}"
+            return Placed(path, message)
         line = self._lines[mark.line] if mark.line < len(self._lines) else ""
-        if line and len(line) <= _WIDEST:
-            text += f"\n    {line}\n    {' ' * mark.column}^"
-        return text
+        excerpt = "\n".join(_excerpt(line, mark.column)) if line and len(line) <= _LONGEST else ""
+        return Placed(path, message, mark.line + 1, mark.column + 1, excerpt)
+
+
+def shown(file: Path, placed: Placed) -> str:
+    """``file:line:column: message``, and the line with a caret beneath it."""
+    where = str(file) if placed.line is None else f"{file}:{placed.line}:{placed.column}"
+    lines = [f"{where}: {placed.message}", *(f"    {line}" for line in placed.excerpt.splitlines())]
+    return "\n".join(lines)
+
+
+def _excerpt(line: str, column: int) -> Iterator[str]:
+    """A line and the caret below it; of a long line, what stands around the caret, so that the two stay together on a
+    terminal that breaks lines."""
+    line = line.replace("\t", " ")
+    start = 0 if len(line) <= _WIDEST else max(0, min(column - _WIDEST // 2, len(line) - _WIDEST))
+    part = line[start : start + _WIDEST]
+    before, after = "…" if start else "", "…" if start + _WIDEST < len(line) else ""
+    yield before + part + after
+    yield " " * (len(before) + column - start) + "^"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

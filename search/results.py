@@ -14,22 +14,11 @@ from typing import TYPE_CHECKING, Any
 from evaluators.contract import SPLITS, Split
 from merging.recipe import Group, Recipe, SourceRef
 from search.config import LoadedConfig
-from search.consistency import check_consistent, config_of
+from search.consistency import check_consistent
 from search.constraints import Constraints
+from search.course import HEARD, Course
 from search.errors import SearchError
-from search.events import (
-    Asked,
-    Chosen,
-    EvaluationStarted,
-    FinalistsNamed,
-    Finished,
-    Opened,
-    OptimizerNoted,
-    Picked,
-    Resumed,
-    RunStarted,
-    Told,
-)
+from search.events import Asked, EvaluationStarted, Incident, Opened, OptimizerNoted, Picked, RunStarted
 from search.judge import Baseline, Judge, Scores
 from search.lock import is_held
 from search.objectives import Objectives
@@ -39,10 +28,6 @@ from search.space.methods import PLANNED
 from search.stages import Stage, build_stages, stage_names
 from search.statistics import Interval, interval_of_score
 from search.store import Candidate, Store
-
-_READ = (
-    Asked, Told, EvaluationStarted, FinalistsNamed, Chosen, Picked, Opened, Finished, Resumed, OptimizerNoted,
-)  # fmt: skip
 
 if TYPE_CHECKING:
     from search.claims import Claims
@@ -68,6 +53,9 @@ class Results:
         items: scored by the search, those of candidates that were stopped early among them.
         evaluations: started evaluations, on any split, repeated ones included.
         seconds: "materialize", "evaluate", "optimize", "store" -> wall seconds in all.
+        candidate_seconds: (candidate, split) -> the same of one candidate.
+        incidents: what went wrong and was mended, oldest first.
+        course: how far it is: what is under way, what failed and why, what it took.
     """
 
     folder: Path
@@ -86,6 +74,8 @@ class Results:
     evaluations: int
     seconds: dict[str, float]
     candidate_seconds: dict[tuple[int, str], dict[str, float]]
+    incidents: tuple[Incident, ...]
+    course: Course
 
     @staticmethod
     def load(folder: Path) -> Results:
@@ -100,76 +90,52 @@ class Results:
             started = store.started()
             if started is None:
                 raise SearchError(f"{folder}: this run has not begun yet; wait a moment, or start it again")
+            course = Course(started, folder)
             asked = repeated = openings = 0
-            finalists: tuple[int, ...] = ()
-            chosen: int | None = None
             picks: list[tuple[int, str]] = []
             notes: dict[int, dict[str, float | str]] = {}
-            config = config_of(started, folder)
-            budget = config.search.budget.candidates
-            finished = items = 0
-            for event in store.events(
-                Asked,
-                Told,
-                EvaluationStarted,
-                FinalistsNamed,
-                Chosen,
-                Picked,
-                Opened,
-                Finished,
-                Resumed,
-                OptimizerNoted,
-            ):
-                match event:
+            incidents: list[Incident] = []
+            for entry in store.entries(*HEARD, Picked, OptimizerNoted):
+                course.note(entry.event, entry.at)
+                match entry.event:
                     case Asked():
                         asked += 1
-                    case Told():
-                        # a candidate beyond the finalists' search reopens the question
-                        finalists, chosen, finished = (), None, 0
-                        items += event.outcome.items if event.outcome.state != "duplicate" else 0
                     case EvaluationStarted():
                         repeated += 1
-                    case FinalistsNamed():
-                        finalists = tuple(event.finalists)
-                    case Chosen():
-                        chosen = event.candidate
-                    case Picked():
-                        picks.append((event.candidate, event.rule))
-                    case OptimizerNoted():
-                        notes[event.stage] = event.facts
                     case Opened():
                         openings += 1
-                    case Finished():
-                        finished = event.budget
-                    case Resumed():
-                        budget = event.budget
+                    case Picked() as picked:
+                        picks.append((picked.candidate, picked.rule))
+                    case OptimizerNoted() as noted:
+                        notes[noted.stage] = noted.facts
+                    case Incident() as incident:
+                        incidents.append(incident)
             candidates = tuple(store.candidates())
             by_candidate = store.seconds()
             seconds = dict.fromkeys(("materialize", "evaluate", "optimize", "store"), 0.0)
             for each in by_candidate.values():
                 for what, value in each.items():
                     seconds[what] = seconds.get(what, 0.0) + value
-            settings = config.search.model_copy(
-                update={"budget": config.search.budget.model_copy(update={"candidates": budget})}
-            )
             duplicates = sum(each.duplicate_of is not None for each in candidates)
             results = Results(
                 folder=folder,
-                state="running" if held else "finished" if finished >= budget else "interrupted",
-                config=config.model_copy(update={"search": settings}),
+                state=course.state(held=held),
+                config=course.config,
                 started=started,
                 candidates=candidates,
                 scores={split: store.scores(split) for split in SPLITS},
-                finalists=finalists,
-                chosen=chosen,
+                finalists=course.finalists,
+                chosen=course.chosen,
                 openings=openings,
                 picks=tuple(picks),
                 notes=notes,
-                items=items,
+                items=course.pace.items,
                 violations={split: store.violations(split) for split in SPLITS},
                 evaluations=asked - duplicates + repeated,
                 seconds=seconds,
                 candidate_seconds=by_candidate,
+                incidents=tuple(incidents),
+                course=course,
             )
             check_consistent(results)
             return results

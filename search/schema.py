@@ -51,8 +51,10 @@ class VirtualConfig(_Strict):
 class Models(_Strict):
     """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` references."""
 
-    base: str
-    experts: dict[Name, str] = Field(min_length=1)
+    base: str = Field(description="the model that the experts are fine-tunes of: a folder, or a zoo:// reference")
+    experts: dict[Name, str] = Field(
+        min_length=1, description="name -> fine-tuned model of the same architecture, as `base` is named"
+    )
     virtual: dict[Name, VirtualConfig] = Field(
         default_factory=dict, description="merges of the experts that the search takes for experts too"
     )
@@ -87,7 +89,7 @@ class CalibrationConfig(_Strict):
 class Objective(_Strict):
     """A metric to push in its own direction, as ``evaluator.metric``."""
 
-    metric: str
+    metric: str = Field(description="evaluator.metric, such as math.accuracy")
     expert: str | None = Field(
         None, description="the expert that has this skill: retention is measured against it; by default, the one "
         "that has the evaluator's name"
@@ -138,8 +140,8 @@ class Budget(_Strict):
 class ConstraintConfig(_Strict):
     """A bound that a candidate must keep, judged by the confidence bound of its score."""
 
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float | None = Field(None, description="the score must be shown to be so high; in the metric's unit")
+    at_most: float | None = Field(None, description="the score must be shown to be so low; in the metric's unit")
     confidence: float = Field(
         0.9, ge=0.5, lt=1.0, description="one-sided: 0.9 wants the 90 % bound of the score inside; 0.5 the score itself"
     )
@@ -188,7 +190,7 @@ class SearchSettings(_Strict):
     """How the space is searched."""
 
     optimizer: OptimizerConfig = OptimizerConfig(name="auto")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of all that is drawn by chance")
     budget: Budget
     per_expert_share: float = Field(
         0.25, ge=0.0, le=1.0, description="share of the budget for the first stage, one coefficient per expert"
@@ -301,11 +303,17 @@ TrackerName = Literal["tensorboard", "wandb"]
 class Config(_Strict):
     """A whole run."""
 
-    name: Name
+    name: Name = Field(description="of the run: its directory is runs/NAME")
     models: Models
-    calibration: CalibrationConfig | None = None
-    evaluators: dict[Name, dict[str, Any]] = Field(min_length=1)
-    objectives: list[Objective] = Field(min_length=1)
+    calibration: CalibrationConfig | None = Field(
+        None, description="inputs of the experts, for methods that look at more than weights"
+    )
+    evaluators: dict[Name, dict[str, Any]] = Field(
+        min_length=1, description="name -> {type: …} with the options of that type; `paretomerge explain TYPE`"
+    )
+    objectives: list[Objective] = Field(
+        min_length=1, description="metrics to push, as evaluator.metric; the search finds their Pareto front"
+    )
     constraints: dict[str, ConstraintConfig] = Field(
         default_factory=dict, description="by evaluator.metric, or by evaluator where it has one metric"
     )

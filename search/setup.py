@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from search.config import LoadedConfig
 from search.constraints import Constraints
 from search.events import LOG_VERSION
 from search.objectives import Objectives
+from search.positions import Location, did_you_mean
 from search.schema import Config
 from search.space.methods import PLANNED
 from search.splits import check_disjoint
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from merging.calibration.contract import Calibration
 
 _LOG = logging.getLogger("paretomerge")
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Live(NamedTuple):
@@ -229,20 +233,38 @@ def model_paths(loaded: LoadedConfig) -> tuple[Path, dict[str, Path]]:
     Raises:
         SearchError: one is not there; points at its line.
     """
+    models = loaded.config.models
+    experts = {name: model_path(loaded, ("models", "experts", name), path) for name, path in models.experts.items()}
+    return model_path(loaded, ("models", "base"), models.base), experts
+
+
+def model_path(loaded: LoadedConfig, location: Location, reference: str) -> Path:
+    """Folder of one model.
+
+    Args:
+        loaded: the config.
+        location: where it names the model.
+        reference: as it stands there.
+
+    Raises:
+        SearchError: it is not there; points at its line.
+    """
     import zoo
 
-    def find(location: tuple[str | int, ...], reference: str) -> Path:
-        try:
-            path = loaded.resolve(reference)
-        except zoo.ZooError as error:
-            raise loaded.error(location, str(error)) from error
-        if not path.is_dir():
-            raise loaded.error(location, f"expected a folder with a model, found nothing at {path}")
-        return path
-
-    models = loaded.config.models
-    experts = {name: find(("models", "experts", name), path) for name, path in models.experts.items()}
-    return find(("models", "base"), models.base), experts
+    try:
+        path = loaded.resolve(reference)
+    except zoo.ZooError as error:
+        raise loaded.error(location, str(error)) from error
+    if not path.is_dir():
+        hint = ""
+        if path.is_file():
+            hint = "; that is a file: give the folder that holds config.json"
+        elif _HUB_NAME.fullmatch(reference):
+            hint = f". If that is a name on the Hugging Face Hub: hf download {reference} --local-dir {reference}"
+        elif path.parent.is_dir():
+            hint = "." + did_you_mean(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+        raise loaded.error(location, f"expected a folder with a model, found nothing at {path}{hint.removesuffix('.')}")
+    return path
 
 
 def build_evaluators(loaded: LoadedConfig) -> dict[str, Evaluator]:
@@ -251,16 +273,22 @@ def build_evaluators(loaded: LoadedConfig) -> dict[str, Evaluator]:
     Raises:
         SearchError: data that is missing or bad; points at the evaluator's line.
     """
+    return {name: build_evaluator(loaded, name) for name in loaded.config.evaluators}
+
+
+def build_evaluator(loaded: LoadedConfig, name: str) -> Evaluator:
+    """One of the config's evaluators, its data read.
+
+    Raises:
+        SearchError: data that is missing or bad; points at the evaluator's line.
+    """
     import zoo
 
-    result: dict[str, Evaluator] = {}
-    for name in loaded.config.evaluators:
-        try:
-            kind, options = loaded.evaluator_options(name)
-            result[name] = registry.build(kind, options, folder=loaded.path.parent)
-        except (EvaluatorError, zoo.ZooError) as error:
-            raise loaded.error(("evaluators", name), str(error)) from error
-    return result
+    try:
+        kind, options = loaded.evaluator_options(name)
+        return registry.build(kind, options, folder=loaded.path.parent)
+    except (EvaluatorError, zoo.ZooError) as error:
+        raise loaded.error(("evaluators", name), str(error)) from error
 
 
 def prepare_evaluators(loaded: LoadedConfig, evaluators: Mapping[str, Evaluator], engine: Engine) -> None:

@@ -33,13 +33,13 @@ class _Strict(BaseModel):
 class Knots(_Strict):
     """Coefficients at k depths, linear in between."""
 
-    knots: int = Field(ge=1, le=128)
+    knots: int = Field(ge=1, le=128, description="at how many depths")
 
 
 class Blocks(_Strict):
     """Coefficients constant over n runs of depths."""
 
-    blocks: int = Field(ge=1, le=1024)
+    blocks: int = Field(ge=1, le=1024, description="how many runs of depths")
 
 
 class MethodConfig(_Strict):

@@ -1,4 +1,4 @@
-"""The command line: one file a subcommand, heavy imports inside the commands, so that ``--help`` is quick.
+"""The command line: one file a subcommand, imported when it is called, so that ``--help`` is quick.
 
 Exit codes: 0 done, 2 the user's input, 3 nothing feasible, 130 interrupted. A user's mistake is one paragraph; a
 traceback means a defect.
@@ -12,35 +12,18 @@ from typing import Annotated
 
 import typer
 
-from search.cli import (
-    check,
-    choose,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    ls,
-    merge,
-    plan,
-    power,
-    report,
-    run,
-    status,
-    zoo,
-)
+from search.cli.commands import Commands
 
 app = typer.Typer(
     name="paretomerge",
+    cls=Commands,
     help="Searches for Pareto-optimal merges of fine-tuned models.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-for module in (check, plan, power, run, status, report, choose, export, merge, evaluate, ls, explain, doctor):
-    app.command()(getattr(module, module.__name__.rpartition(".")[2]))
-app.add_typer(zoo.app, name="zoo", help="Small model families that are really trained here, for trying things out.")
 
 
 def _version(show: bool) -> None:

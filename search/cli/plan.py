@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from merging.sizes import ModelSizes
     from search.config import LoadedConfig
+    from search.forecast_plan import Plan
     from search.placement import Machine, Placement, Work
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -35,6 +36,14 @@ def plan(
         Path | None, typer.Argument(metavar="[CONFIG]", help="The YAML file of a search; or give --parameters.")
     ] = None,
     set: SetOption = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Load the models and time a few merges and evaluations; by default, unless another machine is "
+            "described.",
+        ),
+    ] = None,
     devices: Annotated[
         str | None,
         typer.Option("--devices", metavar="NxSIZE", help="Of each machine, such as 2x24GB; by default this one's."),
@@ -52,11 +61,13 @@ def plan(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="With --parameters: of the weights.")
     ] = "bfloat16",
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories will lie.")] = Path("runs"),
     json: JsonOption = False,
 ) -> None:
-    """Where base, experts and live model will lie, and what is left. Reads headers only, and starts nothing.
+    """What a search will take: time, memory and disk, each with its range.
 
-    Exit code 2 where it does not fit, with what would.
+    Starts nothing: it times a few merges and evaluations, and writes nothing but what loading models keeps in the
+    cache. Exit code 2 where the models do not fit into memory, with what would.
     """
     from search.errors import SearchError
     from search.placement import place
@@ -64,21 +75,41 @@ def plan(
 
     if (config is None) == (parameters is None):
         raise SearchError("expected a config, or --parameters with --experts and --dtype where there is none yet")
+    loaded: LoadedConfig | None = None
     if config is not None:
-        name, sizes, machine, work = _of_config(config, set or [], devices, host, tokens)
+        loaded, sizes, machine, work = _of_config(config, set or [], devices, host, tokens)
     else:
-        name, sizes, machine, work = _of_numbers(parameters or 0.0, experts, dtype, devices, host, tokens)
+        sizes, machine, work = _of_numbers(parameters or 0.0, experts, dtype, devices, host, tokens)
     placement = place(sizes, machine, work)
+    here = devices is None and host is None if measure is None else measure
+    planned = _planned(loaded, sizes, placement, here, runs) if loaded is not None and placement.fits else None
     if json:
-        print_json({"name": name, "memory": facts(sizes, machine, work, placement)})
+        memory = facts(sizes, machine, work, placement)
+        print_json({"name": loaded.config.name if loaded else None, "memory": memory, **_plan_facts(planned)})
     else:
-        _show(sizes, machine, work, placement)
+        _show(sizes, machine, work, placement, planned)
     if not placement.fits:
         would = "; or ".join(placement.remedies)
         message = f"this does not fit: {placement.problem}. What would: {would}"
         if not json:
             raise SearchError(message)
         raise typer.Exit(2)
+
+
+def _planned(loaded: LoadedConfig, sizes: ModelSizes, placement: Placement, measure: bool, runs: Path) -> Plan:
+    import sys
+    from functools import partial
+
+    from search.forecast_plan import make_plan
+
+    say = partial(print, file=sys.stderr, flush=True)
+    return make_plan(loaded, sizes, placement, measure=measure, runs=runs, say=say)
+
+
+def _plan_facts(planned: Plan | None) -> dict[str, Any]:
+    from search.forecast_tables import facts_of
+
+    return {} if planned is None else facts_of(planned)
 
 
 def facts(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement) -> dict[str, Any]:
@@ -95,7 +126,7 @@ def facts(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement)
 
 def _of_config(
     path: Path, overrides: list[str], devices: str | None, host: str | None, tokens: int
-) -> tuple[str | None, ModelSizes, Machine, Work]:
+) -> tuple[LoadedConfig, ModelSizes, Machine, Work]:
     from dataclasses import replace
 
     from merging.sizes import sizes_of
@@ -119,12 +150,12 @@ def _of_config(
         own_weights=config.engine.kind == "vllm",
         shared=ray,
     )
-    return config.name, sizes, _machine(there, host), work
+    return loaded, sizes, _machine(there, host), work
 
 
 def _of_numbers(
     parameters: float, experts: int, dtype: str, devices: str | None, host: str | None, tokens: int
-) -> tuple[str | None, ModelSizes, Machine, Work]:
+) -> tuple[ModelSizes, Machine, Work]:
     import torch
 
     from search.errors import SearchError
@@ -134,7 +165,6 @@ def _of_numbers(
         raise SearchError(f"--parameters: expected a number of parameters such as 7e9, found {parameters:g}")
     sizes = assumed(int(parameters), experts, getattr(torch, dtype).itemsize)
     return (
-        None,
         sizes,
         _machine(_given(devices) if devices is not None else (), host),
         Work(longest=tokens, shared=True),
@@ -190,12 +220,21 @@ def _size(option: str, text: str) -> int:
 # -- for people -------------------------------------------------------------------------------------------------------
 
 
-def _show(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement) -> None:
+def _show(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement, planned: Plan | None = None) -> None:
     from rich.console import Console
 
+    from search.forecast_tables import disk_table, plan_sentences, work_table
+    from search.report.terminal import visible
+
     console = Console()
+    lines: list[str] = []
+    if planned is not None:
+        console.print(work_table(planned))
+        for line in plan_sentences(planned):
+            console.print(visible(line), markup=False, highlight=False)
+        console.print(disk_table(planned))
     console.print(_table(placement))
-    for line in sentences(sizes, machine, work, placement):
+    for line in [*lines, *sentences(sizes, machine, work, placement)]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
     from zoo.builder import Listener, ZooEvent
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(
+    help="Small model families that are really trained here, to try things on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help="A family, as `paretomerge zoo list` names it.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of initial weights and training data.")]

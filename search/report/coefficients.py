@@ -1,179 +1,192 @@
-"""What the pick is made of: a coefficient for every expert, depth and module kind."""
+"""What candidates are made of, group by group, in few bytes: coefficients, densities, methods.
+
+A report holds the layers of every candidate that it has room for: first those that somebody is likely to ask for, then
+the others by how near the front they are.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from merging.methods import is_ready
 from merging.recipe import Group, Recipe
-from search.report.figures import Data, Figure, Plot, css
-from search.report.markup import Html, element, for_plot, listed, table
+from search import pareto
+from search.errors import SearchError
+from search.report.facts import Facts
+from search.space import Space
 
+ROOM = 600_000
+"""Bytes of JSON that the layers of all candidates may take together."""
+MOST = 2_000
+"""Candidates whose recipes are decoded at most: each takes milliseconds."""
+STEP = 1000
+"""Numbers are kept as whole thousandths."""
 OUTSIDE = "outside"
 """The column of tensors that belong to no block: embeddings, head, final norm."""
 
+Encoded = dict[str, Any]
+"""Of one candidate: ``c`` [experts] coefficients, ``d`` [experts] densities (left out where there is none), ``m``
+methods as indices, ``t`` how many tensors are set apart from their group (left out where none is). A list has a value
+per group, a single value stands for all of them, None for "takes none"."""
 
-def coefficients_figure(
-    recipe: Recipe,
-    coefficients: Mapping[str, Mapping[Group, float]],
-    bounds: tuple[float, float],
-    densities: Mapping[str, Mapping[Group, float]] | None = None,
-) -> Figure:
-    """Heatmaps of a recipe, one per expert: module kinds down, depths across.
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of the candidates that a page has room for.
+
+    Attributes:
+        experts: aliases, virtual ones among them.
+        groups: in the order of the model.
+        methods: every name that is used, in order of first use.
+        candidates: number -> its layers.
+        left_out: candidates that there was no room for.
+        unreadable: number -> why its recipe cannot be shown.
+    """
+
+    experts: tuple[str, ...]
+    groups: tuple[Group, ...]
+    methods: tuple[str, ...]
+    candidates: dict[int, Encoded]
+    left_out: int
+    unreadable: dict[int, str]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest coefficient of all, and 0 between them."""
+        known = [value for each in self.candidates.values() for value in _numbers(each["c"])]
+        return min([0, *known]) / STEP, max([0, *known]) / STEP
+
+    @property
+    def has_densities(self) -> bool:
+        """Whether any candidate leaves elements out."""
+        return any("d" in each for each in self.candidates.values())
+
+    def values(self, id: int, what: str) -> list[list[float | None]]:
+        """[experts][groups] the coefficients ("c") or densities ("d") of a candidate, as they are shown."""
+        given = self.candidates[id].get(what, [None] * len(self.experts))
+        whole = [each if isinstance(each, list) else [each] * len(self.groups) for each in given]
+        return [[None if value is None else value / STEP for value in each] for each in whole]
+
+    def methods_of(self, id: int) -> list[str]:
+        """[groups] the methods of a candidate."""
+        given = self.candidates[id]["m"]
+        return [self.methods[each] for each in (given if isinstance(given, list) else [given] * len(self.groups))]
+
+
+def foreign_methods(facts: Facts) -> list[str]:
+    """Methods of the run's space whose code came with the run: to read a report is no consent to run it."""
+    methods = [each if isinstance(each, str) else each.name for each in facts.results.config.space.methods]
+    return [each for each in methods if not is_ready(each)]
+
+
+def layers_of(facts: Facts, room: int = ROOM, most: int = MOST) -> Layers | None:
+    """The layers of as many candidates as there is room for; None where there is no candidate.
+
+    Raises:
+        SearchError: the spaces of the run cannot be built.
+    """
+    stages = facts.results.stages
+    order = [id for id in by_interest(facts) if facts.candidates[id].duplicate_of is None]
+    if not order:
+        return None
+    space = stages[-1].space
+    methods: dict[str, int] = {}
+    found: dict[int, Encoded] = {}
+    unreadable: dict[int, str] = {}
+    used = 0
+    for id in order[:most]:
+        try:
+            own = stages[facts.candidates[id].stage].space
+            encoded = encode(own, _recipe(facts, id, own), methods)
+        except SearchError as error:
+            unreadable[id] = str(error)
+            continue
+        used += len(json.dumps(encoded, separators=(",", ":"))) + len(f'"{id}":,')
+        if used > room and found:
+            break
+        found[id] = encoded
+    left_out = len(order) - len(found) - len(unreadable)
+    return Layers(space.experts, space.groups, tuple(methods), found, left_out, unreadable)
+
+
+def encode(space: Space, recipe: Recipe, methods: dict[str, int]) -> Encoded:
+    """A recipe's layers.
 
     Args:
-        recipe: for its groups and methods.
-        coefficients: expert -> group -> coefficient, as :meth:`search.space.Space.table` gives them.
-        bounds: of the coefficients that were searched; the colours cover at least these, and 0.
-        densities: expert -> group -> kept fraction, as :meth:`search.space.Space.densities` gives them. They stand in
-            the table, and in what a cell says of itself.
+        space: of the recipe's stage.
+        recipe: one of its sources and groups.
+        methods: name -> index; new ones are added.
     """
-    groups = sorted(recipe.groups, key=lambda each: each.order)
-    known = [value for each in coefficients.values() for value in each.values()]
-    ends = min([0.0, bounds[0], *known]), max([0.0, bounds[1], *known])
-    kept = {expert: each for expert, each in (densities or {}).items() if each}
-    numbers = [
-        [
-            str(group),
-            recipe.groups[group].method,
-            *(_text(each.get(group)) for each in (*coefficients.values(), *kept.values())),
-        ]
-        for group in groups
-    ]
-    caption = (
-        "One drawing per expert: its coefficient in every group of tensors, module kinds down, depths across (0 is "
-        f"next to the input; “{OUTSIDE}” are tensors outside the blocks). 0 leaves the expert out, 1 takes all of its "
-        f"task vector. {_methods(recipe, groups)}{_apart(recipe)}"
-    )
-    return Figure(
-        "coefficients",
-        [
-            _heatmap(expert, recipe, groups, values, ends, kept.get(expert, {}))
-            for expert, values in coefficients.items()
-        ],
-        caption,
-        table(
-            f"Coefficient{' and density' if kept else ''} of each expert in each group",
-            ["group", "method", *coefficients, *(f"density of {expert}" for expert in kept)],
-            numbers,
-            tall=True,
-        ),
-        columns=len(coefficients),
-        scale=_scale(*ends),
-    )
+    by_group = space.chosen_methods(recipe)
+    indices = [methods.setdefault(by_group[group], len(methods)) for group in space.groups]
+    encoded: Encoded = {"c": _by_expert(space, space.table(recipe)), "m": _shortened(indices)}
+    densities = _by_expert(space, space.densities(recipe))
+    if any(each is not None for each in densities):
+        encoded["d"] = densities
+    if recipe.tensors:
+        encoded["t"] = len(recipe.tensors)
+    return encoded
 
 
-def _heatmap(
-    expert: str,
-    recipe: Recipe,
-    groups: Sequence[Group],
-    values: Mapping[Group, float],
-    ends: tuple[float, float],
-    densities: Mapping[Group, float],
-) -> Plot:
-    rows, columns = list(dict.fromkeys(_row(each) for each in groups)), _columns(groups)
-    at = {(_row(each), _column(each)): each for each in groups}
-    grid = [[at.get((row, column)) for column in columns] for row in rows]
-    z = [[None if each is None else values.get(each) for each in line] for line in grid]
-    hover = [
-        ["" if each is None else _hover(expert, each, recipe, values, densities) for each in line] for line in grid
-    ]
-    trace: Data = {
-        "type": "heatmap", "z": z, "x": list(columns), "y": list(rows), "hovertext": hover, "hoverinfo": "text",
-        "hoverongaps": False, "zmin": ends[0], "zmax": ends[1], "showscale": False, "xgap": 2, "ygap": 2,
-        "colorscale": _colours(*ends),
-    }  # fmt: skip
-    if len(columns) <= 14:
-        trace |= {
-            "text": [[_text(value) if value is not None else "" for value in line] for line in z],
-            "texttemplate": "%{text}", "textfont": {"size": 11, "color": css("ink")},
-        }  # fmt: skip
-    layout = {
-        "title": {"text": for_plot(expert), "font": {"size": 14}, "x": 0, "xref": "paper", "xanchor": "left"},
-        "margin": {"t": 34},
-        "xaxis": {"type": "category", "title": {"text": "depth"}, "showgrid": False},
-        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
-    }
-    return Plot(f"Heatmap of the coefficients of {expert}; its numbers are in the table below it", [trace], layout,
-                height=100 + 40 * len(rows))  # fmt: skip
+def by_interest(facts: Facts) -> list[int]:
+    """All candidates: the pick, the baselines, the front, finalists, picks; then scored ones by their rank on search
+    scores; then the others."""
+    results = facts.results
+    scores = results.scores["search"]
+    first = [*([facts.pick] if facts.pick is not None else []), *(each.id for each in facts.baselines)]
+    first += [*results.front, *results.finalists, *(id for id, _ in results.picks)]
+    ranked: list[int] = []
+    if facts.scored:
+        violations = [results.judge.violation(id, "search") for id in facts.scored]
+        ranks = pareto.ranks(results.judge.utilities(scores, facts.scored), violations)
+        ranked = [id for _, id in sorted(zip(ranks.tolist(), facts.scored, strict=True))]
+    return list(dict.fromkeys([*first, *ranked, *facts.candidates]))
 
 
-def _hover(
-    expert: str, group: Group, recipe: Recipe, values: Mapping[Group, float], densities: Mapping[Group, float]
-) -> str:
-    kept = f", density {_text(densities[group])}" if group in densities else ""
-    return for_plot(f"{expert} in {group}: {_text(values.get(group))} ({recipe.groups[group].method}{kept})")
-
-
-def _colours(bottom: float, top: float) -> list[list[object]]:
-    """From the page's own colour at 0 to one hue above, and to another below."""
-    zero = (0.0 - bottom) / (top - bottom) if top > bottom else 0.0
-    scale: list[list[object]] = [[0.0, css("heat-low")]] if zero > 0.0 else []
-    if zero < 1.0:
-        return [*scale, [zero, css("heat-zero")], [1.0, css("heat-high")]]
-    return [*scale, [1.0, css("heat-zero")]]
-
-
-def _scale(bottom: float, top: float) -> Html:
-    """The colour scale, drawn once for all heatmaps."""
-    stops = ["var(--heat-low)"] if bottom < 0.0 else []
-    zero = 100.0 * (0.0 - bottom) / (top - bottom) if top > bottom else 0.0
-    stops += [f"var(--heat-zero) {zero:.1f}%", "var(--heat-high)"]
-    bar = element("span", class_="bar", style=f"background:linear-gradient(90deg,{','.join(stops)})")
-    return element("p", "coefficient ", _text(bottom), " ", bar, " ", _text(top), class_="scale")
-
-
-def _apart(recipe: Recipe) -> str:
-    count = len(recipe.tensors)
-    return f" A group's number is the mean of its tensors; set apart from their group: {count}." if count else ""
-
-
-def _methods(recipe: Recipe, groups: Sequence[Group]) -> str:
-    """The method, or where each of several is used."""
-    where: dict[str, list[Group]] = {}
-    for each in groups:
-        where.setdefault(recipe.groups[each].method, []).append(each)
-    if len(where) == 1:
-        return f"Method: {next(iter(where))}."
-    parts = [f"{method} in {_places(inside)}" for method, inside in where.items()]
-    return f"Methods: {listed(parts)}."
-
-
-def _places(groups: Iterable[Group]) -> str:
-    """``attention 0–3, mlp 0–3, embedding``."""
-    rows: dict[str, list[int | None]] = {}
-    for each in groups:
-        rows.setdefault(_row(each), []).append(each.depth)
-    parts = []
-    for row, depths in rows.items():
-        inside = sorted(each for each in depths if each is not None)
-        runs = _runs(inside)
-        parts.append(" ".join([row, *([", ".join(runs)] if runs else [])]))
-    return ", ".join(parts)
-
-
-def _runs(depths: Sequence[int]) -> list[str]:
-    runs: list[list[int]] = []
-    for each in depths:
-        if runs and runs[-1][-1] == each - 1:
-            runs[-1].append(each)
-        else:
-            runs.append([each])
-    return [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
-
-
-def _row(group: Group) -> str:
+def row_of(group: Group) -> str:
+    """The row of a heatmap that a group is in."""
     return f"{group.stack}/{group.kind}" if group.stack else group.kind
 
 
-def _column(group: Group) -> str:
+def column_of(group: Group) -> str:
+    """The column of a heatmap that a group is in."""
     return OUTSIDE if group.depth is None else str(group.depth)
 
 
-def _columns(groups: Sequence[Group]) -> list[str]:
-    depths = sorted({each.depth for each in groups if each.depth is not None})
-    outside = [OUTSIDE] if any(each.depth is None for each in groups) else []
+def columns_of(groups: Iterable[Group]) -> list[str]:
+    """All columns, from the input on."""
+    found = list(groups)
+    depths = sorted({each.depth for each in found if each.depth is not None})
+    outside = [OUTSIDE] if any(each.depth is None for each in found) else []
     return [*outside, *(str(each) for each in depths)]
 
 
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+def _recipe(facts: Facts, id: int, space: Space) -> Recipe:
+    candidate = facts.candidates[id]
+    recipe = space.decode(candidate.genome)
+    if recipe.hash != candidate.recipe_hash:
+        raise SearchError(
+            f"candidate {id} was scored as recipe {candidate.recipe_hash[:12]}, but this version decodes it to "
+            f"{recipe.hash[:12]}; use the version that environment.json names"
+        )
+    return recipe
+
+
+def _by_expert(space: Space, table: Mapping[str, Mapping[Group, float]]) -> list[Any]:
+    return [
+        _shortened([round(STEP * table[expert][group]) if group in table[expert] else None for group in space.groups])
+        for expert in space.experts
+    ]
+
+
+def _shortened(values: Sequence[int | None]) -> Any:
+    """One value where all are equal."""
+    return values[0] if len(set(values)) == 1 else list(values)
+
+
+def _numbers(given: Sequence[Any]) -> list[int]:
+    flat = [value for each in given for value in (each if isinstance(each, list) else [each])]
+    return [value for value in flat if value is not None]

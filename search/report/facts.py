@@ -9,7 +9,9 @@ from typing import Literal
 
 from evaluators.contract import Split
 from search.objectives import Target
+from search.report.history import History, read_history
 from search.results import Results
+from search.statistics import Interval
 from search.store import Candidate
 
 Score = tuple[float, float]
@@ -51,6 +53,15 @@ class Facts:
         return [each.id for each in self.results.candidates if each.state == "complete" and each.id in scores]
 
     @cached_property
+    def history(self) -> History:
+        """When and how the run went, by its log.
+
+        Raises:
+            SearchError: the log is damaged.
+        """
+        return read_history(self.results.folder)
+
+    @cached_property
     def pick(self) -> int | None:
         """The chosen candidate, before the choice the knee of the front so far, None before the first score."""
         return self.results.knee() if self.results.chosen is not None or self.results.front else None
@@ -83,6 +94,28 @@ class Facts:
     def score(self, id: int, split: Split, target: Target) -> Score | None:
         """(value, standard error), or None where it was not measured."""
         return self.results.scores[split].get(id, {}).get(target.name)
+
+    def interval(self, id: int, split: Split, target: Target) -> Interval | None:
+        """95 % interval of a score (:func:`search.statistics.interval_of_score`), or None where it was not measured."""
+        if target.name not in self.results.scores[split].get(id, {}):
+            return None
+        return self.results.interval(id, split, target.name)
+
+    @cached_property
+    def infeasible(self) -> frozenset[int]:
+        """Complete candidates that break a constraint on the search split."""
+        return frozenset(id for id in self.scored if self.results.judge.violation(id, "search") > 0.0)
+
+    @cached_property
+    def opened(self) -> list[int]:
+        """Candidates whose holdout scores are known, ascending."""
+        return sorted(self.results.scores["holdout"])
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """What a candidate is called beside its number: the pick and baselines by their names, and other labels."""
+        names = {each.id: each.label for each in self.results.candidates if each.label}
+        return names | {each.id: each.name for each in self.named}
 
     def best_split(self, id: int) -> Split:
         """Where a named candidate is drawn: selection once the run compares there, if it was scored there."""

@@ -7,16 +7,19 @@ import os
 import tempfile
 from pathlib import Path
 
+from evaluators.contract import EvaluatorError
 from merging.durable import clear_abandoned, hold
-from merging.methods import is_ready
+from merging.recipe import MergingError
 from search.errors import SearchError
 from search.report import tables
-from search.report.coefficients import coefficients_figure
-from search.report.convergence import convergence_figure
-from search.report.facts import Facts
-from search.report.figures import Figure, front_figure, page_data
-from search.report.markup import Html, element
+from search.report.convergence import convergence_section
+from search.report.facts import Facts, without_paths
+from search.report.figures import page_data
+from search.report.front import front_section
+from search.report.layers import layers_section
+from search.report.markup import Html, element, join
 from search.report.page import page
+from search.report.section import Builder, Section, merged_data
 from search.report.summary import choice_rule, summary
 from search.results import Results
 
@@ -69,9 +72,19 @@ def render(results: Results) -> str:
     from plotly.offline import get_plotlyjs
 
     facts = Facts(results)
-    figures: list[Figure] = []
-    body = [_head(facts), *_found(facts, figures), *_made(facts)]
-    return page(f"{results.name}: paretomerge report", body, page_data(facts, figures), get_plotlyjs())
+    sections = [found for title, build in SECTIONS if (found := _built(title, build, facts)) is not None]
+    figures = [figure for section in sections for figure in section.figures]
+    data = merged_data(page_data(facts, figures), sections)
+    return page(f"{results.name}: paretomerge report", _head(facts), sections, data, get_plotlyjs())
+
+
+def _built(title: str, build: Builder, facts: Facts) -> Section | None:
+    """A section, or why there is none: what is damaged or foreign in one part of a run must not lose the others."""
+    try:
+        return build(facts)
+    except (SearchError, MergingError, EvaluatorError) as error:
+        reason = without_paths(str(error), facts.results)
+        return Section(title, element("p", f"This part cannot be shown. {reason}", class_="note"))
 
 
 def _head(facts: Facts) -> Html:
@@ -85,63 +98,45 @@ def _head(facts: Facts) -> Html:
     )
 
 
-def _found(facts: Facts, figures: list[Figure]) -> list[Html]:
-    """What there is to show once a candidate has scores; figures are collected for the page's script."""
+def _scores(facts: Facts) -> Section | None:
     if facts.pick is None:
-        return []
-
-    def shown(figure: Figure) -> Html:
-        figures.append(figure)
-        return figure.html()
-
-    pick = f"the {facts.pick_name}, candidate {facts.pick}"
-    return [
-        _section("The front", shown(front_figure(facts))),
-        _section(
-            f"{facts.pick_name.capitalize()} and baselines",
-            element("p", choice_rule(facts), class_="note"),
-            tables.scores_table(facts),
-            tables.comparisons_table(facts),
-            tables.optimism_table(facts),
-        ),
-        _section(f"Coefficients of {pick}", _coefficients(facts, facts.pick, figures)),
-        _section("Convergence", shown(convergence_figure(facts))),
-        _section("Members of the front", tables.front_table(facts)),
+        return None
+    parts = [
+        element("p", choice_rule(facts), class_="note"),
+        tables.scores_table(facts),
+        tables.comparisons_table(facts),
+        tables.optimism_table(facts),
     ]
+    return Section(f"{facts.pick_name.capitalize()} and baselines", join(parts))
 
 
-def _coefficients(facts: Facts, pick: int, figures: list[Figure]) -> Html:
-    methods = [each if isinstance(each, str) else each.name for each in facts.results.config.space.methods]
-    foreign = [each for each in methods if not is_ready(each)]
-    if foreign:  # a run may be a stranger's, and to read a report is no consent to run what came with it
-        return element(
-            "p",
-            f"They are not drawn, since that would run the code of {', '.join(foreign)}, which a report does not do; "
-            "the report that the search itself writes has them.",
-        )
-    try:
-        recipe = facts.results.recipe(pick)
-        coefficients = facts.results.stages[facts.candidates[pick].stage].space.table(recipe)
-    except SearchError as error:
-        return element("p", str(error))
-    densities = facts.results.stages[facts.candidates[pick].stage].space.densities(recipe)
-    figure = coefficients_figure(recipe, coefficients, facts.results.config.space.coefficient, densities)
-    figures.append(figure)
-    return figure.html()
+def _failures(facts: Facts) -> Section | None:
+    return Section("Failures", tables.failures_table(facts))
 
 
-def _made(facts: Facts) -> list[Html]:
-    return [
-        _section("Failures", tables.failures_table(facts)),
-        _section("Where the time went", tables.time_table(facts)),
-        _section("How this was made", tables.made_of(facts)),
-        _section("Going on", tables.commands(facts)),
-    ]
+def _time(facts: Facts) -> Section | None:
+    return Section("Where the time went", tables.time_table(facts))
 
 
-def _section(title: str, *content: Html) -> Html:
-    name = "-".join(title.split(",")[0].lower().split())
-    return element("section", element("h2", title), *content, id=name)
+def _environment(facts: Facts) -> Section | None:
+    return Section("How this was made", tables.made_of(facts))
+
+
+def _commands(facts: Facts) -> Section | None:
+    return Section("Going on", tables.commands(facts))
+
+
+SECTIONS: list[tuple[str, Builder]] = [
+    ("The front", front_section),
+    ("Scores", _scores),
+    ("Coefficients by layer", layers_section),
+    ("Convergence", convergence_section),
+    ("Failures", _failures),
+    ("Where the time went", _time),
+    ("How this was made", _environment),
+    ("Going on", _commands),
+]
+"""The report's sections in their order: the title of one that cannot be made, and what makes it."""
 
 
 def _unbroken(text: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 from search.objectives import Target
+from search.statistics import Interval
 
 Z95 = NormalDist().inv_cdf(0.975)
 """Standard errors in the half-width of a two-sided 95 % interval (normal approximation)."""
@@ -36,16 +37,16 @@ def join(parts: Iterable[str], between: str = "") -> Html:
     return Html(escape(between).join(escape(each) for each in parts))
 
 
-def element(name: str, *content: Content, **attributes: str | bool) -> Html:
+def element(tag: str, /, *content: Content, **attributes: str | bool) -> Html:
     """One HTML element.
 
     Args:
-        name: of the tag.
+        tag: its name.
         content: children; plain text is escaped, sequences are flattened by one level.
         attributes: ``class_`` and ``for_`` lose their underscore, other underscores become hyphens; True writes the
             bare name, False leaves it out.
     """
-    words = [name]
+    words = [tag]
     for key, value in attributes.items():
         plain = key.rstrip("_").replace("_", "-")
         if value is True:
@@ -53,7 +54,7 @@ def element(name: str, *content: Content, **attributes: str | bool) -> Html:
         elif value is not False:
             words.append(f'{plain}="{escape(value)}"')
     children = [part for each in content for part in ([each] if isinstance(each, str) else each)]
-    return Html(f"<{' '.join(words)}>{join(children)}</{name}>")
+    return Html(f"<{' '.join(words)}>{join(children)}</{tag}>")
 
 
 def table(caption: str, header: Sequence[Content], rows: Sequence[Sequence[str]], *, tall: bool = False) -> Html:
@@ -117,6 +118,23 @@ def measured(target: Target, score: tuple[float, float] | None) -> str:
     value, error = score
     spread = f"{Z95 * error:.{decimals(target)}f}" if math.isfinite(error) else "unknown"
     return f"{number(target, value)} ± {spread}"
+
+
+def ranged(target: Target, interval: Interval | None) -> str:
+    """``0.712 (0.681 to 0.743)``: a value and its 95 % interval; – where nothing was measured."""
+    if interval is None:
+        return "–"
+    value, low, high = (number(target, each) for each in (interval.value, interval.low, interval.high))
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return f"{value} (interval unknown)"
+    return f"{value} ({low} to {high})"
+
+
+def candidate(id: int) -> Html:
+    """A candidate's number as a button that selects it everywhere on the page."""
+    return element(
+        "button", str(id), type="button", class_="candidate", data_candidate=str(id), title=f"Select candidate {id}"
+    )
 
 
 def percent(share: float) -> str:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluators.contract import ItemScores, Split
 from search.errors import SearchError
@@ -45,6 +45,19 @@ class Candidate:
     duplicate_of: int | None
 
 
+class Entry(NamedTuple):
+    """One event where it stands in the log.
+
+    Attributes:
+        seq: its number, from 1.
+        at: unix time at which it was written, by the writer's clock.
+    """
+
+    seq: int
+    at: float
+    event: Event
+
+
 class Reader:
     """The queries on an open database."""
 
@@ -69,11 +82,27 @@ class Reader:
         Raises:
             SearchError: an event is not as it was written.
         """
+        return (each.event for each in self.entries(*kinds))
+
+    def entries(self, *kinds: type[Event], after: int = 0) -> Iterator[Entry]:
+        """As :meth:`events`, with place and time; only what stands behind number ``after``, for those who follow a run
+        that goes on.
+
+        Raises:
+            SearchError: an event is not as it was written.
+        """
         wanted = [kind.kind for kind in kinds]
-        last = 0
-        while rows := self._rows(last, wanted, _BATCH):
-            yield from map(self._event, rows)
-            last = rows[-1].seq
+        while rows := self._rows(after, wanted, _BATCH):
+            yield from (Entry(row.seq, row.at, self._event(row)) for row in rows)
+            after = rows[-1].seq
+
+    def timed(self, *kinds: type[Event]) -> Iterator[tuple[float, Event]]:
+        """:meth:`events`, each with the unix time at which it was written.
+
+        Raises:
+            SearchError: an event is not as it was written.
+        """
+        return ((each.at, each.event) for each in self.entries(*kinds))
 
     def started(self) -> RunStarted | None:
         """The first event, or None while the run is being set up.

@@ -1,0 +1,119 @@
+"""Genomes as parameters of one study: points of every stage as points of the last one's space, by the names of genes.
+
+Genes without effect on a candidate (a density under a method that has none) are left out, as Optuna leaves out the
+parameters of a branch that was not taken. A candidate that is no point of the last stage's space, such as a preset with
+a method that the search does not have, has no parameters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from merging.recipe import Value
+from search.optimizers.contract import Genome
+from search.space.encoding import NO_EFFECT
+from search.space.genes import Gene
+from search.stages import Stage, translate
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+MOST_PARAMETERS = 100
+"""A study's parameters are compared pair by pair for every trial: more make the page wait for minutes."""
+MOST_CELLS = 100_000
+"""Parameters of all trials together: each takes some 200 bytes on its way to the browser."""
+
+
+class Parameters:
+    """What a study shows of genomes.
+
+    Args:
+        stages: of the run.
+        candidates: how many there are, or will be.
+        everything: every gene, however many there are.
+
+    Attributes:
+        thinned: how the genes were brought together; "" where every gene is shown.
+        distributions: name -> what Optuna knows of it.
+    """
+
+    def __init__(self, stages: Sequence[Stage], candidates: int, *, everything: bool = False) -> None:
+        self._stages = list(stages)
+        self._space = stages[-1].space
+        genes = self._space.genes
+        most = max(1, min(MOST_PARAMETERS, MOST_CELLS // max(1, candidates)))
+        self._names = {gene.name: gene.name for gene in genes}
+        self.thinned = ""
+        if not everything:
+            for group, words in ((_track, "over the depth"), (_expert, "over the whole model")):
+                if len(set(self._names.values())) <= most:
+                    break
+                self._names = {gene.name: group(gene) for gene in genes}
+                self.thinned = f"{len(genes)} genes as their means {words}"
+        self._shown = dict.fromkeys(self._names.values())
+        self.distributions = self._distributions(genes)
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    def of(self, stage: int, genome: Genome) -> dict[str, Any]:
+        """Name -> value of a candidate's genes; empty where it is no point of the last stage's space."""
+        own = self._stages[stage].space
+        point = genome if own is self._space else translate(genome, own, self._space)
+        if point is None:
+            return {}
+        named = self._space.named(point)
+        effective = self._effective(point)
+        found: dict[str, list[Value]] = {}
+        for gene, works in zip(self._space.genes, effective, strict=True):
+            if works:
+                found.setdefault(self._names[gene.name], []).append(named[gene.name])
+        return {name: _joined(values) for name, values in found.items()}
+
+    def _effective(self, genome: Genome) -> list[bool]:
+        """Of every gene, whether the candidate would be another one without it. One that stands exactly where genes
+        of no effect are put may be taken for one that has some: no harm."""
+        canonical = self._space.canonical(genome)
+        values = [now != NO_EFFECT or now == given for now, given in zip(canonical.values, genome.values, strict=True)]
+        same = [now == given for now, given in zip(canonical.categories, genome.categories, strict=True)]
+        return [*values, *same]
+
+    def _distributions(self, genes: Sequence[Gene]) -> dict[str, BaseDistribution]:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        found: dict[str, BaseDistribution] = {}
+        for gene in genes:
+            name = self._names[gene.name]
+            if gene.bounds is None:
+                found[name] = CategoricalDistribution(gene.choices)
+            else:
+                low, high = sorted(gene.bounds)
+                before = found.get(name)
+                found[name] = FloatDistribution(
+                    min(low, getattr(before, "low", low)), max(high, getattr(before, "high", high))
+                )
+        return found
+
+
+def _track(gene: Gene) -> str:
+    """All depths of one kind set and expert."""
+    return gene.name.partition("@")[0]
+
+
+def _expert(gene: Gene) -> str:
+    """Everything of one expert."""
+    if gene.role == "coefficient":
+        return gene.expert or "coefficient"
+    if gene.role == "density":
+        return f"density.{gene.expert}" if gene.expert else "density"
+    return _track(gene)
+
+
+def _joined(values: Sequence[Value]) -> Value:
+    """The mean of numbers, the most frequent of choices."""
+    numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+    if len(numbers) == len(values):
+        return float(f"{sum(numbers) / len(numbers):.9g}")
+    return Counter(values).most_common(1)[0][0]

@@ -1,0 +1,248 @@
+"""What one merge and one evaluation cost on this machine: really done, a few times, and timed.
+
+The recipes are some that the search itself would try: baselines, and points of its last stage. The first one warms
+everything up and is told apart. Then every evaluator scores the items of the first rung, of the next, … as far as the
+time given for it reaches; longer ones are reckoned from these. Only items of the search split are looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from merging.recipe import Recipe
+from search.forecast import Costs, Outline, Pace
+from search.optimizers.contract import Genome, Outcome, Trial
+from search.ranges import Range
+from search.space import Space
+from search.stages import Stage
+from search.workers.evaluation import CandidateFailed, Evaluation
+
+if TYPE_CHECKING:
+    from search.optimizers.contract import Optimizer
+
+Evaluate = Callable[[Recipe, Mapping[str, Sequence[str]]], Evaluation]
+"""Materialises a recipe and scores these items of the search split."""
+MakeOptimizer = Callable[[Stage], "Optimizer"]
+
+REPEATS = 3
+"""So many timed repeats, at least, of the smallest sample; the first one of all comes before them."""
+MOST_REPEATS = 7
+SECONDS = 30.0
+"""The next sample is taken only where what it will take still fits into this."""
+PROPOSING = 4.0
+"""Seconds at most, for each stage, in which its optimizer is fed with made-up outcomes and asked."""
+
+SPREAD = 1.15
+"""A few repeats one after the other differ less than hours do: their ends are moved apart by this factor."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was timed.
+
+    Attributes:
+        merges: seconds of each timed materialisation.
+        first: seconds that the very first merge and evaluation took together.
+        scored: evaluator -> items -> seconds of each repeat.
+        failed: reasons of recipes that gave no model or no score.
+    """
+
+    merges: tuple[float, ...]
+    first: float
+    scored: Mapping[str, Mapping[int, tuple[float, ...]]]
+    failed: tuple[str, ...] = ()
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """Evaluator -> the largest number of items that was timed."""
+        return {name: max(sizes) for name, sizes in self.scored.items()}
+
+
+@dataclass
+class _Timings:
+    merges: list[float] = field(default_factory=list)
+    scored: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+
+def spread(seconds: Sequence[float]) -> Range:
+    """The median of some timings, between the smallest and the largest of them, moved apart by :data:`SPREAD`."""
+    return Range(min(seconds) / SPREAD, float(np.median(seconds)), max(seconds) * SPREAD)
+
+
+def trials(stages: Sequence[Stage], count: int = MOST_REPEATS + 1) -> list[Recipe]:
+    """Recipes that the search would try, each another one in every group: the last stage's centre, and points around
+    it, drawn with a fixed seed."""
+    space = stages[-1].space
+    random = np.random.default_rng(0)
+    found = [space.decode(space.center())]
+    while len(found) < count:
+        found.append(space.decode(_near(space, random, 0.2)))
+    return found
+
+
+def sample(
+    evaluate: Evaluate,
+    recipes: Sequence[Recipe],
+    rungs: Sequence[Mapping[str, Sequence[str]]],
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Sample:
+    """Time merges and evaluations.
+
+    Args:
+        evaluate: does one.
+        recipes: to be tried in turn; the first one is not counted.
+        rungs: evaluator -> ids that are new in each.
+        seconds: see :data:`SECONDS`.
+        clock: seconds from anywhere.
+
+    Raises:
+        CandidateFailed: none of them gave a model and scores.
+    """
+    found = _Timings()
+    began = clock()
+    warm = clock()
+    _run(evaluate, recipes[0], rungs[0], found, timed=False)
+    first = clock() - warm
+    turn = 1
+    for place, rung in enumerate(rungs):
+        if place and not _reaches(rung, found, seconds - (clock() - began)):
+            break
+        repeats = 0
+        while repeats < (REPEATS if place == 0 else 1) or (
+            repeats < MOST_REPEATS and (clock() - began) < seconds * _share(place, len(rungs))
+        ):
+            if not _run(evaluate, recipes[turn % len(recipes)], rung, found) and len(found.failed) > MOST_REPEATS:
+                break
+            repeats, turn = repeats + 1, turn + 1
+    if not found.merges or not found.scored:
+        raise CandidateFailed(found.failed[-1] if found.failed else "nothing could be timed", {})
+    return Sample(
+        tuple(found.merges),
+        first,
+        {name: {count: tuple(each) for count, each in sizes.items()} for name, sizes in found.scored.items()},
+        tuple(found.failed),
+    )
+
+
+def costs_of(
+    timed: Sample, start: float, propose: Mapping[str, Range], evaluators: Sequence[str], merges: float = 1.0
+) -> Costs:
+    """What was timed, as what things cost.
+
+    Args:
+        timed: see :func:`sample`.
+        start: seconds that loading took.
+        propose: see :func:`proposing`.
+        evaluators: all of them.
+        merges: by how much merges of the search are larger than those that were timed.
+    """
+    return Costs(
+        start=Range(0.5 * start, start, 2.0 * start) + Range(0.0, 0.0, timed.first),
+        merge=spread(timed.merges).scaled(merges),
+        paces={
+            name: Pace({count: spread(each) for count, each in timed.scored[name].items()} if name in timed.scored else
+                       {1: Range.exactly(0.0)})
+            for name in evaluators
+        },
+        propose=propose,
+    )  # fmt: skip
+
+
+def proposing(
+    stages: Sequence[Stage],
+    outline: Outline,
+    make: MakeOptimizer,
+    objectives: int,
+    seconds: float = PROPOSING,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Range]:
+    """Seconds of an optimizer's work on one candidate, by stage: as it is early in the stage, half-way and at its end.
+
+    A fresh optimizer hears made-up outcomes of random points, and is asked. What it takes beyond ``seconds`` is not
+    waited for: then the last third is taken to be as slow again as what was seen.
+    """
+    found = {}
+    heard = 0
+    for stage, planned in zip(stages, outline.stages, strict=True):
+        if not stage.fixed and planned.candidates:
+            found[stage.name] = _proposing(stage, planned.candidates, heard, make, objectives, seconds, clock)
+        heard += planned.candidates
+    return found
+
+
+def _proposing(
+    stage: Stage, count: int, heard: int, make: MakeOptimizer, k: int, seconds: float, clock: Callable[[], float]
+) -> Range:
+    random = np.random.default_rng(0)
+    space = stage.space
+    optimizer = make(stage)
+    began, spent, told = clock(), [], 0
+    for part in (0.1, 0.5, 0.9):
+        goal = heard + max(1, round(part * count))
+        while told < goal and clock() - began < seconds:
+            optimizer.tell(Trial(-1 - told, _near(space, random, 0.3)), _made_up(random, k))
+            told += 1
+        start = clock()
+        optimizer.ask(10**6 + told, ())
+        spent.append(clock() - start)
+        if clock() - began >= seconds:
+            break
+    if len(spent) < 3:
+        spent.append(2.0 * spent[-1])
+    return Range(min(spent), sum(spent) / len(spent), 1.5 * max(spent))
+
+
+def _made_up(random: np.random.Generator, k: int) -> Outcome:
+    utilities = tuple(random.uniform(0.2, 0.9, k).tolist())
+    return Outcome("complete", utilities, (0.02,) * k, 100)
+
+
+def _near(space: Space, random: np.random.Generator, width: float) -> Genome:
+    """A point around the centre."""
+    center = space.center()
+    values = np.clip(np.asarray(center.values) + width * random.standard_normal(len(center.values)), 0.0, 1.0)
+    choices = tuple(int(random.integers(count)) for count in space.box.categories)
+    return Genome(tuple(values.tolist()), choices)
+
+
+def _run(
+    evaluate: Evaluate, recipe: Recipe, rung: Mapping[str, Sequence[str]], found: _Timings, timed: bool = True
+) -> bool:
+    """One recipe, and one evaluator after the other. Only the first of them is preceded by a merge."""
+    try:
+        for place, (name, ids) in enumerate((name, ids) for name, ids in rung.items() if ids):
+            done = evaluate(recipe, {name: ids})
+            if not timed:
+                continue
+            if place == 0:
+                found.merges.append(done.seconds.get("materialize", 0.0))
+            found.scored.setdefault(name, {}).setdefault(len(ids), []).append(done.seconds["evaluate"])
+    except CandidateFailed as failure:
+        found.failed.append(failure.reason)
+        return False
+    return True
+
+
+def _reaches(rung: Mapping[str, Sequence[str]], found: _Timings, left: float) -> bool:
+    """Whether one more repeat, of this rung, fits into the time that is left."""
+    if not found.merges:
+        return False
+    needed = float(np.median(found.merges))
+    for name, ids in rung.items():
+        sizes = found.scored.get(name)
+        if sizes and ids:
+            largest = max(sizes)
+            needed += float(np.median(sizes[largest])) * len(ids) / largest
+    return needed <= left
+
+
+def _share(place: int, rungs: int) -> float:
+    """Of the time: repeats of this rung may begin in it. A quarter goes to the first one, the rest to those after."""
+    return 1.0 if rungs == 1 else 0.25 + 0.75 * place / (rungs - 1)

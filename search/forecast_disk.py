@@ -1,0 +1,146 @@
+"""What a search will leave on disk, and what it will read: arithmetic on counts and on the models' headers.
+
+What a run's database takes was fitted to finished runs: item scores as they lie in their table, the log's events with
+what SQLite adds to them. It comes out within a fifth of what runs of 40 to 1857 candidates took (a test compares).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluators.contract import Evaluator
+from search.forecast import Forecast, Outline
+from search.ranges import Range
+
+if TYPE_CHECKING:
+    from merging.sizes import ModelSizes
+
+REPORT = Range(4_900_000.0, 5_300_000.0, 6_000_000.0)
+"""Of ``report.html``: plotly is 4.8 MB of it, and it is kept below 6."""
+WRITE_AHEAD = Range(0.0, 4_200_000.0, 4_200_000.0)
+"""Of the database's write-ahead log, while the run goes on."""
+GENE = 21.0
+"""Bytes of one number of a genome, in the log."""
+EVENTS = 1100.0
+"""Bytes that a candidate's events take beside its genome, with what follows from them in other tables."""
+RUNG = 300.0
+SQLITE = 1.35
+"""Of the log, what pages and indices add."""
+ITEM_ID = 80.0
+"""Bytes of one item's id in all its copies."""
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes.
+
+    Attributes:
+        database: the run's log and item scores, with those of a control.
+        report: the HTML file.
+        export: one exported model, tokenizer and config with it.
+        virtual: all virtual experts, in the user's cache, once for all runs.
+        read_first: of models when the run starts.
+        read_each: of models for every candidate: 0 where the sources are kept in memory.
+        free: where the run directory will be.
+        free_cache: where the cache is.
+    """
+
+    database: Range
+    report: Range
+    export: Range
+    virtual: Range
+    read_first: Range
+    read_each: Range
+    free: int
+    free_cache: int
+
+    @property
+    def run(self) -> Range:
+        """The run directory, while the search runs."""
+        return self.database + self.report + WRITE_AHEAD
+
+    @property
+    def enough(self) -> bool:
+        """Whether the run directory, one export and the virtual experts have room."""
+        return self.run.high + self.export.high < self.free and self.virtual.high < self.free_cache
+
+
+def disk_of(
+    outline: Outline,
+    found: Forecast,
+    evaluators: Mapping[str, Evaluator],
+    sizes: ModelSizes,
+    *,
+    base: Path,
+    virtual: int,
+    from_files: bool,
+    runs: Path,
+    cache: Path,
+) -> Disk:
+    """What a search will take of the disk.
+
+    Args:
+        outline: of the search.
+        found: its forecast.
+        evaluators: whose item scores are stored.
+        sizes: of the models.
+        base: folder of the base: its tokenizer goes into an export.
+        virtual: how many virtual experts there are.
+        from_files: whether candidates read their sources from disk.
+        runs: where run directories are made; may not be there yet.
+        cache: the user's cache; may not be there yet.
+    """
+    sources = float(sum(sizes.sources.values()))
+    beside = sum(each.stat().st_size for each in base.iterdir() if each.is_file() and each.suffix in _COMPANIONS)
+    return Disk(
+        database=database_bytes(outline, found, {name: len(each.metrics) for name, each in evaluators.items()}),
+        report=REPORT,
+        export=Range.exactly(float(sizes.live + beside)),
+        virtual=Range.exactly(float(virtual * sizes.parameters * FLOAT32)),
+        # once to know them by their content; once more into memory, where the system has not kept them
+        read_first=Range(sources, sources, 2.0 * sources),
+        read_each=Range(0.0, sources, sources) if from_files else Range.exactly(0.0),
+        free=free_at(runs),
+        free_cache=free_at(cache),
+    )
+
+
+def database_bytes(outline: Outline, found: Forecast, metrics: Mapping[str, int]) -> Range:
+    """Of the run's database.
+
+    Args:
+        outline: of the search.
+        found: its forecast.
+        metrics: evaluator -> metrics of every item.
+    """
+    whole = outline.splits["search"].of
+    bytes_an_item = sum(count * (16 * metrics[name] + 1) for name, count in whole.items()) / max(1, sum(whole.values()))
+    finals = {each.name: each for each in found.stages}
+    items = found.items + finals["selection"].items + finals["holdout"].items
+    # a blob takes whole pages beyond the first bytes: half a page more each, on average less for short ones
+    scores = items.scaled(bytes_an_item * 1.06)
+    genes = {each.name: each.numbers + each.categories for each in outline.stages}
+    events = Range.exactly(0.0)
+    for stage in found.stages:
+        if stage.name in genes:
+            rungs = RUNG * (len(outline.rungs) - 1)
+            events += stage.candidates.scaled((GENE * genes[stage.name] + EVENTS + rungs) * SQLITE)
+    ids = ITEM_ID * sum(each.total for each in outline.splits.values())
+    own = scores + events + Range.exactly(ids + 60_000.0)
+    return own.scaled(2.0) if outline.control else own
+
+
+def free_at(folder: Path) -> int:
+    """Free bytes where a folder is, or will be made."""
+    here = folder.absolute()
+    while not here.exists():
+        here = here.parent
+    return shutil.disk_usage(here).free
+
+
+_COMPANIONS = frozenset({".json", ".txt", ".model", ".jinja"})

@@ -1,0 +1,220 @@
+"""A plan: what a search will come to in work, time and disk, from its config and, if wanted, from one measured merge
+and evaluation. Nothing of it is written into a run directory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merging.recipe import SourceRef
+from search.config import LoadedConfig
+from search.errors import SearchError
+from search.forecast import Costs, Forecast, Outline, forecast
+from search.forecast_costs import Sample, costs_of, proposing, sample, trials
+from search.forecast_disk import Disk, disk_of
+from search.forecast_outline import outline_of
+from search.schema import Config
+from search.stages import Stage, build_optimizer, build_stages
+from search.virtual import experts_of, needs_calibration
+from search.workers.evaluation import CandidateFailed
+from search.workers.opening import worker_threads
+
+if TYPE_CHECKING:
+    from merging import Sources
+    from merging.sizes import ModelSizes
+    from search.placement import Placement
+    from search.setup import Setup
+
+_LOG = logging.getLogger("paretomerge")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search will come to.
+
+    Attributes:
+        outline: what the config asks for.
+        found: counts; its times mean something where there are costs.
+        disk: bytes.
+        costs: of one merge and one evaluation; None where nothing was measured.
+        timed: what was timed for that.
+        threads: CPU threads that it was timed with; 0 where nothing was.
+        notes: what the figures leave out, a sentence each.
+    """
+
+    outline: Outline
+    found: Forecast
+    disk: Disk
+    costs: Costs | None = None
+    timed: Sample | None = None
+    threads: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def make_plan(
+    loaded: LoadedConfig,
+    sizes: ModelSizes,
+    placement: Placement,
+    *,
+    measure: bool,
+    runs: Path,
+    say: Callable[[str], None] = _LOG.info,
+) -> Plan:
+    """Plan a search.
+
+    Args:
+        loaded: the config.
+        sizes: of its models.
+        placement: where they will lie; it fits.
+        measure: load the models, and time some merges and evaluations.
+        runs: where run directories are made.
+        say: told one line a step.
+
+    Raises:
+        SearchError, MergingError, EvaluatorError, ZooError: what is wrong with the config, its models or its data.
+    """
+    from merging import Sources
+    from merging.calibration.store import default_cache
+    from search.setup import build_evaluators, model_paths
+
+    began = time.perf_counter()
+    base, experts = model_paths(loaded)
+    measured = _Measured(loaded, say) if measure else None
+    evaluators = measured.setup.evaluators if measured is not None else build_evaluators(loaded)
+    stages = _stages(loaded.config, measured.setup.sources if measured is not None else Sources.load(base, experts))
+    start = time.perf_counter() - began
+    outline = outline_of(loaded, evaluators, stages, workers=max(1, placement.workers), gpus=placement.gpus)
+    costs = measured.costs(outline, stages, start) if measured is not None else None
+    found = forecast(outline, costs or _nothing(outline))
+    return Plan(
+        outline=outline,
+        found=found,
+        disk=disk_of(
+            outline,
+            found,
+            evaluators,
+            sizes,
+            base=base,
+            virtual=len(loaded.config.models.virtual),
+            from_files=any(part.where == "files" for part in placement.parts),
+            runs=runs,
+            cache=default_cache(),
+        ),
+        costs=costs,
+        timed=measured.timed if measured is not None else None,
+        threads=measured.threads if measured is not None else 0,
+        notes=tuple(_notes(loaded, outline, measured is not None)),
+    )
+
+
+def _nothing(outline: Outline) -> Costs:
+    """Costs of a plan without times: counts follow from them all the same, unless hours end the search."""
+    from search.forecast import Pace
+    from search.ranges import Range
+
+    free = Pace({1: Range.exactly(0.0)})
+    return Costs(
+        Range.exactly(0.0),
+        Range.exactly(0.0),
+        dict.fromkeys(outline.splits["search"].of, free),
+        store=Range.exactly(0.0),
+    )
+
+
+class _Measured:
+    """The live model of a config, its costs timed. Only real experts are in it: virtual ones are not made for a plan,
+    and methods that look at inputs are left to the run."""
+
+    def __init__(self, loaded: LoadedConfig, say: Callable[[str], None]) -> None:
+        import torch
+
+        from search.setup import set_up
+
+        say("loading models and data")
+        self._loaded, self._say = loaded, say
+        self.setup: Setup = set_up(loaded, worker_threads(loaded), make=False, say=say)
+        self.threads = torch.get_num_threads()
+        self.timed: Sample | None = None
+
+    def costs(self, outline: Outline, stages: list[Stage], start: float) -> Costs:
+        """Time merges and evaluations, and the optimizers."""
+        from search.racing import Racer
+        from search.workers.inline import InlineWorker
+
+        loaded, setup = self._loaded, self.setup
+        reduced = _with_real_experts(loaded.config)
+        worker = InlineWorker(setup.materializer, setup.engine, setup.evaluators)
+        racer = Racer(setup.evaluators, setup.objectives, loaded.config.search.fidelity)
+        self._say("timing merges and evaluations on items of the search split")
+        try:
+            self.timed = sample(
+                lambda recipe, items: worker.evaluate(recipe, "search", dict(items)),
+                trials(_stages(reduced, setup.sources, real=True)),
+                racer.rungs,
+            )
+        except CandidateFailed as failure:
+            raise SearchError(
+                f"{loaded.path}: none of the merges that were tried could be scored, so nothing can be timed: "
+                f"{failure.reason}. `--no-measure` plans without times; `paretomerge check` looks closer"
+            ) from failure
+        self._say("timing the optimizer")
+        seconds = sum(max(times) for sizes in self.timed.scored.values() for times in sizes.values())
+        planned = {each.name: max(1, each.candidates) for each in outline.stages}
+        propose = proposing(
+            stages,
+            outline,
+            lambda stage: build_optimizer(
+                loaded.config, stage, planned[stage.name], len(loaded.config.objectives), seconds, loaded.path.parent
+            ),
+            len(loaded.config.objectives),
+        )
+        more = (1 + len(experts_of(loaded.config))) / (1 + len(reduced.models.experts))
+        return costs_of(self.timed, start, propose, list(setup.evaluators), more)
+
+
+def _with_real_experts(config: Config) -> Config:
+    """The config without virtual experts and without methods that look at inputs."""
+    methods = [
+        each for each in config.space.methods if not needs_calibration(each if isinstance(each, str) else each.name)
+    ]
+    space = config.space.model_copy(update={"methods": methods or ["task_arithmetic"]})
+    models = config.models.model_copy(update={"virtual": {}})
+    return config.model_copy(update={"space": space, "models": models})
+
+
+def _stages(config: Config, sources: Sources, *, real: bool = False) -> list[Stage]:
+    """The stages of a config.
+
+    Args:
+        config: the run's.
+        sources: the models.
+        real: their recipes are to be materialised; otherwise what the models contain need not be known, and is not
+            read.
+    """
+    layout = sources.layout
+    named = ("base", *experts_of(config))
+    refs = {alias: sources.refs[alias] if real else SourceRef("", f"planned {alias}") for alias in named}
+    tensors = {name: layout.group(name) for name in layout.names}
+    return build_stages(config, layout.groups, refs, tensors=tensors)
+
+
+def _notes(loaded: LoadedConfig, outline: Outline, measured: bool) -> list[str]:
+    config, notes = loaded.config, []
+    if config.models.virtual and measured:
+        notes.append(
+            "Virtual experts are made when the run starts, unless the cache has them: about as long as one merge and "
+            "one export each, and for calibrated methods a pass over their inputs. That is not in the time."
+        )
+    if any(needs_calibration(each if isinstance(each, str) else each.name) for each in config.space.methods):
+        notes.append("Methods that look at inputs are not in the time: their merges may take longer.")
+    if outline.workers > 1 and measured:
+        notes.append(
+            "One worker was timed, alone: several that share a machine's memory and disk slow each other down."
+        )
+    if not measured and (config.search.budget.hours or config.search.budget.gpu_hours):
+        notes.append("Hours end the search, and were not measured: the counts are those without that limit.")
+    return notes

@@ -1,0 +1,241 @@
+"""A plan as people read it, and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from search.forecast import RACED, RACED_AT_RANDOM, Outline, StageForecast
+from search.ranges import Range, duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from search.forecast_costs import Sample
+    from search.forecast_disk import Disk
+    from search.forecast_plan import Plan
+
+_FINALS = ("selection", "holdout")
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """Everything that a plan says but for memory; every estimate as {low, middle, high}. Seconds and bytes."""
+    outline, found = plan.outline, plan.found
+    timed = plan.costs is not None
+    return {
+        "search": {
+            "stages": [
+                {
+                    "name": each.name,
+                    "candidates": each.candidates.as_data(),
+                    "items": each.items.as_data(),
+                    **_genes(outline, each.name),
+                    **({"seconds": each.seconds.as_data()} if timed else {}),
+                }
+                for each in found.stages
+            ],
+            "candidates": found.candidates.as_data(),
+            "items": found.items.as_data(),
+            "evaluations": found.evaluations.as_data(),
+            "finalists": found.finalists.as_data(),
+            "baselines_in_finals": outline.compared,
+            "rungs": [dict(each.of) for each in outline.rungs],
+            "splits": {split: dict(each.of) for split, each in outline.splits.items()},
+            "workers": outline.workers,
+        },
+        "time": _time(plan) if timed else None,
+        "disk": _disk(plan.disk),
+        "notes": list(plan.notes),
+        "sources": dict(_sources(plan)),
+    }
+
+
+def _genes(outline: Outline, stage: str) -> dict[str, int]:
+    found = next((each for each in outline.stages if each.name == stage), None)
+    return {} if found is None else {"numbers": found.numbers, "categories": found.categories}
+
+
+def _time(plan: Plan) -> dict[str, Any]:
+    costs, found, timed = plan.costs, plan.found, plan.timed
+    assert costs is not None and timed is not None
+    return {
+        "seconds": found.seconds.as_data(),
+        "start": found.start.as_data(),
+        "busy": found.busy.as_data(),
+        "gpu_hours": found.busy.scaled(plan.outline.gpus / 3600.0).as_data(),
+        "merge": costs.merge.as_data(),
+        "scoring": {
+            name: {str(count): each.as_data() for count, each in pace.measured.items()}
+            for name, pace in costs.paces.items()
+        },
+        "propose": {name: each.as_data() for name, each in costs.propose.items()},
+        "store": costs.store.as_data(),
+        "measured": {
+            "merges": list(timed.merges),
+            "scored": {
+                name: {str(count): list(each) for count, each in sizes.items()} for name, sizes in timed.scored.items()
+            },
+            "first": timed.first,
+            "failed": list(timed.failed),
+            "threads": plan.threads,
+        },
+    }
+
+
+def _disk(disk: Disk) -> dict[str, Any]:
+    ranges = {
+        name: getattr(disk, name).as_data()
+        for name in ("run", "database", "report", "export", "virtual", "read_first", "read_each")
+    }
+    return {**ranges, "free": disk.free, "free_cache": disk.free_cache, "enough": disk.enough}
+
+
+# -- for people -------------------------------------------------------------------------------------------------------
+
+
+def work_table(plan: Plan) -> Table:
+    """Stages, and what each comes to."""
+    from rich.table import Table
+
+    timed = plan.costs is not None
+    table = Table("stage", "genes", "candidates", "items", *(["time"] if timed else []), title="Search")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for each in plan.found.stages:
+        table.add_row(*_row(plan, each, timed))
+    table.add_section()
+    whole = ["in all", "", counted(plan.found.evaluations), counted(_all_items(plan))]
+    table.add_row(*whole, *([plan.found.seconds.duration()] if timed else []))
+    return table
+
+
+def _row(plan: Plan, each: StageForecast, timed: bool) -> list[str]:
+    genes = _genes(plan.outline, each.name)
+    number = sum(genes.values())
+    row = [each.name, str(number) if number else "", counted(each.candidates), counted(each.items)]
+    return [*row, each.seconds.duration()] if timed else row
+
+
+def _all_items(plan: Plan) -> Range:
+    total = Range.exactly(0.0)
+    for each in plan.found.stages:
+        total += each.items
+    return total
+
+
+def disk_table(plan: Plan) -> Table:
+    """Where bytes go."""
+    from rich.table import Table
+
+    disk = plan.disk
+    table = Table("what", "size", "free there", title="Disk")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    table.add_row("run directory: log, item scores, report", stored(disk.run), shown(disk.free))
+    table.add_row("each export", stored(disk.export), shown(disk.free))
+    if disk.virtual.high:
+        table.add_row("virtual experts, in the cache", stored(disk.virtual), shown(disk.free_cache))
+    table.add_row("read from models at the start", stored(disk.read_first), "")
+    if disk.read_each.high:
+        table.add_row("read from models for each candidate", stored(disk.read_each), "")
+    return table
+
+
+def plan_sentences(plan: Plan) -> Iterator[str]:
+    """What the tables do not say: what is scored, where each number comes from, what is left out."""
+    outline = plan.outline
+    for split, what in (("search", "searches on"), ("selection", "re-ranks on"), ("holdout", "opens, at the end, of")):
+        each = ", ".join(f"{name} {count}" for name, count in outline.splits[split].of.items())
+        yield f"It {what} these items: {each}." if split == "search" else f"It {what}: {each}."
+    if outline.staged:
+        yield f"Rungs, items of an evaluator: {', '.join(str(each) for each in _steps(outline))}."
+    for name, text in _sources(plan):
+        yield f"{name[0].upper()}{name[1:]}: {text}"
+    yield from plan.notes
+    if not plan.disk.enough:
+        yield "The disk has no room for all of this: free some, or put --runs elsewhere."
+
+
+def _steps(outline: Outline) -> list[int]:
+    """Items of the longest evaluator that are scored by the end of each rung."""
+    longest = max(outline.splits["search"].of, key=lambda name: outline.splits["search"].of[name])
+    total, steps = 0, []
+    for each in outline.rungs:
+        total += each.of[longest]
+        steps.append(total)
+    return steps
+
+
+def _sources(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Where figures come from."""
+    outline = plan.outline
+    if plan.timed is not None and plan.costs is not None:
+        yield "time", _timed(plan.timed, plan.threads)
+        if any(each.high >= 0.01 for each in plan.costs.propose.values()):
+            slowest = max(plan.costs.propose.values(), key=lambda each: each.high)
+            yield "optimizer", f"{brief(slowest)} a candidate, on made-up outcomes."
+    if outline.staged and outline.rule == "halving":
+        yield "early stopping", f"from {outline.keep:.0%} of the candidates going on at each rung, to all of them."
+    elif outline.staged:
+        share = RACED_AT_RANDOM if outline.at_random else RACED
+        yield (
+            "early stopping",
+            (
+                f"a race stops {1 - share.middle:.0%} of the candidates, and from {1 - share.high:.0%} to "
+                f"{1 - share.low:.0%} of them: as it was in runs of this package."
+            ),
+        )
+    yield (
+        "finals",
+        (
+            f"{counted(plan.found.finalists)} finalists and {outline.compared} baselines on the selection split; the "
+            f"holdout is scored for {outline.compared + 1} of them, once."
+        ),
+    )
+    if outline.budget.plateau is not None:
+        yield "plateau", "the shortest time is that of a search which stops growing at once; the middle never does."
+
+
+def _timed(timed: Sample, threads: int) -> str:
+    scored = []
+    for name, sizes in timed.scored.items():
+        largest = max(sizes)
+        times = sizes[largest]
+        scored.append(f"{name} {largest} items in {_span(times)}")
+    merges = f"{len(timed.merges)} merges in {_span(timed.merges)}"
+    failed = f"; {len(timed.failed)} more failed" if timed.failed else ""
+    with_threads = f"{threads} thread{'s' * (threads > 1)}"
+    return f"measured here, with {with_threads}: {merges}{failed}; {'; '.join(scored)}. More items: in proportion."
+
+
+def _span(times: tuple[float, ...]) -> str:
+    low, high = precise(min(times)), precise(max(times))
+    return low if low == high else f"{low} to {high}"
+
+
+def counted(found: Range) -> str:
+    """``5072 (3900 to 5120)``, whole numbers; the range is left out where it says nothing."""
+    low, middle, high = (f"{round(each):,}".replace(",", " ") for each in (found.low, found.middle, found.high))
+    return middle if low == middle == high else f"{middle} ({low} to {high})"
+
+
+def stored(found: Range) -> str:
+    """Sizes with their range."""
+    low, middle, high = shown(found.low), shown(found.middle), shown(found.high)
+    return middle if low == middle == high else f"{middle} ({low} to {high})"
+
+
+def shown(size: float) -> str:
+    """A size for people."""
+    return f"{size / 1e9:.1f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def precise(seconds: float) -> str:
+    """Short durations, too: ``3.1 ms``, ``0.42 s``, ``12 min``."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
+    return f"{seconds:.2g} s" if seconds < 9.95 else duration(seconds)
+
+
+def brief(found: Range) -> str:
+    """A short duration with its range."""
+    return f"{precise(found.middle)} ({precise(found.low)} to {precise(found.high)})"
