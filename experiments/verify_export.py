@@ -2,9 +2,10 @@
 
     python experiments/verify_export.py RUN EXPORT [--candidate ID]
 
-Loads EXPORT through ``AutoModelForCausalLM.from_pretrained``, rebuilds the candidate from its recipe into a live model,
-compares every tensor bit by bit, and scores the reloaded model on the splits for which the run has scores: each item's
-score must be the stored one. Exits with 1 when anything differs.
+`paretomerge export` itself reads the weights back and compares them with the recipe's. This goes further: it loads
+EXPORT through transformers, rebuilds the candidate from its recipe into a live model, compares every tensor bit by bit,
+and scores the reloaded model on the splits for which the run has scores: each item's score must be the stored one.
+Exits with 1 when anything differs. The same as `paretomerge export RUN --rescore`, of a folder that is there already.
 """
 
 from __future__ import annotations
@@ -13,13 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from evaluators.contract import SPLITS
 from search.config import load_config
+from search.rescoring import rescore
 from search.results import Results
-from search.setup import set_up
-from search.store import Store
 
 
 def main() -> int:
@@ -30,47 +27,16 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="the run's own config.yaml if left out")
     arguments = parser.parse_args()
 
-    from transformers import AutoModelForCausalLM
-
     results = Results.load(arguments.run)
     id = results.knee() if arguments.candidate is None else arguments.candidate
-    loaded = load_config(arguments.config or arguments.run / "config.yaml")
-    setup = set_up(loaded, results.started.threads)
-    setup.materializer.apply(results.recipe(id))
-    rebuilt = {name: value.clone() for name, value in setup.engine.model.state_dict().items()}
-    reloaded = AutoModelForCausalLM.from_pretrained(arguments.export, dtype=setup.engine.model.dtype).eval()
-    state = reloaded.state_dict()
-    different = sorted(set(rebuilt) ^ set(state))
-    different += [name for name in sorted(set(rebuilt) & set(state)) if not same_bits(rebuilt[name], state[name])]
-    print(f"candidate {id}: {len(rebuilt)} tensors rebuilt from the recipe, {len(different)} differ from the export")
-
-    setup.engine.model.load_state_dict(state)
-    setup.engine.weights_changed()
-    store = Store.open(arguments.run, read_only=True)
-    wrong = 0
-    for split in SPLITS:
-        for name, stored in store.item_scores(id, split).items():
-            again = setup.evaluators[name].score(setup.engine, stored.ids)
-            unequal = sum(int((again.values[metric] != values).sum()) for metric, values in stored.values.items())
-            mean = {metric: round(float(np.mean(values)), 4) for metric, values in again.values.items()}
-            print(f"  {split:9} {name}: {len(stored)} items, {unequal} scores differ, {mean}")
-            wrong += unequal
-    store.close()
-    return 1 if different or wrong else 0
-
-
-def same_bits(left: object, right: object) -> bool:
-    """Equal shape, dtype and bytes: unlike ``==``, this tells 0.0 from -0.0."""
-    import torch
-
-    assert isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    return (
-        left.contiguous().view(torch.uint8).equal(right.contiguous().view(torch.uint8))
-        if left.dim()
-        else bool(left == right)
+    found = rescore(results, id, arguments.export, load_config(arguments.config or arguments.run / "config.yaml"))
+    print(
+        f"candidate {id}: {found.tensors} tensors rebuilt from the recipe, {len(found.different)} differ from the export"
     )
+    for each in found.scores:
+        means = {metric: round(value, 4) for metric, value in each.means.items()}
+        print(f"  {each.split:9} {each.evaluator}: {each.items} items, {each.unequal} scores differ, {means}")
+    return 0 if found.same else 1
 
 
 if __name__ == "__main__":

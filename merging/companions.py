@@ -75,7 +75,14 @@ class Companions:
         """What somebody who uses the merged model should know; empty where all models agree."""
         if not self.differences:
             return ()
-        return (*self.differences, f"tokenizer, chat template and generation settings are those of {self.alias}, {self.why}.")
+        return (*self.differences, f"tokenizer, chat template and generation settings: {self.said}.")
+
+    @property
+    def said(self) -> str:
+        """Whose they are, and why."""
+        if not self.differences and self.alias == self.base:
+            return "the base's; all models agree"
+        return f"those of {self.alias}, {self.why}"
 
 
 def choose_companions(sources: Sources, wanted: str | None = None) -> Companions:
@@ -102,15 +109,15 @@ def choose_companions(sources: Sources, wanted: str | None = None) -> Companions
         return _chosen(base, base, "as asked for", differences, settings)
     talking = [each for alias, each in settings.items() if alias != base and each.chat_template]
     if settings[base].chat_template or not talking:
-        return _chosen(base, base, "the base, which is the rule", differences, settings)
+        return _chosen(base, base, "which is the rule", differences, settings)
     first = talking[0]
     agree = all((each.chat_template, each.special) == (first.chat_template, first.special) for each in talking)
     if agree and _has_same_tokens(sources, first.alias):
         why = "since the base has no chat template and the experts that have one agree on it"
         return _chosen(first.alias, base, why, differences, settings)
-    why = "the base, which is the rule where the experts' chat templates or special tokens differ"
+    why = "which is the rule where the experts' chat templates or special tokens differ"
     if agree:
-        why = f"the base, since the tokens of {first.alias} are numbered otherwise"
+        why = f"since the tokens of {first.alias} are numbered otherwise"
     return _chosen(base, base, why, differences, settings)
 
 
@@ -124,7 +131,9 @@ def read_settings(alias: str, folder: Path) -> Settings:
         if value not in (None, []):
             special[name] = value
     generation = _object(folder / "generation_config.json", {"": None})
-    kept = {name: value for name, value in generation.items() if name not in ("transformers_version", "_from_model_config")}
+    kept = {
+        name: value for name, value in generation.items() if name not in ("transformers_version", "_from_model_config")
+    }
     config = _object(folder / "config.json")
     ids = {name: config[name] for name in _IDS if name in config}
     return Settings(alias, _template(folder, stated), special, None if "" in generation else kept, ids)
@@ -157,7 +166,13 @@ def write_companions(folder: Path, sources: Sources, companions: Companions | No
     for name in _PROCESSORS:
         if (sources.path / name).is_file():
             copy_within(sources.path / name, sources.path, folder / name)
-    for name in (*_PROCESSORS, "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in (
+        *_PROCESSORS,
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ):
         if (folder / name).is_file():
             _edit(folder / name, without_places)
 
@@ -285,4 +300,3 @@ def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
 
 def _write(file: Path, data: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-

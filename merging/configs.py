@@ -141,7 +141,7 @@ def find_model(reference: str, folder: Path, resolve: Resolve | None) -> Path:
     looked = places[0] if Path(reference).is_absolute() else f"{places[0]} and {places[1].absolute()}"
     raise MergingError(
         f"expected a model folder for {reference!r}, found none; looked at {looked}. Nothing is downloaded: give a "
-        "local folder"
+        "local folder (where a recipe names it: `--model ALIAS=FOLDER`)"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from merging.checkpoint import Checkpoint, TensorInfo
 from merging.recipe import MergingError
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_MOST = 12
+_MOST = 8
 _LONGEST = 120
 
 _SIZES = (
@@ -99,10 +99,11 @@ def check_compatible(
         listed = "; ".join(str(each) for each in found[:_MOST])
         left = sum(len(each.names) for each in found[_MOST:])
         more = f"; and {left} tensors more" if left else ""
-        sizes = "".join(f" {each}" for each in _sizes(base.config, expert.config))
+        sizes = _sizes(base.config, expert.config)
         raise MergingError(
             f"expected {expert.path} to have the tensors and shapes of the base {base.path}, found {count} that "
-            f"{'differ' if count > 1 else 'differs'}: {listed}{more}.{sizes} Only fine-tunes of one base can be merged"
+            f"{'differ' if count > 1 else 'differs'}{f' ({sizes})' if sizes else ''}: {listed}{more}. Only fine-tunes "
+            "of one base can be merged"
         )
 
 
@@ -121,13 +122,11 @@ def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
     return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
-def _sizes(base: Mapping[str, Any], expert: Mapping[str, Any]) -> Iterator[str]:
+def _sizes(base: Mapping[str, Any], expert: Mapping[str, Any]) -> str:
     """What the two configs say of sizes, where they say different things."""
     found = [key for key in _SIZES if key in base and key in expert and base[key] != expert[key]]
-    if found:
-        listed = ", ".join(f"{key} {printable(str(base[key]), 20)}" for key in found)
-        others = ", ".join(printable(str(expert[key]), 20) for key in found)
-        yield f"Their config.json differ: {listed} in the base, {others} in the expert."
+    shown = [f"{key} {printable(str(base[key]), 20)} and {printable(str(expert[key]), 20)}" for key in found]
+    return f"in config.json: {', '.join(shown)}" if shown else ""
 
 
 def _joined(names: Iterable[str]) -> str:

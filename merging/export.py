@@ -35,7 +35,6 @@ Finish = Callable[[Path], None]
 """Told of the whole folder just before it gets its name: writes what else belongs into it, or refuses it."""
 
 
-
 def export(
     recipe: Recipe,
     sources: Sources,

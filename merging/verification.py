@@ -35,9 +35,7 @@ class Verified:
 
 
 @torch.no_grad()
-def verify_export(
-    folder: Path, recipe: Recipe, sources: Sources, calibration: Calibration | None = None
-) -> Verified:
+def verify_export(folder: Path, recipe: Recipe, sources: Sources, calibration: Calibration | None = None) -> Verified:
     """Open a folder as anybody would, and compare every weight with the recipe's, computed once more from the sources.
 
     One tensor is in memory at a time. What writing, the disk or a source that changed meanwhile did to the weights is

@@ -85,10 +85,7 @@ def choose(results: Results, wish: Wish) -> int:
             f"{results.folder}: its finalists have no selection scores yet, so there is nothing honest to choose on; "
             "let the run finish (the same `paretomerge run` command goes on with it)"
         )
-    pool = [
-        id for id in results.finalists if id in scores and results.judge.violation(id, "selection") <= 0.0
-    ]  # fmt: skip
-    pool = _keeping(results, pool, wish)
+    pool = _keeping(results, eligible(results), wish)
     if wish.maximize is not None:
         name = metric_name(results, wish.maximize)
         sign = -1.0 if results.started.metrics.get(name, {}).get("direction") == "minimize" else 1.0
@@ -107,6 +104,12 @@ def choose(results: Results, wish: Wish) -> int:
     weights = [given.get(name, 0.0) for name in names] if given else None
     front = results.judge.front(scores, pool, "selection")
     return results.judge.knee(scores, front, weights)
+
+
+def eligible(results: Results) -> list[int]:
+    """Among whom a choice is made: finalists with selection scores that keep the run's constraints there."""
+    scores = results.scores["selection"]
+    return [id for id in results.finalists if id in scores and results.judge.violation(id, "selection") <= 0.0]
 
 
 def metric_name(results: Results, word: str) -> str:
@@ -157,13 +160,26 @@ def _keeping(results: Results, pool: Sequence[int], wish: Wish) -> list[int]:
 
 
 def _constraint(results: Results, name: str, value: float, confidence: float) -> Constraint:
-    """A bound of the wish as a constraint; a metric to minimise has an upper one."""
+    """A bound of the wish as a constraint."""
+    found = bound_on(results, name, value, confidence)
+    if not found.low <= value <= found.high:
+        raise SearchError(
+            f"--at-least {name}={value:g}: {name} lies in [{found.low:g}, {found.high:g}]; take a value there"
+        )
+    return found
+
+
+def bound_on(results: Results, name: str, value: float, confidence: float) -> Constraint:
+    """A bound on a metric, as somebody may wish it; a metric to minimise has an upper one.
+
+    Args:
+        results: of the run.
+        name: ``evaluator.metric``.
+        value: the limit.
+        confidence: with which it must be shown, one-sided, in [0.5, 1).
+    """
     metric = results.started.metrics.get(name, {"direction": "maximize", "low": -math.inf, "high": math.inf})
     side: Literal["at_least", "at_most"] = "at_most" if metric["direction"] == "minimize" else "at_least"
-    if not metric["low"] <= value <= metric["high"]:
-        raise SearchError(
-            f"--at-least {name}={value:g}: {name} lies in [{metric['low']:g}, {metric['high']:g}]; take a value there"
-        )
     clusters = results.started.clusters.get(name.partition(".")[0])
     return Constraint(name, side, value, confidence, metric["low"], metric["high"], clusters)
 

@@ -7,7 +7,8 @@ errors at once, each with file, line, column and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from merging.bounded import printable
 from search.calibration import calibrated, settings_of
 from search.config_problems import validate
 from search.errors import SearchError
-from search.positions import Location, Problem, YamlSource
+from search.positions import ConfigError, Location, Problem, YamlSource
 from search.schema import Config
 
 _OBJECT_IN_FILE = re.compile(r"\.py:\w+$")
@@ -43,9 +44,23 @@ class LoadedConfig:
     path: Path
     source: YamlSource
 
-    def error(self, location: Location, message: str) -> SearchError:
+    def error(self, location: Location, message: str) -> ConfigError:
         """An error that points at a place in the file."""
         return self.source.error([Problem(location, message)])
+
+    @contextmanager
+    def placing(self, *location: str | int) -> Iterator[None]:
+        """Within the context, a mistake that names no place in the file gets this one.
+
+        Raises:
+            ConfigError: in place of the :class:`SearchError` that was raised.
+        """
+        try:
+            yield
+        except ConfigError:
+            raise
+        except SearchError as error:
+            raise self.error(location, str(error)) from error
 
     def resolve(self, reference: str) -> Path:
         """A model or data path: ``zoo://…``, absolute, or relative to the config's folder, then to the current one."""

@@ -1,8 +1,8 @@
 """The JSON schema of a search's config, for editors: keys, types, ranges, and the options of all that is built in.
 
 It is as strict as one file alone allows: what :func:`search.config.load_config` takes, it takes. Options depend on a
-name (``type`` of an evaluator, ``name`` of an optimizer or method): for each there is one ``if``/``then``, which editors
-follow and which points at the wrong option rather than at the whole section.
+name (``type`` of an evaluator, ``name`` of an optimizer or method): for each there is one ``if``/``then``, which
+editors follow and which points at the wrong option rather than at the whole section.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,10 +118,9 @@ def _named_options(defs: dict[str, Schema], found: _Collected, plug_ins: bool) -
     for kind, many in (("MethodConfig", True), ("VirtualConfig", False)):
         defs[kind]["allOf"] = [
             _if_then("name" if many else "method", name, {"properties": {"parameters": _parameters(parameters, many)}})
-            for name, parameters, _ in methods
+            for name, parameters in methods
         ]
-    names = _choice({name: text for name, _, text in methods}, "a merge method; `paretomerge ls methods`")
-    defs["Method"] = names
+    defs["Method"] = _choice([name for name, _ in methods], "a merge method; `paretomerge ls methods`")
     defs["MethodConfig"]["properties"]["name"] = {"$ref": _REF + "Method"}
     defs["VirtualConfig"]["properties"]["method"] = {"$ref": _REF + "Method"}
 
@@ -140,12 +139,12 @@ def _by_name(key: str, options: dict[str, str], description: str) -> Schema:
     return {
         "type": "object",
         "required": [key],
-        "properties": {key: _choice(dict.fromkeys(options, ""), description)},
+        "properties": {key: _choice(options, description)},
         "allOf": [_if_then(key, name, {"$ref": _REF + place}) for name, place in options.items()],
     }
 
 
-def _choice(names: dict[str, str], description: str) -> Schema:
+def _choice(names: Iterable[str], description: str) -> Schema:
     return {"description": description, "anyOf": [{"enum": list(names)}, dict(OF_A_FILE)]}
 
 
@@ -188,7 +187,7 @@ def _evaluators(plug_ins: bool) -> Iterator[tuple[str, type[BaseModel] | None]]:
 
 def _optimizers(plug_ins: bool) -> Iterator[tuple[str, type[BaseModel] | None]]:
     from search.optimizers.contract import OptimizerError
-    from search.optimizers.registry import BUILT_IN, options_model, optimizers
+    from search.optimizers.registry import BUILT_IN, optimizers, options_model
 
     for name in optimizers() if plug_ins else BUILT_IN:
         try:
@@ -203,7 +202,7 @@ def _trackers() -> Iterator[tuple[str, type[BaseModel]]]:
     yield from OPTIONS.items()
 
 
-def _methods(plug_ins: bool) -> Iterator[tuple[str, tuple[Parameter, ...], str]]:
+def _methods(plug_ins: bool) -> Iterator[tuple[str, tuple[Parameter, ...]]]:
     from merging.methods import DELTA_SCALE, get, names
     from merging.methods.registry import BUILT_IN
     from merging.recipe import MergingError
@@ -213,10 +212,10 @@ def _methods(plug_ins: bool) -> Iterator[tuple[str, tuple[Parameter, ...], str]]
             method = get(name)
         except MergingError:
             continue
-        yield name, (*method.parameters, DELTA_SCALE), method.formula
+        yield name, (*method.parameters, DELTA_SCALE)
 
 
-# -- what the file may say more shortly ---------------------------------------------------------------------------------
+# -- what the file may say more shortly -------------------------------------------------------------------------------
 
 
 def _short_forms(defs: dict[str, Schema]) -> None:
@@ -238,7 +237,7 @@ def _short_forms(defs: dict[str, Schema]) -> None:
     settings["optimizer"] = {
         "description": settings["optimizer"].get("description", "which optimizer, and its options"),
         "default": "auto",
-        "anyOf": [_choice(dict.fromkeys(_names_of(defs["Optimizer"])), "its name alone"), {"$ref": _REF + "Optimizer"}],
+        "anyOf": [_choice(_names_of(defs["Optimizer"]), "its name alone"), {"$ref": _REF + "Optimizer"}],
     }
     settings["fidelity"] = {
         "description": settings["fidelity"]["description"],

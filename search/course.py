@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from evaluators.contract import Split
 from search.consistency import check_started, config_of, contradicts
+from search.constraints import Constraints
 from search.events import (
     Asked,
     BudgetSpent,
@@ -124,6 +125,7 @@ class Course:
         incidents: what -> how many.
         finalists, baselines, opened: as last named; empty before.
         chosen: None before.
+        final_hypervolume: of the front, as the finish has logged it; None before.
         ended: what ended the search, as long as nothing was asked after it.
         pace: what candidates took.
         stopped: the log's last word is that somebody stopped the run.
@@ -159,12 +161,15 @@ class Course:
         self.pace = Pace()
         self.stopped = False
         self.at = 0.0
+        self.final_hypervolume: float | None = None
         self._finished = -1
         self._stages: dict[int, int] = {}
         self._rungs: dict[int, int] = {}
         self._busy: dict[int, float] = {}
         self._with_recipe: dict[str, int] = {}
         self._missed: dict[Split, set[int]] = {"selection": set(), "holdout": set()}
+        self._constraints = Constraints.from_data(started.constraints, started.clusters).names
+        self._kept = [0] * len(self._constraints)
         self._points: npt.NDArray[np.float64] = np.empty((0, len(self.objectives.targets)))
         self.rung_sizes = self._planned_rungs()
 
@@ -225,6 +230,15 @@ class Course:
         }
         return self.objectives.retention(self.values[id], base, experts)
 
+    @property
+    def front_points(self) -> npt.NDArray[np.float64]:
+        """[front, objectives] utilities."""
+        return self._points
+
+    def constraints_kept(self) -> dict[str, int]:
+        """What each constraint says -> how many of the scored candidates keep it."""
+        return dict(zip(self._constraints, self._kept, strict=True))
+
     def note(self, event: Event, at: float) -> None:
         """One more event.
 
@@ -282,7 +296,7 @@ class Course:
             case Opened():
                 self.opened = tuple(dict.fromkeys((*self.opened, *event.candidates)))
             case Finished():
-                self._finished = event.budget
+                self._finished, self.final_hypervolume = event.budget, event.hypervolume
             case Interrupted():
                 self.running.clear()
             case _:
@@ -348,14 +362,17 @@ class Course:
         self.told += 1
         self.states[outcome.state] += 1
         # a candidate beyond the finalists' search reopens the question
-        self.finalists, self.baselines, self.chosen, self._finished = (), (), None, -1
+        self.finalists, self.baselines, self.chosen = (), (), None
+        self._finished, self.final_hypervolume = -1, None
         self.pace.note_told(event, self._busy.pop(id, 0.0))
         if outcome.state == "failed":
             self.reasons[outcome.reason] += 1
             self.mishaps.append(Mishap(at, id, "failed", outcome.reason))
-        elif outcome.state == "complete" and not outcome.feasible:
-            self.states["infeasible"] += 1
         elif outcome.state == "complete":
+            for place, violation in enumerate(outcome.violations[: len(self._kept)]):
+                self._kept[place] += violation <= 0.0
+            self.states["infeasible"] += not outcome.feasible
+        if outcome.state == "complete" and outcome.feasible:
             self._lead(id)
             self._enter(id, np.asarray(outcome.utilities, dtype=np.float64))
 

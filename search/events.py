@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from evaluators.contract import ItemScores, Split
 from search.optimizers.contract import Genome, Outcome
@@ -394,6 +395,15 @@ class Listener(Protocol):
 
     def on(self, event: Event) -> None:
         """Called in order, in the driver's process."""
+        ...
+
+
+@runtime_checkable
+class Turning(Protocol):
+    """A listener that is told when the events are of another run from now on: of a run's control."""
+
+    def turn_to(self, folder: Path) -> None:
+        """What comes next is of the run in this folder, which may have begun before."""
         ...
 
 

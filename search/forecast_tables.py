@@ -94,26 +94,32 @@ def _disk(disk: Disk) -> dict[str, Any]:
 
 
 def work_table(plan: Plan) -> Table:
-    """Stages, and what each comes to."""
+    """Stages, and what each comes to: the middle of every figure, and the range of the time."""
     from rich.table import Table
 
     timed = plan.costs is not None
-    table = Table("stage", "genes", "candidates", "items", *(["time"] if timed else []), title="Search")
+    table = Table("stage", "genes", "candidates", "items", *(["time", "range"] if timed else []), title="Search")
     for column in table.columns[1:]:
         column.justify = "right"
+        column.no_wrap = True
     for each in plan.found.stages:
-        table.add_row(*_row(plan, each, timed))
+        number = sum(_genes(plan.outline, each.name).values())
+        start = [each.name, str(number) if number else "", _count(each.candidates), _count(each.items)]
+        table.add_row(*start, *(_times(each.seconds) if timed else []))
+    if timed:
+        table.add_row("loading", "", "", "", *_times(plan.found.start))
     table.add_section()
-    whole = ["in all", "", counted(plan.found.evaluations), counted(_all_items(plan))]
-    table.add_row(*whole, *([plan.found.seconds.duration()] if timed else []))
+    whole = ["in all", "", _count(plan.found.evaluations), _count(_all_items(plan))]
+    table.add_row(*whole, *(_times(plan.found.seconds) if timed else []))
     return table
 
 
-def _row(plan: Plan, each: StageForecast, timed: bool) -> list[str]:
-    genes = _genes(plan.outline, each.name)
-    number = sum(genes.values())
-    row = [each.name, str(number) if number else "", counted(each.candidates), counted(each.items)]
-    return [*row, each.seconds.duration()] if timed else row
+def _count(found: Range) -> str:
+    return grouped(found.middle)
+
+
+def _times(seconds: Range) -> list[str]:
+    return [duration(seconds.middle), f"{duration(seconds.low)} – {duration(seconds.high)}"]
 
 
 def _all_items(plan: Plan) -> Range:
@@ -142,12 +148,13 @@ def disk_table(plan: Plan) -> Table:
 
 def plan_sentences(plan: Plan) -> Iterator[str]:
     """What the tables do not say: what is scored, where each number comes from, what is left out."""
-    outline = plan.outline
-    for split, what in (("search", "searches on"), ("selection", "re-ranks on"), ("holdout", "opens, at the end, of")):
-        each = ", ".join(f"{name} {count}" for name, count in outline.splits[split].of.items())
-        yield f"It {what} these items: {each}." if split == "search" else f"It {what}: {each}."
-    if outline.staged:
-        yield f"Rungs, items of an evaluator: {', '.join(str(each) for each in _steps(outline))}."
+    outline, found = plan.outline, plan.found
+    for split, what in (("search", "searched on"), ("selection", "re-ranked on"), ("holdout", "opened at the end")):
+        each = ", ".join(f"{name} {grouped(count)}" for name, count in outline.splits[split].of.items())
+        rungs = f"; rungs of {', '.join(grouped(each) for each in _steps(outline))}" if outline.staged else ""
+        yield f"Items {what}: {each}{rungs if split == 'search' else ''}."
+    if found.candidates.low < found.candidates.high:
+        yield f"Candidates: {counted(found.candidates)}; the budget is {grouped(outline.budget.candidates)}."
     for name, text in _sources(plan):
         yield f"{name[0].upper()}{name[1:]}: {text}"
     yield from plan.notes
@@ -200,11 +207,11 @@ def _timed(timed: Sample, threads: int) -> str:
     for name, sizes in timed.scored.items():
         largest = max(sizes)
         times = sizes[largest]
-        scored.append(f"{name} {largest} items in {_span(times)}")
+        scored.append(f"{largest} items of {name} in {_span(times)}")
     merges = f"{len(timed.merges)} merges in {_span(timed.merges)}"
     failed = f"; {len(timed.failed)} more failed" if timed.failed else ""
     with_threads = f"{threads} thread{'s' * (threads > 1)}"
-    return f"measured here, with {with_threads}: {merges}{failed}; {'; '.join(scored)}. More items: in proportion."
+    return f"measured here, with {with_threads}: {merges}{failed}; {'; '.join(scored)}. More items take in proportion."
 
 
 def _span(times: tuple[float, ...]) -> str:
@@ -213,9 +220,14 @@ def _span(times: tuple[float, ...]) -> str:
 
 
 def counted(found: Range) -> str:
-    """``5072 (3900 to 5120)``, whole numbers; the range is left out where it says nothing."""
-    low, middle, high = (f"{round(each):,}".replace(",", " ") for each in (found.low, found.middle, found.high))
+    """``5 072 (3 900 to 5 120)``: whole numbers; the range is left out where it says nothing."""
+    low, middle, high = grouped(found.low), grouped(found.middle), grouped(found.high)
     return middle if low == middle == high else f"{middle} ({low} to {high})"
+
+
+def grouped(number: float) -> str:
+    """``12 480``."""
+    return f"{round(number):,}".replace(",", " ")
 
 
 def stored(found: Range) -> str:

@@ -9,6 +9,7 @@ from search.errors import SearchError
 from search.presets import Kind
 
 _SPEECH = ("ForSpeechSeq2Seq", "ForCTC", "WhisperForConditionalGeneration", "Speech2TextForConditionalGeneration")
+_ENCODERS = ("BertModel", "RobertaModel", "MPNetModel", "XLMRobertaModel", "DistilBertModel")
 _WORDS: dict[Kind, str] = {
     "text": "a language model",
     "speech": "a speech recognizer",
@@ -71,13 +72,18 @@ def _kind(architecture: str, config: dict[str, Any], folder: Path) -> Kind:
         labels = config.get("id2label")
         one = config.get("num_labels") == 1 or (isinstance(labels, dict) and len(labels) == 1)
         return "reward" if one else "classifier"
-    if (folder / "modules.json").is_file() or architecture in ("BertModel", "RobertaModel", "MPNetModel", "XLMRobertaModel"):
+    if (folder / "modules.json").is_file() or architecture in (
+        "BertModel",
+        "RobertaModel",
+        "MPNetModel",
+        "XLMRobertaModel",
+    ):
         return "embedding"
     return "text"
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    from merging.bounded import LARGEST_CONFIG, printable, read_json
+    from merging.bounded import printable, read_json
 
     shown = printable(str(folder))
     if not folder.is_dir():
@@ -85,11 +91,11 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise SearchError(
-            f"{shown}: expected a model in Hugging Face format, found no config.json in that folder; name the folder that "
-            "save_pretrained wrote"
+            f"{shown}: expected a model in Hugging Face format, found no config.json in that folder; name the folder "
+            "that save_pretrained wrote"
         )
     try:
-        config = read_json(path, LARGEST_CONFIG)
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise SearchError(f"{shown}: its config.json cannot be read: {error}") from error
     if not isinstance(config, dict):

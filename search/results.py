@@ -16,7 +16,7 @@ from merging.recipe import Group, Recipe, SourceRef
 from search.config import LoadedConfig
 from search.consistency import check_consistent
 from search.constraints import Constraints
-from search.course import HEARD, Course
+from search.course import HEARD, MOST_FOR_VOLUME, Course
 from search.errors import SearchError
 from search.events import Asked, EvaluationStarted, Incident, Opened, OptimizerNoted, Picked, RunStarted
 from search.judge import Baseline, Judge, Scores
@@ -225,6 +225,14 @@ class Results:
         scores = self.scores["search"]
         return self.judge.hypervolume(scores, self.judge.front(scores))
 
+    @property
+    def known_hypervolume(self) -> float | None:
+        """:attr:`hypervolume` where it is quick to tell: computed for few objectives, as the finish has logged it for
+        many; None for a run of many objectives that is not finished."""
+        if len(self.objectives.targets) <= MOST_FOR_VOLUME:
+            return self.hypervolume
+        return self.course.final_hypervolume
+
     def candidate(self, id: int) -> Candidate:
         """A candidate by its number.
 
@@ -340,7 +348,7 @@ class Results:
                 }
                 for each in self.baselines
             ],
-            "hypervolume": self.hypervolume,
+            "hypervolume": self.known_hypervolume,
             "constraints": [
                 {
                     "says": str(each),

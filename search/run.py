@@ -34,6 +34,7 @@ from search.events import (
     RunStarted,
     Settled,
     Told,
+    Turning,
 )
 from search.finals import Finals
 from search.ledger import Ledger
@@ -48,7 +49,7 @@ from search.setup import Setup, set_up, stages_of
 from search.stages import Stage, build_optimizer
 from search.standing import Schedule
 from search.store import CONTROL, DATABASE, Store
-from search.trackers import Mirror, open_trackers
+from search.trackers import Mirror, check_installed, open_trackers
 from search.unchanged import refuse_changed_config, refuse_changed_inputs, with_its_defaults
 from search.virtual import Say
 from search.workers.contract import Pool
@@ -113,6 +114,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SearchError(f"{self.folder}: the run directory cannot be made: {error.strerror}") from error
+        for name in self._loaded.config.trackers:
+            with self._loaded.placing("trackers", name):
+                check_installed(name)
         trackers = open_trackers(dict(self._loaded.config.trackers.items()), self.folder, self._loaded.config)
         listeners, self._listeners = self._listeners, [*self._listeners, *trackers]
         try:
@@ -125,6 +129,9 @@ class Run:
         if self._loaded.config.search.control:
             # where chance finds nothing that keeps the constraints, there is no control's choice to compare with
             with contextlib.suppress(NothingFeasible):
+                for listener in self._listeners:
+                    if isinstance(listener, Turning):
+                        listener.turn_to(self.folder / CONTROL)
                 control = Run(_control(self._loaded), self.folder / CONTROL, self._listeners, self._say, self._restart)
                 control.execute(should_stop)
         return chosen

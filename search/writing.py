@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from search.errors import SearchError
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, check: Callable[[Path], object] | None = None) -> None:
     """Write a text beside ``path`` and give it that name when it is on disk; what was there is replaced.
+
+    Args:
+        path: the file.
+        text: all of it.
+        check: called with the file that was written beside, before it gets its name; what it raises ends it all.
 
     Raises:
         SearchError: there is no such folder, it may not be written to, or its disk is full. Nothing is left behind.
@@ -25,7 +30,9 @@ def write_whole(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         write_text(beside, text)
-        os.replace(beside, path)
+        if check is not None:
+            check(beside)
+        beside.replace(path)
     except OSError as error:
         raise SearchError(f"{path}: cannot be written: {error.strerror}; name another place") from error
     finally:

@@ -31,6 +31,7 @@ class CardFacts:
         picture: file name of the picture of the front, None where there is none.
         repeat: commands that make it again, one a line.
         versions: package -> version that wrote it.
+        mergekit: the equivalent config of mergekit, its models named like the recipe's; None where there is none.
     """
 
     title: str
@@ -46,6 +47,7 @@ class CardFacts:
     picture: str | None = None
     repeat: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    mergekit: str | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -70,16 +72,25 @@ class CardFacts:
         """What the person who exports should know, one sentence each."""
         found = licences(self.parents)
         said = list(self.companions.notes)
-        if self.companions.special_differ and self.results is not None and self.companions.alias != self.companions.base:
+        if (
+            self.companions.special_differ
+            and self.results is not None
+            and self.companions.alias != self.companions.base
+        ):
             said.append(
                 "the candidates were scored with the base's tokenizer and generation settings, which end answers at "
                 "other tokens: score the export again (`paretomerge evaluate`) before you rely on the scores."
             )
         if len(found) > 1 or "" in found:
             stated = [f"{', '.join(aliases)}: {name or 'not stated'}" for name, aliases in found.items()]
+            why = (
+                f"the parents' licences differ ({'; '.join(stated)})"
+                if len(found) > 1
+                else "no parent states a licence"
+            )
             said.append(
-                f"the parents' licences {'differ' if len(found) > 1 else 'are not stated'} ({'; '.join(stated)}): the "
-                "card names none. Read them, and write `license:` into README.md yourself before you share the model."
+                f"{why}, so the card names none. Find out what they ask for, and write `license:` into README.md "
+                "yourself before you share the model."
             )
         unnamed = [each.alias for each in self.parents if each.hub_id is None and each.made_by is None]
         if self.repository is not None and unnamed:

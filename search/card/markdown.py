@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from search.report.terminal import visible
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_MARKUP = re.compile(r"([\\`*_\[\]|~$])")
+_FIRST = re.compile(r"^(#|[-+=](?=[-+=\s]|$)|\d+[.)](?=\s|$))")
 _LONGEST = 300
 
 
@@ -19,7 +20,9 @@ def plain(text: str, most: int = _LONGEST) -> str:
     line = _MARKUP.sub(r"\\\1", line)
     # what renderers make links and mentions of without any markup
     line = line.replace("://", "&#58;//").replace("@", "&#64;").replace("www.", "www&#46;")
-    return re.sub(r"^(\d+)\.", r"\1\\.", line)
+    return _FIRST.sub(
+        lambda found: found[0][:-1] + "\\" + found[0][-1], line
+    )  # a heading, a list, a line below a heading
 
 
 def code(text: str) -> str:

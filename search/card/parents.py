@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,12 @@ def shareable(
     by_content = {ref.content: names[alias] for alias, ref in real.items()}
     refs = {alias: _renamed(alias, ref, names, by_content) for alias, ref in recipe.sources.items()}
     tokenizer = recipe.tokenizer_path
-    return Recipe(
-        recipe.base, refs, recipe.groups, recipe.tensors, recipe.dtype, recipe.source_dtype, recipe.layers,
-        recipe.tokenizer, None if tokenizer is None else by_folder(tokenizer, names, folders),
-    )  # fmt: skip
+    return replace(
+        recipe, sources=refs, tokenizer_path=None if tokenizer is None else _by_folder(tokenizer, names, folders)
+    )
 
 
-def by_folder(path: str, names: Mapping[str, str], folders: Mapping[str, Path]) -> str:
+def _by_folder(path: str, names: Mapping[str, str], folders: Mapping[str, Path]) -> str:
     """What to call a tokenizer's folder: the model that it belongs to, or else the folder's own name."""
     place = Path(path).absolute()
     return next((names[alias] for alias, each in folders.items() if each.absolute() == place), place.name)

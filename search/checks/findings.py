@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,8 +41,9 @@ class Finding:
         }  # fmt: skip
 
     def as_text(self, file: Path) -> str:
-        """``level: file:line:column: message``, the line and a caret."""
-        return f"{self.level}: {shown(file, self.placed)}"
+        """``level: file:line:column: message``, and, but for notes, the line and a caret."""
+        placed = replace(self.placed, excerpt="") if self.level == "note" else self.placed
+        return f"{self.level}: {shown(file, placed)}"
 
 
 class Findings:

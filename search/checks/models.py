@@ -134,24 +134,29 @@ def _judge(subject: Subject, sources: Sources, seen: Sample) -> None:
         else:
             findings.warn(place_of(two), f"it has the weights of the expert {one!r}{whence}; one of the two is enough")
     dull = {two for one, two in seen.equal if one == BASE} | set(seen.broken)
-    for alias in experts:
-        if alias not in dull and BASE not in dull:
-            _judge_distance(subject, sources, alias, seen.distance[alias], whence)
+    if BASE not in dull:
+        _judge_distances(
+            subject, sources, {alias: seen.distance[alias] for alias in experts if alias not in dull}, whence
+        )
     _compare(subject, {alias: seen.norms[alias] for alias in experts if alias not in dull}, seen, whence)
 
 
-def _judge_distance(subject: Subject, sources: Sources, alias: str, ratio: float, whence: str) -> None:
-    if not ratio <= PLAUSIBLE:
-        subject.findings.warn(
-            place_of(alias),
-            f"it is far from the base: ‖τ‖/‖θ0‖ = {ratio:.2f}{whence}, where fine-tunes are under about {FAR} and "
-            f"unrelated models near 1.4; is {sources.path} the base that it was trained from?",
-        )
-    elif ratio > FAR:
+def _judge_distances(subject: Subject, sources: Sources, ratios: dict[str, float], whence: str) -> None:
+    for alias, ratio in ratios.items():
+        if not ratio <= PLAUSIBLE:
+            subject.findings.warn(
+                place_of(alias),
+                f"it is far from the base: ‖τ‖/‖θ0‖ = {ratio:.2f}{whence}, where fine-tunes are under about {FAR} and "
+                f"unrelated models near 1.4; is {sources.path} the base that it was trained from?",
+            )
+    long = {alias: ratio for alias, ratio in ratios.items() if FAR < ratio <= PLAUSIBLE}
+    if long:
+        listed = ", ".join(f"{alias} {ratio:.2f}" for alias, ratio in long.items())
         subject.findings.note(
-            place_of(alias),
-            f"‖τ‖/‖θ0‖ = {ratio:.2f}{whence}: more than fine-tunes usually have ({FAR}), as continued pre-training has; "
+            ("models", "experts"),
+            f"‖τ‖/‖θ0‖ is more than the {FAR} of most fine-tunes, as after continued pre-training: {listed}{whence}; "
             "such task vectors are harder to merge",
+            at_key=True,
         )
 
 
@@ -163,8 +168,8 @@ def _compare(subject: Subject, norms: dict[str, float], seen: Sample, whence: st
         if ratio > UNEQUAL:
             subject.findings.note(
                 place_of(longest),
-                f"its task vector is {ratio:.1f} times as long as that of {shortest!r}{whence}: with equal coefficients "
-                "it outweighs it",
+                f"its task vector is {ratio:.1f} times as long as that of {shortest!r}{whence}: with equal "
+                "coefficients it outweighs it",
             )
     for (one, two), cosine in seen.cosines.items():
         if one in norms and two in norms and (one, two) not in seen.equal and cosine > ALIKE:

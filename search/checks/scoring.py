@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from evaluators.contract import SPLITS, Engine, Evaluator, EvaluatorError, Metric, Split
+from evaluators.contract import SPLITS, Engine, Evaluator, Metric, Split
 from evaluators.items import Data, Table
 from merging.sources import BASE
 from search.checks.models import Models
@@ -135,7 +135,9 @@ def independent(evaluator: Evaluator, metric: Metric, split: Split) -> int:
 
 def _warn_of_few(subject: Subject, name: str, evaluator: Evaluator, metric: Metric, short: list[Split]) -> None:
     numbers = ", ".join(f"{independent(evaluator, metric, split)} {split}" for split in short)
-    worst = max((_resolves(evaluator, metric, split) for split in short), default=math.nan, key=lambda x: (math.isnan(x), x))
+    worst = max(
+        (_resolves(evaluator, metric, split) for split in short), default=math.nan, key=lambda x: (math.isnan(x), x)
+    )
     least = "none however large" if math.isnan(worst) else f"only from {worst * (metric.high - metric.low):.2g} on"
     subject.findings.warn(
         data_of(subject, name),
@@ -154,8 +156,8 @@ def _warn_of_public_tests(subject: Subject, name: str) -> None:
     if table is not None and table.dataset is not None and not Path(table.dataset).is_dir() and "test" in table.split:
         subject.findings.warn(
             data_of(subject, name),
-            f"the search will see items of {table.dataset}'s public {table.split!r} split; its scores on them cannot be "
-            "compared with published ones. Search on train or validation data, and keep the test split for the holdout",
+            f"the search will see items of {table.dataset}'s public {table.split!r} split; its scores on them cannot "
+            "be compared with published ones. Search on train or validation data, and keep the test split for the holdout",
         )
     elif kind == "lm_eval" and given.get("data") is None and not isinstance(given.get("tasks"), dict):
         subject.findings.warn(

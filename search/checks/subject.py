@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,25 +71,24 @@ def read_subject(source: YamlSource, findings: Findings) -> Subject | None:
     config, problems = validate(source.data, folder)
     findings.problems(problems)
     wrong = {each.location for each in problems}
+    left_out: set[Location] = set()
     data = copy.deepcopy(source.data)
     for _ in range(_ROUNDS):
         if config is not None:
             break
-        left_out = _saved(data, problems)
-        if not left_out:
+        now = _saved(data, problems)
+        if not now:
             return None
-        wrong |= left_out
+        left_out |= now
         config, problems = validate(data, folder)
         # what is left out may be missed elsewhere: that is no error of the file
-        if not any(place[:1] in _REFERRED_TO for place in wrong):
+        if not any(place[:1] in _REFERRED_TO for place in left_out):
             findings.problems(problems)
-        wrong |= {each.location for each in problems}
+        wrong |= left_out | {each.location for each in problems}
     if config is None:
         return None
-    try:
+    with contextlib.suppress(MergingError):  # an unknown method, which was said
         config = with_calibration(config)
-    except MergingError:
-        pass  # an unknown method, which was said
     return Subject(LoadedConfig(config, Path(source.path), source), findings, frozenset(wrong))
 
 
@@ -107,6 +107,8 @@ def _saved(data: dict[str, Any], problems: Iterable[Problem]) -> set[Location]:
     done: set[Location] = set()
     for problem in sorted(problems, key=lambda each: str(each.location), reverse=True):  # from the ends of lists
         location = problem.location
+        if location[:1] == ("evaluators",) and len(location) > 2:
+            continue  # whoever is wrong is left out as a whole where evaluators are built
         if location in _STAND_INS and "required and missing" in problem.message:
             place = _found(data, location[:-1])
             if isinstance(place, dict):

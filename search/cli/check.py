@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-from search.cli.options import ConfigArgument, SetOption
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.cli.options import ConfigArgument, JsonOption, SetOption
 
 
-def check(config: ConfigArgument, set: SetOption = None) -> None:
-    """Check a config, its models and its data, without starting anything.
+def check(
+    config: ConfigArgument,
+    set: SetOption = None,
+    live: Annotated[
+        bool | None,
+        typer.Option(
+            "--live/--no-live",
+            help="Load the base, to prepare evaluators as a run does. By default only where it is small.",
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories lie.")] = Path("runs"),
+    json: JsonOption = False,
+) -> None:
+    """Check a config, its models, its data and this machine, without starting anything.
 
-    All errors of the file come at once, each with its line and column.
+    All errors come at once, each with its line and column; then warnings and notes. Exit code 2 where there is an
+    error.
     """
-    from search.calibration import calibrated, options_of, settings_of
-    from search.config import load_config
-    from search.racing import Racer
-    from search.setup import set_up, stages_of
-    from search.virtual import members
+    import sys
+    from json import dumps
 
-    loaded = load_config(config, set or [])
-    setup = set_up(loaded, make=False)
-    stages = stages_of(loaded.config, setup)
-    print(f"{config}: good")
-    print(f"  models      base and {', '.join(loaded.config.models.experts)}")
-    for name, virtual in loaded.config.models.virtual.items():
-        print(f"  virtual     {name}: {virtual.method} of {', '.join(members(virtual, loaded.config))}")
-    for alias in calibrated(loaded.config):
-        options = options_of(loaded.config, alias)
-        whence = f"the evaluator {options.evaluator}" if options.data is None else "data of its own"
-        print(f"  calibration {alias}: {settings_of(loaded.config).items} inputs at most, from {whence}")
-    for name, evaluator in setup.evaluators.items():
-        counts = ", ".join(f"{len(evaluator.items(split))} {split}" for split in ("search", "selection", "holdout"))
-        print(f"  evaluator   {name}: {', '.join(each.name for each in evaluator.metrics)}; items: {counts}")
-    print(f"  objectives  {', '.join(setup.objectives.names)}")
-    for each in setup.constraints.names:
-        print(f"  constraint  {each}")
-    rungs = Racer(setup.evaluators, setup.objectives, loaded.config.search.fidelity).rungs
-    sizes = [sum(len(ids) for ids in rung.values()) for rung in rungs]
-    print(f"  rungs       {', '.join(str(sum(sizes[: place + 1])) for place in range(len(sizes)))} items")
-    print(f"  optimizer   {loaded.config.search.optimizer.name}")
-    budget = loaded.config.search.budget.candidates
-    start = 0
-    for stage in stages:
-        end = min(budget, budget if stage.end is None else stage.end)
-        box = stage.space.box
-        genes = f"{box.continuous} continuous and {len(box.categories)} categorical genes"
-        print(f"  stage       {stage.name}: {end - start} candidates" + ("" if stage.fixed else f", {genes}"))
-        start = end
+    from rich.console import Console
+
+    from search.checks.course import check_config
+    from search.checks.shown import facts, paragraphs, table
+    from search.report.plain_data import finite
+    from search.report.terminal import visible
+
+    checked = check_config(config, set or [], runs=runs, live=live)
+    if json:
+        print(dumps(finite(facts(checked)), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        text = "\n\n".join(paragraphs(checked))
+        if set:
+            text += f"\n(with {', '.join('--set ' + each for each in set)})" if text else ""
+        if text:
+            print(visible(text), file=sys.stderr)
+        if not checked.errors:
+            print(f"{visible(str(config))}: good")
+            Console().print(table(checked))
+    if checked.errors:
+        raise typer.Exit(2)

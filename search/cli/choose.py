@@ -37,8 +37,9 @@ def choose(
     from search.choice import Wish
     from search.choice import choose as decide
     from search.errors import SearchError
-    from search.report.choice import choice_data, print_choice
+    from search.report.choice import choice_data, opening_lines, print_choice
     from search.report.console import print_json
+    from search.report.terminal import forgiving, visible
     from search.results import Results
     from search.run import Run
 
@@ -47,12 +48,19 @@ def choose(
     wish = Wish.parse(mix, at_least or [], maximize, confidence)
     results = Results.load(run)
     id = decide(results, wish)
+    console = Console(file=forgiving())
     if not json:
-        print_choice(results, id, wish.rule(), Console())
+        print_choice(results, id, wish.rule(), console)
+    before = None if keep_closed else id in results.scores["holdout"]
     if not keep_closed:
+        if not before and not json:
+            console.print("opening its holdout: the models are loaded, and the candidate is scored on it")
         Run.reopen(run).open_holdout(id, wish.rule())
         results = Results.load(run)
     if json:
         print_json(choice_data(results, id, wish.rule()))
-    elif not keep_closed:
-        print_choice(results, id, wish.rule(), Console(), split="holdout")
+        return
+    if not keep_closed:
+        print_choice(results, id, wish.rule(), console, split="holdout")
+    for line in opening_lines(results, id, before):
+        console.print(visible(line), markup=False, highlight=False)

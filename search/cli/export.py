@@ -3,39 +3,158 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli.options import AtLeastOption, ConfidenceOption, MaximizeOption, MixOption, RunArgument
+from search.cli.options import (
+    AtLeastOption,
+    ConfidenceOption,
+    JsonOption,
+    MaximizeOption,
+    MixOption,
+    RunArgument,
+)
+
+if TYPE_CHECKING:
+    from search.choice import Wish
+    from search.export import Exported, ExportOptions
+    from search.push import Push, Pushed
+    from search.results import Results
+
+ParentOption = Annotated[
+    list[str] | None,
+    typer.Option("--parent", metavar="ALIAS=OWNER/NAME", help="Where the Hub has a parent, for the card; repeatable."),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer-from",
+        metavar="ALIAS",
+        help="Whose tokenizer, chat template and generation settings: base or an expert. By default the base's, unless "
+        "it has no chat template and the experts agree on one.",
+    ),
+]
 
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The new model folder.")],
-    candidate: Annotated[int | None, typer.Option("--candidate", metavar="ID", help="Which candidate.")] = None,
-    knee: Annotated[bool, typer.Option("--knee", help="The run's recommendation: its knee.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The new model folder; RUN/export/candidate-ID if left out."),
+    ] = None,
+    candidate: Annotated[
+        int | None, typer.Option("--candidate", metavar="ID", help="Which candidate; the run's choice if left out.")
+    ] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The run's choice: its knee. The default.")] = False,
     mix: MixOption = None,
     at_least: AtLeastOption = None,
     maximize: MaximizeOption = None,
     confidence: ConfidenceOption = 0.9,
+    tokenizer_from: TokenizerOption = None,
+    parent: ParentOption = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face Hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="With --push: to this branch.")
+    ] = None,
+    json: JsonOption = False,
 ) -> None:
-    """Write a candidate as a Hugging Face model folder, the same bits that were scored."""
-    from search.choice import Wish, choose
+    """Write a candidate as a Hugging Face model folder, the same bits that were scored, with a model card.
+
+    Weights, config, tokenizer, recipe.yaml, mergekit.yaml where there is an equivalent, README.md (the model card) and
+    front.png. The weights are read back and compared before the folder appears. The token for --push is that of
+    `hf auth login` or HF_TOKEN.
+    """
+    from search.choice import Wish
     from search.errors import SearchError
-    from search.export import export_candidate
+    from search.export import ExportOptions
     from search.results import Results
 
     wished = mix is not None or maximize is not None or bool(at_least)
-    if (candidate is not None) + knee + wished != 1:
+    if (candidate is not None) + knee + wished > 1:
         raise SearchError(
-            "expected one of --candidate ID, --knee, or a wish (--mix, --at-least, --maximize); `paretomerge status "
-            "RUN` lists the front"
+            "expected one of --candidate ID, --knee, or a wish (--mix, --at-least, --maximize), found several; "
+            "`paretomerge status RUN` lists the front"
         )
+    if push is None and (private or revision is not None):
+        raise SearchError("--private and --revision are for --push OWNER/NAME; add it, or leave them out")
+    target = _target(push, private, revision)
     results = Results.load(run)
-    if wished:
-        id = choose(results, Wish.parse(mix, at_least or [], maximize, confidence))
-    else:
-        id = results.knee() if candidate is None else candidate
-    folder = export_candidate(results, id, out)
-    print(f"exported candidate {id} of {run} to {folder}")
+    wish = Wish.parse(mix, at_least or [], maximize, confidence) if wished else None
+    id, rule = _picked(results, candidate, wish)
+    options = ExportOptions(tokenizer_from, parse_parents(parent), push, rule)
+    done = _write(results, id, out or run / "export" / f"candidate-{id}", options, again=target is not None)
+    pushed = None if target is None else target.send(done.folder, f"{results.name}, candidate {id}, by paretomerge")
+    _tell(results, done, pushed, json)
+
+
+def parse_parents(given: list[str] | None) -> dict[str, str]:
+    """alias -> id, of ``--parent``.
+
+    Raises:
+        SearchError: not of that form.
+    """
+    from search.errors import SearchError
+
+    found = {}
+    for each in given or []:
+        alias, sign, id = each.partition("=")
+        if not sign or not alias or not id:
+            raise SearchError(f"--parent {each}: expected ALIAS=OWNER/NAME, such as math=my-name/my-math-model")
+        found[alias.strip()] = id.strip()
+    return found
+
+
+def _target(push: str | None, private: bool, revision: str | None) -> Push | None:
+    """Where to push, found wrong before anything is merged."""
+    if push is None:
+        return None
+    from search.push import Push
+
+    return Push(push, private=private, revision=revision)
+
+
+def _picked(results: Results, candidate: int | None, wish: Wish | None) -> tuple[int, str]:
+    """The candidate, and how it was picked."""
+    from search.choice import choose
+    from search.judge import CHOICE_RULE
+
+    if wish is not None:
+        return choose(results, wish), wish.rule()
+    if candidate is not None and candidate != results.chosen:
+        return candidate, "picked by its number"
+    id = results.knee()
+    if results.chosen is None:
+        return id, "the knee of the front as it stood, on search scores, before the run was finished"
+    return id, f"the run's choice ({CHOICE_RULE})"
+
+
+def _write(results: Results, id: int, out: Path, options: ExportOptions, again: bool) -> Exported:
+    """Write the export; one that a push left here is checked and taken as it is."""
+    from search.export import check_export, export_candidate, holds
+
+    if again and holds(out, results.recipe(id)):
+        return check_export(results, id, out, options)
+    return export_candidate(results, id, out, options)
+
+
+def _tell(results: Results, done: Exported, pushed: Pushed | None, json: bool) -> None:
+    from search.report.console import print_json
+    from search.report.terminal import visible
+
+    if json:
+        print_json(done.as_data() | {"pushed": None if pushed is None else pushed.as_data()})
+        return
+    for warning in done.warnings:
+        typer.echo(visible(f"warning: {warning}"), err=True)
+    if results.chosen is None:
+        typer.echo("warning: the run is not finished; what it chooses may be another candidate", err=True)
+    print(visible(f"exported candidate {done.candidate} of {results.folder} to {done.folder}"))
+    print(
+        visible(f"read back: {done.tensors} tensors are the candidate's bits; model card: {done.folder / 'README.md'}")
+    )
+    if pushed is not None:
+        print(visible(f"pushed to {pushed.url} ({pushed.revision}, commit {pushed.commit[:12]})"))

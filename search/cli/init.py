@@ -1,7 +1,180 @@
-"""``paretomerge init``."""
+"""``paretomerge init``: a first config, out of a preset and a few answers."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def init() -> None:
-    """Write a config for your models and data, from a preset."""
+import typer
+
+from search.cli.completing import complete_presets
+from search.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from search.new_config import Asked, Draft, Wishes
+
+
+def init(
+    preset: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PRESET]",
+            help="What to start from: `paretomerge ls presets`.",
+            autocompletion=complete_presets,
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="PATH", help="The base model: a folder.")] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option("--expert", metavar="NAME=PATH", help="A fine-tune of it; repeatable.")
+    ] = None,
+    evaluator: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--evaluator",
+            metavar="NAME=[TYPE:]DATA",
+            help="What scores a skill: a file or folder of records; the type is found from them. Repeatable. With the "
+            "name of an expert it is that expert's skill.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="N|8h|N,8h", help="Candidates, hours, or both.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; cuda where there is a GPU.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The config to write; my_search.yaml if left out.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a config for your models and data, from a preset.
+
+    On a terminal it asks for what no option says. Data are looked at: which evaluator fits, and what its fields are
+    called, is guessed, and printed for you to check. `paretomerge check` then accepts the config, or says what is wrong
+    with models and data.
+    """
+    from search.new_config import Wishes, draft, parse_budget, parse_evaluator, parse_expert
+
+    asking = sys.stdin.isatty() and sys.stdout.isatty() and not json
+    experts = dict(parse_expert(each) for each in expert or [])
+    evaluators = [parse_evaluator(each) for each in evaluator or []]
+    candidates, hours = parse_budget(budget) if budget is not None else (None, None)
+    wishes = Wishes(
+        preset or "", base or "", experts, evaluators, out or Path("my_search.yaml"), candidates, hours, device
+    )
+    _check_free(wishes.out, force)
+    if asking:
+        _ask(wishes, budget is None, out is None)
+        _check_free(wishes.out, force)
+    else:
+        _check_said(wishes)
+    made = draft(wishes)
+    _write(wishes.out, made)
+    if json:
+        from search.report.console import print_json
+
+        print_json({"config": str(wishes.out), **made.facts, "found": made.found})
+        return
+    _print(wishes.out, made)
+
+
+def _check_free(out: Path, force: bool) -> None:
+    from search.errors import SearchError
+
+    if out.exists() and not force:
+        raise SearchError(
+            f"{out} is there already, and is kept; name another file with --out, or replace it with --force"
+        )
+
+
+def _check_said(wishes: Wishes) -> None:
+    """Without a terminal nobody can be asked."""
+    from search.errors import SearchError
+
+    wishes.preset = wishes.preset or "two_experts"
+    missing = [
+        flag
+        for flag, value in (
+            ("--base PATH", wishes.base),
+            ("--expert NAME=PATH", wishes.experts),
+            ("--evaluator NAME=DATA", wishes.evaluators),
+        )
+        if not value
+    ]
+    if missing:
+        raise SearchError(
+            f"expected {', '.join(missing)}, found nothing, and there is no terminal to ask on. For example: paretomerge "
+            f"init {wishes.preset} --base models/base --expert math=models/math --expert chat=models/chat "
+            "--evaluator math=data/math --evaluator chat=data/chat"
+        )
+
+
+def _ask(wishes: Wishes, budget: bool, out: bool) -> None:
+    """Fill in, in place, what was not said."""
+    from search.new_config import parse_budget, parse_expert
+    from search.presets import PRESETS
+
+    if not wishes.preset:
+        for each in PRESETS.values():
+            typer.echo(f"  {each.name:12} {each.summary}")
+        wishes.preset = str(typer.prompt("preset", default="two_experts"))
+    if not wishes.base:
+        wishes.base = str(typer.prompt("base model (a folder)"))
+    if not wishes.experts:
+        typer.echo("experts: NAME=PATH each; an empty line ends")
+        while True:
+            given = str(typer.prompt(f"expert {len(wishes.experts) + 1}", default="", show_default=False)).strip()
+            if not given:
+                break
+            name, path = parse_expert(given)
+            wishes.experts[name] = path
+    if not wishes.evaluators:
+        wishes.evaluators = _ask_evaluators(wishes)
+    if budget:
+        default = PRESETS[wishes.preset].candidates if wishes.preset in PRESETS else 400
+        wishes.candidates, wishes.hours = parse_budget(
+            str(typer.prompt("budget (400, 8h, 400,8h)", default=str(default)))
+        )
+    if out:
+        wishes.out = Path(str(typer.prompt("config", default=str(wishes.out))))
+
+
+def _ask_evaluators(wishes: Wishes) -> list[Asked]:
+    from search.new_config import parse_evaluator
+
+    found = []
+    typer.echo("data of each skill: a file or folder of records, or TYPE:DATA; an empty line for none")
+    names = [*wishes.experts, *(["safety"] if wishes.preset == "safety" and "safety" not in wishes.experts else [])]
+    for name in names:
+        given = str(typer.prompt(f"data for {name}", default="", show_default=False)).strip()
+        if given:
+            found.append(parse_evaluator(f"{name}={given}"))
+    return found
+
+
+def _write(out: Path, made: Draft) -> None:
+    """Write the config, once it reads as one."""
+    from search.config import load_config
+    from search.config_schema import committed
+    from search.errors import SearchError
+    from search.writing import write_whole
+
+    def reads_as_one(beside: Path) -> None:
+        try:
+            load_config(beside)
+        except SearchError as error:
+            raise SearchError(str(error).replace(str(beside), str(out))) from error
+
+    write_whole(out, f"# yaml-language-server: $schema={committed()}\n{made.text}", reads_as_one)
+
+
+def _print(out: Path, made: Draft) -> None:
+    from search.report.terminal import visible
+
+    for line in made.found:
+        print(visible(f"  {line}"))
+    print(f"config: {out}")
+    print(f"next: paretomerge check {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -40,11 +39,13 @@ def run(
 
     from search.config import load_config
     from search.errors import Interrupted, SearchError
-    from search.report.console import RichDisplay, catch_up, make_display, print_results
+    from search.events import Turning
+    from search.report.console import print_results
+    from search.report.displays import RichDisplay, make_display
     from search.report.html import write_report
+    from search.report.terminal import forgiving
     from search.results import Results
     from search.run import Run
-    from search.store import DATABASE
 
     kinds = ("auto", "rich", "plain", "json", "none")
     if display not in kinds:
@@ -52,10 +53,9 @@ def run(
     set = [*(set or []), *(["search.control=true"] if control else []), *_several(workers)]
     loaded = load_config(config, set)
     folder = runs / _checked_name(name or loaded.config.name)
-    shown = make_display(display, loaded.config.search.budget.candidates)  # type: ignore[arg-type]
-    if (folder / DATABASE).exists() and shown is not None:
-        with contextlib.suppress(SearchError):  # the run itself will say what is wrong with its database
-            catch_up(shown, Results.load(folder))
+    shown = make_display(display, loaded.config.search.budget, name=folder.name)  # type: ignore[arg-type]
+    if isinstance(shown, Turning):
+        shown.turn_to(folder)
     stop = _StopRequest()
     try:
         with stop:
@@ -76,7 +76,7 @@ def run(
     if chosen is None:
         print(f"{folder}: finished before; a larger search.budget would go on with it")
     if display != "none":
-        print_results(results, Console())
+        print_results(results, Console(file=forgiving()))
     print(f"report: {report}")
 
 

@@ -45,8 +45,8 @@ class MirrorStorage(InMemoryStorage):  # type: ignore[misc,unused-ignore]
         """
         with self._changing:
             rows = list(self._rows)
-            for number in range(len(rows), max(changed, default=-1) + 1):
-                rows.append(changed.get(number) or lost(number))
+            new = range(len(rows), max(changed, default=-1) + 1)
+            rows.extend(changed.get(number) or lost(number) for number in new)
             for number, trial in changed.items():
                 rows[number] = trial
             self._rows = rows
@@ -87,11 +87,6 @@ class MirrorStorage(InMemoryStorage):  # type: ignore[misc,unused-ignore]
         if not found:
             raise ValueError("no trial is complete")
         return found[0]
-
-    def get_n_trials(self, study_id: int, state: Any = None) -> int:
-        """How many there are, of some states."""
-        states = (state,) if isinstance(state, TrialState) else state
-        return len(self.get_all_trials(study_id, deepcopy=False, states=states))
 
     # -- what is refused ----------------------------------------------------------------------------------------------
 
@@ -136,10 +131,8 @@ def front_of(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
     if not among:
         return []
     signs = np.array([1.0 if each == StudyDirection.MAXIMIZE else -1.0 for each in directions])
-    points = np.array([each.values for each in among], dtype=np.float64) * signs
-    distinct, place = np.unique(points, axis=0, return_inverse=True)
-    keep = pareto.nondominated(distinct)
-    return [each for each, at in zip(among, place.ravel(), strict=True) if keep[at]]
+    points = np.nan_to_num(np.array([each.values for each in among], dtype=np.float64) * signs)  # infinities, too
+    return [each for each, keep in zip(among, pareto.nondominated(points), strict=True) if keep]
 
 
 def _violation(trial: FrozenTrial) -> float:

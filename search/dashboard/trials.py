@@ -165,7 +165,7 @@ class Trials:
         if outcome is not None and outcome.state == "censored":
             found |= {f"partial {name}": value for name, value in _finite(known.partial.items())}
         for split in ("selection", "holdout"):
-            values = scored.values.get(split, {})  # type: ignore[call-overload]
+            values = scored.values.get(split, {})
             found |= {f"{split} {name}": value for name, value in _finite(values.items())}
         others = ((name, each) for name, each in scored.values.get("search", {}).items())
         found |= {name: value for name, value in _finite(others) if name not in self._objectives.names}

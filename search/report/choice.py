@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from evaluators.contract import Split
 from merging.recipe import Group
 from search.report.console import items_shown, score_text
-from search.report.terminal import cell, visible
+from search.report.score_tables import Row, score_tables
+from search.report.terminal import visible
 from search.results import Results
 
 
@@ -39,64 +40,86 @@ def print_choice(results: Results, id: int, rule: str, console: Console, split: 
         console: where to.
         split: "selection": what it was chosen on, and its coefficients. "holdout": what it is worth.
     """
+
+    def say(text: str) -> None:
+        console.print(visible(text), markup=False, highlight=False)
+
     if split == "selection":
-        console.print(visible(f"candidate {id}: {rule}"), markup=False, highlight=False)
-        console.print(_scores(results, id, "selection"))
-        for expert, row in _coefficients(results, id).items():
-            console.print(visible(f"coefficients of {expert} by depth"), markup=False, highlight=False)
-            console.print(_depths(row))
+        say(f"candidate {id}: {rule}")
+        say(f"on the selection split ({items_shown(results, 'selection')}; 95 % intervals)")
+        tables = _scores(results, id, "selection", console.width)
     else:
-        shown = items_shown(results, "holdout")
-        console.print(
-            visible(f"holdout, items that neither search nor choice has seen ({shown}; 95 % intervals)"),
-            markup=False, highlight=False,
-        )  # fmt: skip
-        console.print(_scores(results, id, "holdout"))
+        say(
+            f"holdout, items that neither search nor choice has seen ({items_shown(results, 'holdout')}; 95 % intervals)"
+        )
+        tables = _scores(results, id, "holdout", console.width)
+    for table in tables:
+        console.print(table)
+    if split == "selection":
+        for expert, row in _coefficients(results, id).items():
+            say(f"coefficients of {expert} by depth")
+            for table in _depths(row, console.width):
+                console.print(table)
 
 
-def _scores(results: Results, id: int, split: Split) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+def opening_lines(results: Results, id: int, before: bool | None) -> list[str]:
+    """What was done about the holdout, and what comes next.
+
+    Args:
+        results: of the run, as it is now.
+        id: the candidate.
+        before: whether its holdout scores were there already; None where the holdout was left closed.
+    """
+    said = []
+    if before is None:
+        said.append("The holdout was left closed. `paretomerge choose` without --keep-closed opens it.")
+    elif before:
+        said.append("Its holdout was open already; nothing was evaluated.")
+    else:
+        looks = f"{results.openings} time{'' if results.openings == 1 else 's'}"
+        said.append(
+            f"Its holdout is open now, and that is written down: this run has looked at the holdout {looks}. The run's "
+            f"own recommendation stays candidate {results.chosen}."
+        )
+    said.append(f"Next: paretomerge export {shlex.quote(str(results.folder))} --candidate {id} --out DIR")
+    return said
+
+
+def _scores(results: Results, id: int, split: Split, width: int) -> list[Table]:
     metrics = list(results.scores[split][id])
-    for name in metrics:
-        table.add_column(cell(name), justify="right", no_wrap=True)
     rows = [("this candidate", id)]
     if results.chosen is not None and results.chosen != id:
         rows.append((f"the run's choice ({results.chosen})", results.chosen))
     rows += [(each.label, each.candidate) for each in results.baselines]
-    retention = {}
+    found = []
     for label, row in rows:
-        found = results.scores[split].get(row)
-        if found is None:
+        if row not in results.scores[split]:
             continue
-        retention = dict(
-            zip(results.objectives.names, results.judge.retention(results.scores[split], row), strict=True)
-        )
-        cells = []
-        for name in metrics:
-            kept = f" ({retention[name]:.0%})" if name in retention else ""
-            cells.append(f"{score_text(results, row, split, name)}{kept}")
-        table.add_row(cell(label), *cells, style="bold" if row == id else None)
-    return table
+        kept = dict(zip(results.objectives.names, results.judge.retention(results.scores[split], row), strict=True))
+        cells = [
+            score_text(results, row, split, name) + (f" ({kept[name]:.0%})" if name in kept else "") for name in metrics
+        ]
+        found.append(Row(label, cells, bold=row == id))
+    return score_tables("merge", metrics, found, width)
 
 
 def _coefficients(results: Results, id: int) -> dict[str, dict[Group, float]]:
     return results.stages[results.candidate(id).stage].space.table(results.recipe(id))
 
 
-def _depths(row: dict[Group, float]) -> Table:
-    """A row per depth, a column per module kind."""
+def _depths(row: dict[Group, float], width: int) -> list[Table]:
+    """A row per depth, a column per module kind; every stack of layers for itself."""
+    tables: list[Table] = []
     groups = sorted(row, key=lambda group: group.order)
-    kinds = list(dict.fromkeys((group.stack, group.kind) for group in groups))
-    depths = list(dict.fromkeys((group.stack, group.depth) for group in groups))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("depth", justify="right", no_wrap=True)
-    for stack, kind in kinds:
-        table.add_column(cell(f"{stack}/{kind}" if stack else kind), justify="right", no_wrap=True)
-    for stack, depth in depths:
-        cells = [
-            f"{row[group]:.2f}" if of == stack and (group := Group(kind, depth, stack)) in row else ""
-            for of, kind in kinds
+    for stack in dict.fromkeys(group.stack for group in groups):
+        kinds = list(dict.fromkeys(group.kind for group in groups if group.stack == stack))
+        depths = dict.fromkeys(group.depth for group in groups if group.stack == stack)
+        rows = [
+            Row(
+                "-" if depth is None else str(depth),
+                [f"{row[group]:.2f}" if (group := Group(kind, depth, stack)) in row else "" for kind in kinds],
+            )
+            for depth in depths
         ]
-        table.add_row("-" if depth is None else str(depth), *cells)
-    return table
+        tables += score_tables(f"{stack} depth" if stack else "depth", kinds, rows, width)
+    return tables

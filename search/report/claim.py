@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from typing import Any
 
-from search.claims import Claims, Comparison
+from search.claims import ALPHA, Claims, Comparison
 from search.ledger import Ledger
+from search.objectives import Target
+from search.report.facts import gain
 from search.report.markup import count, listed
 from search.results import Results
 from search.statistics import Paired
@@ -33,6 +36,69 @@ def claim_sentences(results: Results) -> list[str]:
             "with every look that something is learnt from, it becomes less of a holdout."
         )
     return said
+
+
+def headline(results: Results) -> list[str]:
+    """The claim against all baselines, on holdout: by the number that the choice was made by, then by objective; none
+    before there are comparisons. It says "beats" only where the adjusted p-value does."""
+    claims = results.claims
+    if claims is None or not claims.comparisons:
+        return []
+    broken = [each.baseline for each in claims.comparisons if _breaks(results, each.baseline.candidate)]
+    said = [_against_all(claims, {each.candidate for each in broken})]
+    said += [_by_objective(target, claims.comparisons) for target in results.objectives.targets]
+    return said
+
+
+def _breaks(results: Results, id: int) -> bool:
+    """Whether a baseline breaks a constraint where choices are made."""
+    return id >= 0 and results.judge.violation(id, "selection") > 0.0
+
+
+def _against_all(claims: Claims, broken: Set[int]) -> str:
+    who = f"Candidate {claims.chosen}"
+    beaten = [each for each in claims.comparisons if each.beaten]
+    others = [each for each in claims.comparisons if not each.beaten]
+    by = "on holdout, by the number that the choice was made by (about the smallest retention)"
+    if not others:
+        worst = max(beaten, key=lambda each: each.p_scalar)
+        largest = f"adjusted p {p_value(worst.p_scalar)}"
+        if len(beaten) == 1:
+            return f"{who} beats its only baseline, {worst.baseline.label}, {by}: {largest}."
+        return f"{who} beats every one of {len(beaten)} baselines {by}: largest {largest}, against {_label(worst)}."
+    missed = listed(
+        [
+            f"{_label(each)} (adjusted p {p_value(each.p_scalar)}"
+            + ("; it breaks a constraint)" if each.baseline.candidate in broken else ")")
+            for each in others[:4]
+        ]
+    )
+    more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+    if not beaten:
+        return f"{who} is not shown to beat any baseline {by}: {missed}{more}."
+    share = f"{len(beaten)} of {len(claims.comparisons)} baselines"
+    return f"{who} beats {share} {by}. It is not shown to beat {missed}{more}."
+
+
+def _by_objective(target: Target, comparisons: Sequence[Comparison]) -> str:
+    """``string.accuracy: better than 6 of 7 baselines (adjusted p <= 0.012), worse than expert string.``"""
+    shown = [each for each in comparisons if each.p[target.name] <= ALPHA]
+    ahead = [each for each in shown if gain(target, each.objectives[target.name].difference, 0.0) > 0.0]
+    behind = [each for each in shown if gain(target, each.objectives[target.name].difference, 0.0) < 0.0]
+    open_ = [each for each in comparisons if each not in ahead and each not in behind]
+    parts = []
+    if ahead:
+        largest = max(each.p[target.name] for each in ahead)
+        limit = "p < 0.001" if largest < 0.001 else f"p up to {largest:.2g}"
+        many = "every baseline" if len(ahead) == len(comparisons) else f"{len(ahead)} of {len(comparisons)} baselines"
+        parts.append(f"better than {many} (adjusted {limit})")
+    parts += [f"worse than {listed([_label(each) for each in behind])}"] if behind else []
+    parts += [f"not to be told from {listed([_label(each) for each in open_])}"] if open_ else []
+    return f"On {target.name} it is {listed(parts)}."
+
+
+def _label(each: Comparison) -> str:
+    return each.baseline.label.split(" = ")[0]
 
 
 def claim_data(results: Results) -> dict[str, Any] | None:

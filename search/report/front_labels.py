@@ -8,19 +8,22 @@ _SIDES = (
     "top right", "bottom right", "top left", "bottom left", "middle right", "middle left", "top center",
     "bottom center",
 )  # fmt: skip
-_CROWDED = 400.0
+_CROWDED = 250.0
 """Covered pixels² beyond which a name is left to the legend."""
 
 _Box = tuple[float, float, float, float]
 
 
-def label_sides(names: Mapping[int, str], places: Mapping[int, tuple[float, float]]) -> dict[int, str]:
+def label_sides(
+    names: Mapping[int, str], places: Mapping[int, tuple[float, float]], width: float = 560.0
+) -> dict[int, str]:
     """Where each name stands beside its mark so that few names cover each other, or a mark: the best free side, the
     first named first. Reckoned in the pixels of a plot of middling size; an estimate is enough.
 
     Args:
         names: candidate -> its name, the most important first.
         places: of all marks that must not be covered: candidate -> (x, y) in any units.
+        width: of the plot, in pixels, about.
 
     Returns:
         candidate -> plotly's ``textposition``; those without a free side are left out.
@@ -28,7 +31,7 @@ def label_sides(names: Mapping[int, str], places: Mapping[int, tuple[float, floa
     if not places:
         return {}
     ids = list(places)
-    xs = _stretched([places[id][0] for id in ids], 560.0)
+    xs = _stretched([places[id][0] for id in ids], width)
     ys = _stretched([places[id][1] for id in ids], 320.0)
     at = dict(zip(ids, zip(xs, ys, strict=True), strict=True))
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at.values()]
@@ -36,7 +39,7 @@ def label_sides(names: Mapping[int, str], places: Mapping[int, tuple[float, floa
     for place, (id, name) in enumerate(names.items()):
         boxes = [_box(*at[id], 6.5 * len(name), side) for side in _SIDES]
         costs = [
-            sum(_overlap(box, other) for other in taken) + 20 * (max(0.0, -30 - box[0]) + max(0.0, box[2] - 620))
+            sum(_overlap(box, other) for other in taken) + 20 * (max(0.0, -30 - box[0]) + max(0.0, box[2] - width - 60))
             for box in boxes
         ]
         best = costs.index(min(costs))

@@ -273,7 +273,8 @@ def _named(frame: Frame, view: Split, across: Target, up: Target) -> list[Data]:
     points = {id: (frame.place(id, view, across), frame.place(id, view, up)) for id in ids}
     points = {id: each for id, each in points.items() if all(math.isfinite(value) for value in each)}
     named = [each for each in named if each.id in points]
-    sides = label_sides({each.id: each.short for each in named}, points)
+    width = 560.0 if len(frame.facts.targets) == 2 else 380.0
+    sides = label_sides({each.id: each.short for each in named}, points, width)
     found = []
     for each in reversed(named):
         look: Data = {

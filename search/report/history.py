@@ -107,6 +107,7 @@ class History:
         steps: one for every told candidate, in the order of telling.
         starts: of processes, the first one included.
         incidents: what went wrong and was mended.
+        failed: evaluations that came to nothing, on any split.
         openings: (unix time, event) of every look at the holdout.
         picks: (unix time, event) of every wish for another mix.
         rungs: by index.
@@ -121,6 +122,7 @@ class History:
     steps: list[Step] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
     openings: list[tuple[float, Opened]] = field(default_factory=list)
     picks: list[tuple[float, Picked]] = field(default_factory=list)
     rungs: dict[int, Rung] = field(default_factory=dict)
@@ -191,6 +193,8 @@ class _Reader:
                 history.rungs[event.rung] = Rung(known.reached + 1, dropped, max(known.items, event.items))
             case Incident():
                 history.incidents.append(event)
+            case Failed():
+                history.failed.append(event)
             case Opened():
                 history.openings.append((at, event))
             case Picked():

@@ -11,11 +11,12 @@ from evaluators.contract import EvaluatorError
 from merging.durable import clear_abandoned, hold
 from merging.recipe import MergingError
 from search.errors import SearchError
-from search.report import tables
+from search.report import mix, tables
 from search.report.convergence import convergence_section
 from search.report.facts import Facts, without_paths
 from search.report.figures import page_data
 from search.report.front import front_section
+from search.report.items import items_section
 from search.report.layers import layers_section
 from search.report.markup import Html, element, join
 from search.report.page import page
@@ -90,11 +91,16 @@ def _built(title: str, build: Builder, facts: Facts) -> Section | None:
 def _head(facts: Facts) -> Html:
     results = facts.results
     state = f"{results.state} · {len(results.candidates)} of {results.config.search.budget.candidates} candidates"
+    said = [_unbroken(each) for each in summary(facts)]
     return element(
         "header",
         element("h1", results.name),
         element("p", state, class_="state"),
-        element("div", [element("p", _unbroken(each)) for each in summary(facts)], class_="summary"),
+        element(
+            "div",
+            [element("p", each, class_="" if place else "lead") for place, each in enumerate(said)],
+            class_="summary",
+        ),
     )
 
 
@@ -128,8 +134,10 @@ def _commands(facts: Facts) -> Section | None:
 
 SECTIONS: list[tuple[str, Builder]] = [
     ("The front", front_section),
+    (mix.TITLE, mix.mix_section),
     ("Scores", _scores),
     ("Coefficients by layer", layers_section),
+    ("Items won and lost", items_section),
     ("Convergence", convergence_section),
     ("Failures", _failures),
     ("Where the time went", _time),

@@ -50,9 +50,7 @@ _NAMED_BESIDE = 14
 """Up to so many names stand beside their marks; more of them go into the legend."""
 
 
-def write_front_picture(
-    results: Results, path: Path, *, highlight: int | None = None, dark: bool = False
-) -> Path:
+def write_front_picture(results: Results, path: Path, *, highlight: int | None = None, dark: bool = False) -> Path:
     """Draw the front of a run as a PNG file of at most 150 kB.
 
     Faint dots are candidates by their search scores; the front, the chosen merge and the baselines stand at their
@@ -88,7 +86,7 @@ def describe_picture(results: Results, highlight: int | None = None) -> str:
     scene = Scene(Facts(results), highlight)
     names = [each.name for each in scene.targets]
     form = {1: "Dot plot", 2: "Scatter plot"}.get(len(names), "Scatter plots of all pairs")
-    marked = [each.label for each in scene.marks if each.role != "front"]
+    marked = [each.label for each in reversed(scene.marks) if each.role != "front"]
     return visible(
         f"{form} of {', '.join(names)} for {count(len(scene.cloud), 'candidate')}; the front has "
         f"{count(len(results.front), 'member')}; marked are {', '.join(marked)}"
@@ -245,9 +243,7 @@ class _Painter:
             axes.set_ylabel(_axis(up, len(self._targets)), color=colours["ink"], fontsize=small)
 
     def _title(self, figure: Figure) -> None:
-        figure.suptitle(
-            _short(self._scene.title, 110), x=0.01, ha="left", fontsize=8.5, color=self._colours["muted"]
-        )
+        figure.suptitle(_short(self._scene.title, 110), x=0.01, ha="left", fontsize=8.5, color=self._colours["muted"])
 
     def _legend(self, figure: Figure, place: Any, named: bool = True, **where: Any) -> None:
         from matplotlib.lines import Line2D

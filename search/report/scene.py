@@ -11,8 +11,8 @@ from search.objectives import Target
 from search.report.facts import Facts, better
 from search.report.markup import count
 
-_REFERENCES = ("s", "D", "p", "h")
-_BASELINES = ("^", "v", "P", "X")
+_REFERENCES = ("s", "D", "p", "h", "8", "d")
+_BASELINES = ("^", "v", "P", "X", "<", ">")
 _MOST_BARS = 60
 _TAIL = 0.02
 """Share of the candidates that may lie outside the frame on either side: a few broken ones must not shrink the rest."""
@@ -176,4 +176,6 @@ class Scene:
     def _star_label(self, star: int) -> str:
         names = [each.name for each in self._facts.baselines if each.id == self._same(star)]
         first = self._facts.pick_name if star == self._facts.pick else "exported merge"
-        return " = ".join([f"{first} ({star})", *names])
+        split = self._facts.best_split(self._same(star))
+        where = "" if split == self._results.split else f", {split} scores"
+        return " = ".join([f"{first} ({star}{where})", *names])

@@ -4,27 +4,66 @@ from __future__ import annotations
 
 from evaluators.contract import SPLITS, Split
 from search.judge import CHOICE_RULE
-from search.report.claim import claim_sentences
+from search.report.claim import claim_sentences, headline
 from search.report.facts import Facts
-from search.report.markup import count, listed, measured, percent
+from search.report.markup import count, duration, listed, percent, ranged
 
 
 def summary(facts: Facts) -> list[str]:
-    """Paragraphs of plain text."""
-    result = [_counted(facts)]
+    """Paragraphs of plain text: the claim, what it rests on, what is doubtful, what it cost."""
     if facts.pick is None:
-        return result
+        return [_counted(facts), *_cost(facts)]
     if facts.results.chosen is None:
-        result.append(_not_chosen(facts, facts.pick))
+        result = [_counted(facts), _not_chosen(facts, facts.pick)]
     elif facts.results.chosen not in facts.results.scores["holdout"]:
-        result.append(
+        result = [
+            _counted(facts),
             f"Candidate {facts.pick} was chosen on selection scores. It has no holdout score yet, so how good it is on "
-            f"items that no choice was made on is not known. On selection items it {_keeps(facts, facts.pick)}."
-        )
+            f"items that no choice was made on is not known. On selection items it {_keeps(facts, facts.pick)}.",
+        ]
     else:
-        result.append(_holdout(facts, facts.pick))
-        result += claim_sentences(facts.results)
-    return result
+        claim = headline(facts.results)
+        said = [_holdout(facts, facts.pick), *claim_sentences(facts.results), _counted(facts)]
+        result = [claim[0], " ".join(claim[1:]), *said] if claim else said
+    return [*result, *_constraints(facts, facts.pick), *_cost(facts)]
+
+
+def _constraints(facts: Facts, id: int) -> list[str]:
+    """Which constraints the pick keeps, on every split where that is known."""
+    constraints = facts.results.constraints.all
+    if not constraints:
+        return []
+    said = []
+    for split in SPLITS:
+        found = facts.results.violations[split].get(id)
+        if found is None or len(found) != len(constraints):
+            continue
+        broken = [str(each) for each, by in zip(constraints, found, strict=True) if by > 0.0]
+        if not broken:
+            said.append(f"on {split} it keeps {_all(len(constraints))}")
+        else:
+            said.append(f"on {split} it is not shown to keep {listed(broken)}")
+    kept = len(facts.scored) - len(facts.infeasible)
+    rules = count(len(constraints), "constraint")
+    text = f"{rules}: {listed(facts.results.constraints.names)}. "
+    text += f"{kept} of {count(len(facts.scored), 'scored candidate')} kept {_all(len(constraints))} on search items"
+    return [f"{text}; candidate {id}: {listed(said)}." if said else f"{text}."]
+
+
+def _cost(facts: Facts) -> list[str]:
+    """What the search took."""
+    results = facts.results
+    spent = sum(results.seconds.values())
+    if not results.candidates or not spent:
+        return []
+    return [
+        f"It cost {count(results.evaluations, 'evaluation')} of {count(len(results.candidates), 'candidate')}, "
+        f"{results.items:,} scored items in the search, and {duration(spent)} of work (see Where the time went)."
+    ]
+
+
+def _all(number: int) -> str:
+    return {1: "it", 2: "both"}.get(number, f"all {number}")
 
 
 def choice_rule(facts: Facts) -> str:
@@ -103,7 +142,7 @@ def _keeps_on(facts: Facts, id: int, split: Split, retained: tuple[float, ...]) 
             metric = f" ({target.name})" if experts.count(target.expert) > 1 else ""
             kept.append(f"{percent(share)} of {target.expert}'s{metric}")
         else:
-            scores.append(f"{measured(target, facts.score(id, split, target))} in {target.name}")
+            scores.append(f"{ranged(target, facts.interval(id, split, target))} in {target.name}")
     phrases = [f"keeps {listed(kept)} own skill"] if kept else []
     phrases += [f"scores {listed(scores)}"] if scores else []
     return listed(phrases)

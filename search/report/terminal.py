@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from typing import TextIO
+
 from rich.text import Text
 
 _KEPT = frozenset("\n\t\xa0")
@@ -21,6 +25,18 @@ def visible(text: str) -> str:
 def cell(text: str) -> Text:
     """The text for a table: brackets in it are no markup either."""
     return Text(visible(text))
+
+
+def forgiving(stream: TextIO | None = None) -> TextIO:
+    """A stream that prints what its encoding has no sign for as ``?``, instead of ending the program.
+
+    Args:
+        stream: changed in place where it is a file; standard output if None.
+    """
+    out = stream or sys.stdout
+    if isinstance(out, io.TextIOWrapper) and out.errors == "strict":
+        out.reconfigure(errors="replace")
+    return out
 
 
 def _spelled(sign: str) -> str:

@@ -39,17 +39,26 @@ def open_trackers(trackers: Mapping[str, Mapping[str, Any]], folder: Path, confi
     opened = []
     for name, given in trackers.items():
         options = _checked(name, given)
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name is no package
-            raise SearchError(
-                f"trackers: {name}: expected the package {name}, which is not installed; pip install "
-                "'paretomerge[trackers]', or leave the tracker out"
-            )
+        check_installed(name)
         if isinstance(options, WandbOptions):
             opened.append(Mirror(folder, lambda o=options: WandbSink(folder, config, o), name))  # type: ignore[misc]
         elif isinstance(options, TensorboardOptions):
             opened.append(Mirror(folder, lambda o=options: TensorboardSink(folder, o), name))  # type: ignore[misc]
     return opened
+
+
+def check_installed(tracker: str) -> None:
+    """Whether a tracker's package is there. It is not imported.
+
+    Raises:
+        SearchError: it is not.
+    """
+    found = importlib.util.find_spec(tracker)
+    if found is None or found.origin is None:  # a folder of that name is no package
+        raise SearchError(
+            f"expected the package {tracker}, which is not installed; pip install 'paretomerge[trackers]', or leave "
+            "the tracker out"
+        )
 
 
 def _checked(name: str, given: Mapping[str, Any]) -> BaseModel:
@@ -64,4 +73,4 @@ def _checked(name: str, given: Mapping[str, Any]) -> BaseModel:
         raise SearchError(f"trackers: {name}: {key}: {first['msg']}; the options are {known}") from error
 
 
-__all__ = ["OPTIONS", "Mirror", "open_trackers"]
+__all__ = ["OPTIONS", "Mirror", "check_installed", "open_trackers"]

@@ -65,6 +65,9 @@ def open_ray_pool(
     if joined:
         home = RayHome() if settings.address is None else None
         try:
+            if settings.address is not None:
+                with loaded.placing("workers", "address"):
+                    check_address(settings.address)
             _connect(ray, settings, folder, threads, gpus, home)
         except BaseException:
             if home is not None:
@@ -227,14 +230,7 @@ def _imported() -> Any:
 def _connect(ray: Any, settings: WorkersConfig, folder: Path, threads: int, gpus: float, home: RayHome | None) -> None:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if home is None:
-        address = settings.address or "auto"
-        if address.startswith("ray://"):
-            raise SearchError(
-                f"workers.address: {address} is an address of Ray's client, through which the driver cannot tell who "
-                "died. Run paretomerge on a node of the cluster, with address: auto, or host:port of its head"
-            )
-        _check_reachable(address)
-        options |= {"address": address}
+        options |= {"address": settings.address or "auto"}
     else:
         options |= {"address": "local", "include_dashboard": False, "_temp_dir": str(home.path)}
         options |= {"object_store_memory": _OBJECTS}
@@ -267,22 +263,31 @@ def _start(ray: Any, options: dict[str, Any], attempts: int) -> None:
                 raise
 
 
-def _check_reachable(address: str) -> None:
-    """Ray tries for minutes to reach a cluster that is not there.
+def check_address(address: str, seconds: float = _CONNECT) -> None:
+    """Whether a cluster can be joined there: Ray tries for minutes to reach one that is not there.
+
+    Args:
+        address: as ``workers.address`` says.
+        seconds: to wait for an answer.
 
     Raises:
-        SearchError: nobody listens at host:port.
+        SearchError: nobody listens at host:port, or it is an address of Ray's client.
     """
+    if address.startswith("ray://"):
+        raise SearchError(
+            f"{address} is an address of Ray's client, through which the driver cannot tell who died. Run paretomerge "
+            "on a node of the cluster, with address: auto, or host:port of its head"
+        )
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         return  # a word of Ray's own, such as auto
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
             pass
     except (OSError, OverflowError) as error:
         raise SearchError(
-            f"workers: the cluster at {address} cannot be joined ({error}); expected the address of its head, as `ray "
-            "start --head` printed it"
+            f"the cluster at {address} cannot be joined ({error}); expected the address of its head, as `ray start "
+            "--head` printed it"
         ) from error
 
 

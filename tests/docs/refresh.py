@@ -6,6 +6,7 @@ difference before you commit it: this script cannot tell an improvement from a m
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -45,14 +46,21 @@ def refresh(page: Page, shell: Shell) -> list[str]:
 
 def main() -> None:
     """Refresh the pages that are named."""
-    for name in sys.argv[1:]:
-        page = Page(Path(name).resolve())
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            shell = Shell(Path(folder))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        ended: dict[str, Path] = {}  # where the pages ended that others go on with
+        for number, name in enumerate(sys.argv[1:]):
+            page = Page(Path(name).resolve())
+            folder = Path(scratch, f"page{number}")
             if page.after is not None:
-                play(page.after, shell)
-            for note in refresh(page, shell):
-                print(note)
+                before = ended.setdefault(page.after.name, Path(scratch, page.after.path.stem))
+                if not before.exists():
+                    before.mkdir()
+                    play(page.after, Shell(before))
+                shutil.copytree(before, folder, symlinks=True)
+            else:
+                folder.mkdir()
+            for note in refresh(page, Shell(folder)):
+                print(note, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from docs_pages import ROOT, Page, pages
 
 PAGES = [page for page in pages() if page.path.name not in ("lab.md",)]  # the lab log tells of its time
 
+# Options of other programs, in prose.
+OTHERS = {"--apply_chat_template", "--system_instruction", "--fewshot_as_multiturn"}
+
 
 @cache
 def program() -> Any:
@@ -80,7 +83,7 @@ def test_commands_and_options_that_a_page_names_exist(page: Page):
 
 def test_options_that_stand_alone_are_somebodys():
     """``--like-this`` in prose: an option of a command, or of a script of this repository."""
-    ours = set().union(*(options_of(*path) for path in every_command())) | options_of()
+    ours = set().union(*(options_of(*path) for path in every_command())) | options_of() | OTHERS
     scripts = "".join(
         path.read_text(encoding="utf-8")
         for folder in ("benchmarks", "experiments", ".ci")

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from search import pareto
 from search.events import Chosen, Event, FinalistsNamed, Finished, Opened, Scored
-from search.report.console import JsonDisplay, PlainDisplay, RichDisplay, print_results
+from search.report.console import print_results
+from search.report.displays import JsonDisplay, PlainDisplay, RichDisplay
 from search.results import Results
 from search.store import Store
 

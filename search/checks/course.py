@@ -1,0 +1,137 @@
+"""The whole check, in order: what is wrong in one place hides nothing of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluators.contract import SPLITS, Evaluator
+from merging.memory import free_memory
+from merging.recipe import MergingError
+from merging.sizes import ModelSizes, sizes_of
+from search.checks.findings import Finding, Findings
+from search.checks.licences import check_licences
+from search.checks.machine import (
+    Disk,
+    check_devices,
+    check_disk,
+    check_run_directory,
+    check_trackers,
+    check_workers,
+)
+from search.checks.models import Models, check_models
+from search.checks.plans import Plan, check_plan
+from search.checks.scoring import LIVE_BYTES, check_evaluators, check_power, fit_models
+from search.checks.subject import Subject, read_subject
+from search.checks.tokens import check_tokens
+from search.config import read_source
+from search.positions import ConfigError
+
+
+@dataclass
+class Checked:
+    """What a check has found.
+
+    Attributes:
+        file: the config.
+        findings: errors, then warnings, then notes, each in the order of the file.
+        subject: what could be read of the config; None where nothing could.
+        models, plan, evaluators: what the config names, as far as it could be used.
+        sizes: of the models; None where they cannot be read.
+        disk: what a search writes; None where that cannot be told.
+    """
+
+    file: Path
+    findings: tuple[Finding, ...] = ()
+    subject: Subject | None = None
+    models: Models | None = None
+    plan: Plan | None = None
+    evaluators: Mapping[str, Evaluator] | None = None
+    sizes: ModelSizes | None = None
+    disk: Disk | None = None
+
+    @property
+    def errors(self) -> int:
+        """How many errors there are."""
+        return sum(each.level == "error" for each in self.findings)
+
+
+def check_config(
+    path: Path, overrides: Sequence[str] = (), *, runs: Path = Path("runs"), live: bool | None = None
+) -> Checked:
+    """Check a config, its models, its data and this machine. Nothing is started, and nothing written.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key.path=value`` each.
+        runs: where run directories lie.
+        live: whether to load the base with its weights, so that evaluators are prepared as in the run; where they are
+            no more than :data:`search.checks.scoring.LIVE_BYTES` if None.
+    """
+    try:
+        source, _ = read_source(path, overrides)
+    except ConfigError as error:
+        return Checked(path, tuple(Finding("error", each) for each in error.placed))
+    findings = Findings(source)
+    found = Checked(path)
+    with findings.listening():
+        found.subject = read_subject(source, findings)
+        if found.subject is None:
+            findings.note((), "models and data were not looked at: there is too little of a config yet")
+        else:
+            _look(found, found.subject, runs, live)
+    found.findings = findings.sorted
+    return found
+
+
+def _look(found: Checked, subject: Subject, runs: Path, live: bool | None) -> None:
+    check_devices(subject)
+    check_workers(subject)
+    check_trackers(subject)
+    check_run_directory(subject, runs)
+    found.evaluators = check_evaluators(subject)
+    check_power(subject, found.evaluators)
+    found.models = models = check_models(subject)
+    check_tokens(subject, models)
+    check_licences(subject, models)
+    found.plan = check_plan(subject, models.sources, found.evaluators)
+    found.sizes = _sizes(subject, models)
+    if found.sizes is not None:
+        if found.plan.stages:
+            found.disk = _disk(subject, runs, found.plan, found.evaluators, found.sizes)
+        fit_models(subject, models, found.evaluators, _loads(subject, found.sizes, live))
+
+
+def _sizes(subject: Subject, models: Models) -> ModelSizes | None:
+    if "base" not in models.checkpoints:
+        return None
+    experts = {alias: folder for alias, folder in models.folders.items() if alias in models.checkpoints}
+    try:
+        return sizes_of(experts.pop("base"), experts, subject.config.models.dtype)
+    except MergingError:
+        return None  # said where the model was opened
+
+
+def _loads(subject: Subject, sizes: ModelSizes, live: bool | None) -> bool:
+    if subject.config.engine.kind != "hf":
+        return False
+    if live is not None:
+        return live
+    return sizes.live <= LIVE_BYTES and 3 * sizes.live < free_memory()
+
+
+def _disk(subject: Subject, runs: Path, plan: Plan, evaluators: Mapping[str, Evaluator], sizes: ModelSizes) -> Disk:
+    box = plan.stages[-1].space.box
+    scores = {
+        split: sum(len(each.metrics) * len(each.items(split)) for each in evaluators.values()) for split in SPLITS
+    }
+    return check_disk(
+        subject,
+        runs,
+        candidates=subject.config.search.budget.candidates,
+        genes=box.continuous + len(box.categories),
+        scores=scores,
+        parameters=sizes.parameters,
+        live=sizes.live,
+    )

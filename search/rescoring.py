@@ -1,0 +1,102 @@
+"""Does an exported model score what its candidate scored? Loaded as anybody would, compared weight by weight with a live
+model that holds the recipe, and asked every stored item again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluators.contract import SPLITS, Split
+from search.config import LoadedConfig
+from search.results import Results
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """One evaluator on one split.
+
+    Attributes:
+        split: of the items.
+        evaluator: its name.
+        items: how many have a stored score.
+        unequal: how many scores differ from the stored ones, over all metrics.
+        means: metric -> plain mean of the item scores.
+    """
+
+    split: Split
+    evaluator: str
+    items: int
+    unequal: int
+    means: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What came of it.
+
+    Attributes:
+        tensors: of the live model.
+        different: names of those that differ in the loaded export.
+        scores: per split and evaluator.
+    """
+
+    tensors: int
+    different: tuple[str, ...]
+    scores: tuple[SplitScores, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether all weights and all scores are the stored ones."""
+        return not self.different and not any(each.unequal for each in self.scores)
+
+
+def rescore(results: Results, id: int, folder: Path, loaded: LoadedConfig | None = None) -> Rescored:
+    """Load an export with transformers, and score it on every item for which the run has a score.
+
+    The whole model is in memory twice.
+
+    Args:
+        results: of the run.
+        id: the candidate; one that repeats another is compared with that one's scores.
+        folder: its export.
+        loaded: the run's config, read elsewhere; the run's own if None.
+
+    Raises:
+        SearchError, MergingError, EvaluatorError: models or data of the run cannot be read, or the folder not loaded.
+    """
+    from merging.live import load_model
+    from merging.verification import same_bits
+    from search.setup import set_up
+
+    setup = set_up(loaded or results.loaded, results.started.threads)
+    model = setup.engine.model
+    if model is None:
+        raise RuntimeError("an engine without a model cannot be asked for its weights")
+    setup.materializer.apply(results.recipe(id))
+    rebuilt = {name: value.clone() for name, value in model.state_dict().items()}
+    state = load_model(folder, dtype=getattr(model, "dtype", None)).state_dict()
+    different = set(rebuilt) ^ set(state)
+    different |= {name for name in set(rebuilt) & set(state) if not same_bits(rebuilt[name], state[name])}
+    model.load_state_dict(state)
+    setup.engine.weights_changed()
+    own = results.candidate(id).duplicate_of
+    scores = tuple(_again(setup.evaluators, setup.engine, results.folder, id if own is None else own))
+    return Rescored(len(rebuilt), tuple(sorted(different)), scores)
+
+
+def _again(evaluators, engine, folder: Path, id: int) -> Iterator[SplitScores]:  # type: ignore[no-untyped-def]
+    from search.store import Store
+
+    store = Store.open(folder, read_only=True)
+    try:
+        for split in SPLITS:
+            for name, stored in store.item_scores(id, split).items():
+                again = evaluators[name].score(engine, stored.ids)
+                unequal = sum(int((again.values[metric] != values).sum()) for metric, values in stored.values.items())
+                means = {metric: float(np.mean(values)) for metric, values in again.values.items()}
+                yield SplitScores(split, name, len(stored), unequal, means)
+    finally:
+        store.close()
