@@ -30,9 +30,8 @@ def main() -> int:
     results = Results.load(arguments.run)
     id = results.knee() if arguments.candidate is None else arguments.candidate
     found = rescore(results, id, arguments.export, load_config(arguments.config or arguments.run / "config.yaml"))
-    print(
-        f"candidate {id}: {found.tensors} tensors rebuilt from the recipe, {len(found.different)} differ from the export"
-    )
+    differ = f"{len(found.different)} differ from the export"
+    print(f"candidate {id}: {found.tensors} tensors rebuilt from the recipe, {differ}")
     for each in found.scores:
         means = {metric: round(value, 4) for metric, value in each.means.items()}
         print(f"  {each.split:9} {each.evaluator}: {each.items} items, {each.unequal} scores differ, {means}")

@@ -1,4 +1,4 @@
-"""Is an exported folder the model that its recipe describes? Read back from disk, computed again, compared bit by bit."""
+"""Is an exported folder the model that its recipe describes? Read back, computed again, compared bit by bit."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from search.events import (
     Told,
 )
 from search.fidelity import rung_sizes
-from search.growing_front import Front
+from search.growing_front import Front, NumberedFront
 from search.objectives import Objectives
 from search.pace import Pace
 from search.stages import stage_names
@@ -117,7 +117,6 @@ class Course:
         labels: candidate -> label, of those that have any.
         values, errors: candidate -> metric -> score on the search split, and its standard error.
         on: split -> candidate -> metric -> (value, standard error), of the finals.
-        front: the non-dominated, complete, feasible candidates so far, on the search split, in the order found.
         best: metric of an objective -> the candidate that is best in it, among the complete and feasible ones.
         trend: [(candidates told, front)], one entry per change.
         reasons: why candidates failed -> how many.
@@ -147,7 +146,6 @@ class Course:
         self.values: dict[int, Mapping[str, float]] = {}
         self.errors: dict[int, Mapping[str, float]] = {}
         self.on: dict[Split, dict[int, dict[str, tuple[float, float]]]] = {"selection": {}, "holdout": {}}
-        self.front: list[int] = []
         self.best: dict[str, int] = {}
         self.trend: list[tuple[int, Front]] = []
         self.reasons: Counter[str] = Counter()
@@ -170,7 +168,7 @@ class Course:
         self._missed: dict[Split, set[int]] = {"selection": set(), "holdout": set()}
         self._constraints = Constraints.from_data(started.constraints, started.clusters).names
         self._kept = [0] * len(self._constraints)
-        self._points: npt.NDArray[np.float64] = np.empty((0, len(self.objectives.targets)))
+        self._front = NumberedFront(started.reference)
         self.rung_sizes = self._planned_rungs()
 
     @property
@@ -231,9 +229,14 @@ class Course:
         return self.objectives.retention(self.values[id], base, experts)
 
     @property
+    def front(self) -> list[int]:
+        """The non-dominated, complete, feasible candidates so far, on the search split, in the order found."""
+        return self._front.ids
+
+    @property
     def front_points(self) -> npt.NDArray[np.float64]:
-        """[front, objectives] utilities."""
-        return self._points
+        """[front, objectives] their utilities."""
+        return self._front.points
 
     def constraints_kept(self) -> dict[str, int]:
         """What each constraint says -> how many of the scored candidates keep it."""
@@ -374,7 +377,8 @@ class Course:
             self.states["infeasible"] += not outcome.feasible
         if outcome.state == "complete" and outcome.feasible:
             self._lead(id)
-            self._enter(id, np.asarray(outcome.utilities, dtype=np.float64))
+            if self._front.add(id, outcome.utilities):
+                self.trend.append((self.told, self._front.snapshot()))
 
     def _lead(self, id: int) -> None:
         """It may be the best in some objective."""
@@ -385,18 +389,6 @@ class Course:
             sign = -1.0 if target.metric.direction == "minimize" else 1.0
             if known is None or sign * value > sign * self.values[known][target.name]:
                 self.best[target.name] = id
-
-    def _enter(self, id: int, point: npt.NDArray[np.float64]) -> None:
-        """It joins the front, unless somebody there dominates it; of equal points both stay."""
-        beaten = (self._points >= point).all(axis=1) & (self._points > point).any(axis=1)
-        if beaten.any():
-            return
-        keep = np.logical_not((point >= self._points).all(axis=1) & (point > self._points).any(axis=1))
-        self.front = [*(each for each, stays in zip(self.front, list(keep), strict=True) if stays), id]
-        self._points = np.vstack([self._points[keep], point])
-        distinct = dict.fromkeys(map(tuple, self._points.tolist()))
-        if not self.trend or set(distinct) != set(self.trend[-1][1].points):
-            self.trend.append((self.told, Front(tuple(distinct), tuple(self.started.reference))))
 
     def _leave(self, id: int) -> None:
         self.running.pop(id, None)

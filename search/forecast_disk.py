@@ -6,6 +6,7 @@ what SQLite adds to them. It comes out within a fifth of what runs of 40 to 1857
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,12 +119,11 @@ def database_bytes(outline: Outline, found: Forecast, metrics: Mapping[str, int]
         found: its forecast.
         metrics: evaluator -> metrics of every item.
     """
-    whole = outline.splits["search"].of
-    bytes_an_item = sum(count * (16 * metrics[name] + 1) for name, count in whole.items()) / max(1, sum(whole.values()))
-    finals = {each.name: each for each in found.stages}
-    items = found.items + finals["selection"].items + finals["holdout"].items
-    # a blob takes whole pages beyond the first bytes: half a page more each, on average less for short ones
-    scores = items.scaled(bytes_an_item * 1.06)
+    finals = {each.name: each.items for each in found.stages}
+    scores = Range.exactly(0.0)
+    for split, items in (("search", found.items), *((each, finals[each]) for each in ("selection", "holdout"))):
+        rows = sum(_row(count * (16 * metrics[name] + 1)) for name, count in outline.splits[split].of.items())
+        scores += items.scaled(rows / max(1, outline.splits[split].total))
     genes = {each.name: each.numbers + each.categories for each in outline.stages}
     events = Range.exactly(0.0)
     for stage in found.stages:
@@ -135,6 +135,17 @@ def database_bytes(outline: Outline, found: Forecast, metrics: Mapping[str, int]
     return own.scaled(2.0) if outline.control else own
 
 
+def _row(size: int) -> float:
+    """What a row with so many bytes of item scores takes in SQLite's pages: whole ones of its own where it is longer
+    than one, the rest of it beside others."""
+    payload, own = size + _BESIDE, 0
+    if payload > _LONGEST_LOCAL:
+        rest = _LEAST_LOCAL + (payload - _LEAST_LOCAL) % _OVERFLOW
+        local = rest if rest <= _LONGEST_LOCAL else _LEAST_LOCAL
+        own, payload = math.ceil((payload - local) / _OVERFLOW), local
+    return own * _PAGE + _PAGE / max(1, _LONGEST_LOCAL // payload)
+
+
 def free_at(folder: Path) -> int:
     """Free bytes where a folder is, or will be made."""
     here = folder.absolute()
@@ -142,5 +153,10 @@ def free_at(folder: Path) -> int:
         here = here.parent
     return shutil.disk_usage(here).free
 
+
+_PAGE, _OVERFLOW, _LONGEST_LOCAL, _LEAST_LOCAL = 4096, 4092, 4061, 489
+"""Of SQLite's file format: a page, what one holds of a long row, and what of a row lies in the table's own pages."""
+_BESIDE = 200
+"""Bytes of a row of item scores beside the scores: names, digest, index."""
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".jinja"})

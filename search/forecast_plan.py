@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +77,6 @@ def make_plan(
     Raises:
         SearchError, MergingError, EvaluatorError, ZooError: what is wrong with the config, its models or its data.
     """
-    from merging import Sources
     from merging.calibration.store import default_cache
     from search.setup import build_evaluators, model_paths
 
@@ -85,7 +84,7 @@ def make_plan(
     base, experts = model_paths(loaded)
     measured = _Measured(loaded, say) if measure else None
     evaluators = measured.setup.evaluators if measured is not None else build_evaluators(loaded)
-    stages = _stages(loaded.config, measured.setup.sources if measured is not None else Sources.load(base, experts))
+    stages = _stages(loaded.config, measured.setup.sources if measured is not None else opened(base, experts))
     start = time.perf_counter() - began
     outline = outline_of(loaded, evaluators, stages, workers=max(1, placement.workers), gpus=placement.gpus)
     costs = measured.costs(outline, stages, start) if measured is not None else None
@@ -109,6 +108,15 @@ def make_plan(
         threads=measured.threads if measured is not None else 0,
         notes=tuple(_notes(loaded, outline, measured is not None)),
     )
+
+
+def opened(base: Path, experts: Mapping[str, Path]) -> Sources:
+    """Models of which only the headers are read."""
+    from merging import Sources
+    from merging.checkpoint import Checkpoint
+
+    paths = {"base": base, **experts}
+    return Sources.opened({alias: Checkpoint.open(path) for alias, path in paths.items()})
 
 
 def _nothing(outline: Outline) -> Costs:

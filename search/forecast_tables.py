@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from search.forecast import RACED, RACED_AT_RANDOM, Outline, StageForecast
+from search.forecast import RACED, RACED_AT_RANDOM, Outline
 from search.ranges import Range, duration
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -126,10 +127,9 @@ def evaluator_facts(name: str) -> Facts:
     options = options_of("evaluators", name)
     known = glossary()["evaluators"].get(name)
     facts: Facts = {"name": name, "kind": "evaluator", "summary": "", "options": options}
-    if known is None:  # a plug-in: its class says what it is
-        from evaluators.registry import load_class
-
-        return {**facts, "summary": _first_paragraph(load_class(name)), "metrics": [], "record": None, "example": None}
+    if known is None:  # a plug-in: its options say what it is
+        summary = _paragraphs(inspect.getdoc(_model("evaluators", name)))[:1]
+        return {**facts, "summary": "".join(summary), "metrics": [], "record": None, "example": None}
     return {
         **facts, "summary": known["summary"], "metrics": [_metric(*each) for each in known["metrics"].items()],
         "record": known["record"], "example": known["example"],
@@ -173,15 +173,8 @@ def preset_facts(name: str) -> Facts:
     }  # fmt: skip
 
 
-def _first_paragraph(of: Any) -> str:
-    found = _paragraphs(inspect.getdoc(of))
-    return found[0] if found else ""
-
-
 def _paragraphs(text: str | None) -> list[str]:
     """A docstring's paragraphs, without reST's marks; lists keep their lines."""
-    import re
-
     found = []
     for each in inspect.cleandoc(text or "").split("\n\n"):
         plain = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", each).replace("``", "")
@@ -303,7 +296,7 @@ def _nothing(name: str) -> str:
     known = [*names(), *key_paths()]
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     near = f"did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else (
-        "`paretomerge ls methods` lists merge methods such as task_arithmetic; there are also ls evaluators, optimizers, "
-        "presets, metrics and words"
+        "`paretomerge ls methods` lists merge methods such as task_arithmetic; there are also ls evaluators, "
+        "optimizers, presets, metrics and words"
     )  # fmt: skip
     return f"nothing is called {name!r}; {near}"

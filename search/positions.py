@@ -88,19 +88,19 @@ class YamlSource:
         """Read and parse.
 
         Raises:
-            SearchError: unreadable, not UTF-8, not YAML, not a mapping, a key twice, or a tag that asks for an object.
+            ConfigError: unreadable, not UTF-8, not YAML, not a mapping, a key twice, or a tag that asks for an object.
         """
         self.path = path
         try:
             self.text = bounded.read_text(path, bounded.LARGEST_CONFIG)
         except FileNotFoundError as error:
-            raise SearchError(f"{path}: expected a config file, found nothing there{_nearby(path)}") from error
+            raise _unreadable(path, f"expected a config file, found nothing there{_nearby(path)}") from error
         except IsADirectoryError as error:
-            raise SearchError(f"{path}: expected a config file in YAML, found a folder") from error
+            raise _unreadable(path, "expected a config file in YAML, found a folder") from error
         except UnicodeDecodeError as error:
-            raise SearchError(f"{path}: expected UTF-8 text, found byte {error.start} that is not") from error
+            raise _unreadable(path, f"expected UTF-8 text, found byte {error.start} that is not") from error
         except OSError as error:
-            raise SearchError(f"{path}: cannot be read: {error.strerror}") from error
+            raise _unreadable(path, f"cannot be read: {error.strerror}") from error
         self._lines = self.text.splitlines()
         try:
             self._node = plain_yaml.compose(self.text)
@@ -111,10 +111,8 @@ class YamlSource:
             mark = error.problem_mark or error.context_mark
             raise ConfigError(path, [self._placed(mark, "", f"not valid YAML: {error.reason}")]) from error
         if not isinstance(self.data, dict):
-            raise SearchError(
-                f"{path}: expected keys such as `models:` and `evaluators:` at the top, found "
-                f"{type(self.data).__name__}"
-            )
+            found = type(self.data).__name__
+            raise _unreadable(path, f"expected keys such as `models:` and `evaluators:` at the top, found {found}")
         repeated = [
             self._placed(second, "", f"key {key!r} stands here and in line {first.line + 1}; keep one of them")
             for key, first, second in repeats
@@ -180,6 +178,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _unreadable(path: Path, message: str) -> ConfigError:
+    """Of the file as a whole."""
+    return ConfigError(path, [Placed("", message)])
 
 
 def _nearby(path: Path) -> str:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -90,14 +91,23 @@ class Push:
             self._check_private(folder)
             if self.revision != "main":
                 self._api.create_branch(self.repository, branch=self.revision, exist_ok=True)
-            commit = self._api.upload_folder(
-                repo_id=self.repository,
-                folder_path=folder,
-                revision=self.revision,
-                commit_message=message,
-                delete_patterns=_STALE,
+            files = _files(folder)
+            commit = self._api.create_commit(
+                self.repository, self._operations(files), commit_message=message, revision=self.revision
             )
-            return Pushed(url, str(commit.oid), self.revision, self._compare(folder, str(commit.oid)))
+            return Pushed(url, str(commit.oid), self.revision, self._compare(folder, files, str(commit.oid)))
+
+    def _operations(self, files: Mapping[str, Path]) -> list[Any]:
+        """All files of the folder, in one commit: `upload_folder` may take several, and a repository would hold half a
+        model between them. What an earlier export left is removed in the same commit."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        there = self._api.list_repo_files(self.repository, revision=self.revision)
+        stale = [name for name in there if name not in files and any(fnmatch(name, each) for each in _STALE)]
+        return [
+            *(CommitOperationDelete(name) for name in stale),
+            *(CommitOperationAdd(name, file) for name, file in files.items()),
+        ]
 
     def _check_private(self, folder: Path) -> None:
         if self.private and self._api.repo_info(self.repository).private is False:
@@ -106,18 +116,16 @@ class Push:
                 f"uploaded; make it private on the Hub, choose another name, or leave --private out. {_stays(folder)}"
             )
 
-    def _compare(self, folder: Path, commit: str) -> int:
+    def _compare(self, folder: Path, files: Mapping[str, Path], commit: str) -> int:
         """Sizes of all files, and the SHA-256 of those that the Hub keeps one of."""
         from merging.verification import sha256_of
 
-        files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-        files = {name: file for name, file in files.items() if not name.startswith((".git", ".cache/"))}
         there = {each.path: each for each in self._api.get_paths_info(self.repository, list(files), revision=commit)}
         wrong = []
         for name, file in files.items():
             found = there.get(name)
             lfs = getattr(found, "lfs", None)
-            same = found is not None and found.size == file.stat().st_size  # type: ignore[union-attr]
+            same = found is not None and found.size == file.stat().st_size
             if not same or (lfs is not None and lfs.sha256 != sha256_of(file)):
                 wrong.append(name)
         if wrong:
@@ -130,38 +138,66 @@ class Push:
     @contextmanager
     def _explained(self, folder: Path) -> Iterator[None]:
         """Whatever goes wrong on the way to the Hub as one paragraph, without tokens or signed addresses."""
-        import httpx
-        from huggingface_hub.errors import HfHubHTTPError
-
         try:
             yield
         except SearchError:
             raise
-        except HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", None)
-            raise SearchError(self._said(_reason(status, self.repository), _server_says(error), folder)) from None
-        except (httpx.TransportError, ConnectionError, TimeoutError) as error:
-            place = urlsplit(self._api.endpoint).netloc
-            why = f"{place} could not be reached, or the connection broke off ({type(error).__name__})"
-            raise SearchError(self._said(why, "", folder)) from None
-        except (OSError, ValueError, RuntimeError) as error:
-            # storage back-ends raise their own; what they say may name signed addresses
-            raise SearchError(self._said(f"the upload failed ({type(error).__name__})", "", folder)) from None
+        except Exception as error:
+            raise SearchError(self._said(*self._reason(error), folder)) from None
 
-    def _said(self, why: str, server: str, folder: Path) -> str:
+    def _reason(self, error: Exception) -> tuple[str, str]:
+        """(what went wrong, what somebody said of it): of whatever is at the bottom of an error.
+
+        Raises:
+            Exception: a defect, and no failure of the upload.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        for each in _causes(error):
+            if isinstance(each, HfHubHTTPError):
+                status = getattr(each.response, "status_code", None)
+                said = _without_addresses(getattr(each, "server_message", None) or "")
+                return _of_status(status, self.repository), said
+            if _is_of_connection(each):
+                place = urlsplit(self._api.endpoint).netloc
+                return f"{place} could not be reached, or the connection broke off ({type(each).__name__})", ""
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            raise error
+        return f"the upload failed ({type(error).__name__})", _without_addresses(str(error))
+
+    def _said(self, why: str, said: str, folder: Path) -> str:
         from huggingface_hub import get_token
 
-        words = f" The server says: {server}" if server else ""
+        words = f" ({said})" if said else ""
         token = get_token()
-        text = f"--push {self.repository}: {why}.{words} {_stays(folder)}"
+        text = f"--push {self.repository}: {why}{words}. {_stays(folder)}"
         return text.replace(token, "…") if token else text
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file; what version control and huggingface_hub keep beside is left out."""
+    found = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: file for name, file in found.items() if not name.startswith((".git/", ".cache/"))}
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    """Whether it is about the network: huggingface_hub has changed its HTTP library before, and does not say which."""
+    names = {each.__name__ for each in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names
 
 
 def _stays(folder: Path) -> str:
     return f"The export stays in {folder}; the same command pushes it again without merging anew."
 
 
-def _reason(status: int | None, repository: str) -> str:
+def _of_status(status: int | None, repository: str) -> str:
     owner = repository.partition("/")[0]
     return {
         401: "the Hub does not accept the token (401); log in again with `hf auth login`, or correct HF_TOKEN",
@@ -174,10 +210,10 @@ def _reason(status: int | None, repository: str) -> str:
     }.get(status or 0, f"the Hub answered with an error ({status})")
 
 
-def _server_says(error: Any) -> str:
-    """The server's own words, on one line; never an address."""
-    said = " ".join(str(getattr(error, "server_message", None) or "").split())
-    return "" if "://" in said else said[:300]
+def _without_addresses(words: str) -> str:
+    """What somebody else says, on one line and not for long; nothing where it names an address, which may be signed."""
+    line = " ".join(words.split())
+    return "" if "://" in line else line[:300]
 
 
 @contextmanager

@@ -1,15 +1,15 @@
-"""Does an exported model score what its candidate scored? Loaded as anybody would, compared weight by weight with a live
-model that holds the recipe, and asked every stored item again."""
+"""Does an exported model score what its candidate scored? Loaded as anybody would, compared weight by weight with a
+live model that holds the recipe, and asked every stored item again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evaluators.contract import SPLITS, Split
+from evaluators.contract import SPLITS, Engine, Evaluator, Split
 from search.config import LoadedConfig
 from search.results import Results
 
@@ -87,7 +87,7 @@ def rescore(results: Results, id: int, folder: Path, loaded: LoadedConfig | None
     return Rescored(len(rebuilt), tuple(sorted(different)), scores)
 
 
-def _again(evaluators, engine, folder: Path, id: int) -> Iterator[SplitScores]:  # type: ignore[no-untyped-def]
+def _again(evaluators: Mapping[str, Evaluator], engine: Engine, folder: Path, id: int) -> Iterator[SplitScores]:
     from search.store import Store
 
     store = Store.open(folder, read_only=True)

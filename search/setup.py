@@ -288,7 +288,26 @@ def build_evaluator(loaded: LoadedConfig, name: str) -> Evaluator:
         kind, options = loaded.evaluator_options(name)
         return registry.build(kind, options, folder=loaded.path.parent)
     except (EvaluatorError, zoo.ZooError) as error:
-        raise loaded.error(("evaluators", name), str(error)) from error
+        raise loaded.error(
+            _named_in(str(error), loaded.config.evaluators[name], ("evaluators", name)), str(error)
+        ) from error
+
+
+def _named_in(message: str, value: object, location: Location) -> Location:
+    """Which option an error speaks of: the one whose text is the longest that stands in the message; the evaluator
+    itself where none does."""
+    found = [(0, location)]
+
+    def look(value: object, location: Location) -> None:
+        if isinstance(value, str) and len(value) > 3 and value in message:
+            found.append((len(value), location))
+        pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, each in pairs:
+            if key != "type":
+                look(each, (*location, key))
+
+    look(value, location)
+    return max(found, key=lambda each: each[0])[1]
 
 
 def prepare_evaluators(loaded: LoadedConfig, evaluators: Mapping[str, Evaluator], engine: Engine) -> None:

@@ -39,12 +39,8 @@ def _section(title: str, parts: Iterator[str]) -> list[str]:
 
 
 def _lead(facts: CardFacts) -> str:
-    experts = [each.name for each in facts.parents[1:] if each.made_by is None]
-    of = (
-        f" and {count(len(experts), 'fine-tune')} of it ({listed([plain(each) for each in experts])})"
-        if experts
-        else ""
-    )
+    experts = [plain(each.name) for each in facts.parents[1:] if each.made_by is None]
+    of = f" and {count(len(experts), 'fine-tune')} of it ({listed(experts)})" if experts else ""
     text = f"A merge of {plain(facts.parents[0].name)}{of}, by {listed([plain(each) for each in facts.methods])}. "
     if facts.results is None:
         return text + "Made with paretomerge; it was not scored."
@@ -74,7 +70,7 @@ def _load(facts: CardFacts, loading: Loading) -> Iterator[str]:
     if chosen.differences:
         yield "The parents do not agree on them:"
         yield "\n".join(f"- {plain(each)}" for each in chosen.differences)
-    if facts.results is not None and chosen.special_differ and chosen.alias != chosen.base:
+    if facts.scored_otherwise:
         yield (
             "**The candidates were scored with the base's tokenizer and generation settings**, which end answers at "
             "other tokens than these: expect answers, and scores, to differ a little."
@@ -102,13 +98,11 @@ def _licence(parents: tuple[Parent, ...]) -> str:
         return (
             f"All parents state the licence {plain(next(iter(found)))}; the merge is a work derived from all of them."
         )
-    said = [
-        f"{', '.join(map(plain, aliases))}: {plain(name) if name else 'not stated'}" for name, aliases in found.items()
-    ]
-    why = f"the parents' differ ({'; '.join(said)})" if len(found) > 1 else "no parent states one"
+    stated = [f"{', '.join(aliases)}: {name or 'not stated'}" for name, aliases in found.items()]
+    why = f"the parents' differ ({plain('; '.join(stated))})" if len(found) > 1 else "no parent states one"
     return (
-        f"**Licence: none is stated here**, since {why}. The merge is derived from all of them: what any of them demands or forbids may hold for "
-        "it. Read them before you use or share it."
+        f"**Licence: none is stated here**, since {why}. The merge is derived from all of them: what any of them "
+        "demands or forbids may hold for it. Find that out before you use or share it."
     )
 
 

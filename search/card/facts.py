@@ -68,26 +68,25 @@ class CardFacts:
         of = self.results.candidate(self.candidate).duplicate_of
         return self.candidate if of is None else of
 
+    @property
+    def scored_otherwise(self) -> bool:
+        """Whether the candidates were scored with other special tokens or generation settings: the base's."""
+        given = self.companions.alias != self.companions.base
+        return given and self.companions.special_differ and self.results is not None
+
     def warnings(self) -> list[str]:
         """What the person who exports should know, one sentence each."""
         found = licences(self.parents)
         said = list(self.companions.notes)
-        if (
-            self.companions.special_differ
-            and self.results is not None
-            and self.companions.alias != self.companions.base
-        ):
+        if self.scored_otherwise:
             said.append(
                 "the candidates were scored with the base's tokenizer and generation settings, which end answers at "
                 "other tokens: score the export again (`paretomerge evaluate`) before you rely on the scores."
             )
         if len(found) > 1 or "" in found:
             stated = [f"{', '.join(aliases)}: {name or 'not stated'}" for name, aliases in found.items()]
-            why = (
-                f"the parents' licences differ ({'; '.join(stated)})"
-                if len(found) > 1
-                else "no parent states a licence"
-            )
+            differ = f"the parents' licences differ ({'; '.join(stated)})"
+            why = differ if len(found) > 1 else "no parent states a licence"
             said.append(
                 f"{why}, so the card names none. Find out what they ask for, and write `license:` into README.md "
                 "yourself before you share the model."

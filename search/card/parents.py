@@ -75,21 +75,23 @@ def parents_of(
     """
     given = dict(hub_ids or {})
     real = {alias: ref for alias, ref in recipe.sources.items() if ref.made_by is None}
-    for alias, id in given.items():
+    for alias, named in given.items():
         if alias not in real:
-            raise SearchError(f"--parent {alias}={id}: there is no model {alias!r}; there are {', '.join(real)}")
-        if not is_hub_id(id):
-            raise SearchError(f"--parent {alias}={id}: expected an id on the Hugging Face Hub, OWNER/NAME")
+            raise SearchError(f"--parent {alias}={named}: there is no model {alias!r}; there are {', '.join(real)}")
+        if not is_hub_id(named):
+            raise SearchError(f"--parent {alias}={named}: expected an id on the Hugging Face Hub, OWNER/NAME")
     taking = _taking_part(recipe)
     order = [recipe.base, *(alias for alias in recipe.sources if alias != recipe.base and alias in taking)]
     names = _names({alias: references.get(alias, recipe.sources[alias].path) for alias in real}, folders, given)
-    found = []
+    found: list[Parent] = []
     for alias in order:
         ref = recipe.sources[alias]
         if ref.made_by is not None:
             found.append(Parent(alias, _VIRTUAL + alias, ref.content, made_by=ref.made_by))
             continue
-        id, revision = (given[alias], None) if alias in given else hub_id_of(folders[alias])
+        id, revision = hub_id_of(folders[alias])
+        if alias in given:
+            id, revision = given[alias], revision if given[alias] == id else None
         name = names[alias]
         found.append(Parent(alias, name, ref.content, id, revision, None, read_metadata(folders[alias])))
     return found
@@ -181,9 +183,9 @@ def _names(references: Mapping[str, str], folders: Mapping[str, Path], given: Ma
 
     names = {}
     for alias, reference in references.items():
-        id = given.get(alias) or (hub_id_of(folders[alias])[0] if alias in folders else None)
-        if id is not None:
-            names[alias] = id
+        known = given.get(alias) or (hub_id_of(folders[alias])[0] if alias in folders else None)
+        if known is not None:
+            names[alias] = known
         elif zoo.is_reference(reference):
             names[alias] = reference
         else:

@@ -9,6 +9,7 @@ from evaluators.contract import Split
 from search.card.facts import CardFacts
 from search.card.markdown import plain, table
 from search.ledger import Ledger
+from search.objectives import Target
 from search.report.facts import Facts
 from search.report.markup import number, percent
 from search.results import Results
@@ -50,11 +51,11 @@ def claim_sections(facts: CardFacts) -> Iterator[str]:
             "known."
         )
     if results.chosen is None:
-        yield "The run that it comes from is not finished, so nothing was chosen on unseen items and nothing is claimed."
-    elif id not in (results.chosen, facts.candidate) or id != results.chosen:
+        yield "The run that it comes from is not finished: nothing was chosen on unseen items, and nothing is claimed."
+    elif id != results.chosen:
         yield (
-            f"The run's own choice was candidate {results.chosen}, and its claims were tested for that one. This one is "
-            f"candidate {facts.candidate}: {plain(facts.rule)}. No claim is made for it beyond the scores above."
+            f"The run's own choice was candidate {results.chosen}, and claims were tested for that one. This is "
+            f"candidate {facts.candidate}: {plain(facts.rule)}. Nothing is claimed of it beyond the scores above."
         )
     else:
         from search.report.claim import claim_sentences
@@ -78,10 +79,8 @@ def _table(facts: CardFacts, views: Facts, split: Split, id: int) -> str:
     also = [each.name for each in views.baselines if each.id == id]
     if also:
         rows[0][0] += f" = {plain(also[0])}"
-    for each in views.baselines:
-        if each.id != id and each.id in views.results.scores[split]:
-            rows.append([plain(each.name), *_cells(views, split, each.id)])
-    return table(header, rows)
+    others = [each for each in views.baselines if each.id != id and each.id in views.results.scores[split]]
+    return table(header, [*rows, *([plain(each.name), *_cells(views, split, each.id)] for each in others)])
 
 
 def _cells(views: Facts, split: Split, id: int) -> Iterator[str]:
@@ -97,8 +96,8 @@ def _cells(views: Facts, split: Split, id: int) -> Iterator[str]:
         yield plain(f"{number(target, score[0])}{ends}{share}")
 
 
-def _end(target: object, value: float) -> str:
-    return number(target, value) if math.isfinite(value) else "?"  # type: ignore[arg-type]
+def _end(target: Target, value: float) -> str:
+    return number(target, value) if math.isfinite(value) else "?"
 
 
 def _others(results: Results, split: Split, id: int) -> str:
@@ -125,10 +124,8 @@ def _constraints(results: Results, id: int) -> Iterator[str]:
 
 def _openings(results: Results) -> str:
     openings = Ledger(results.folder).openings(results.started.holdouts)
-    times = {0: "has not been opened", 1: "was opened once"}.get(
-        results.openings, f"was opened {results.openings} times"
-    )
-    text = f"The run's holdout {times}"
+    often = {0: "has not been opened", 1: "was opened once"}
+    text = f"The run's holdout {often.get(results.openings, f'was opened {results.openings} times')}"
     if openings.runs > 1:
         text += f"; {openings.runs} runs have looked at the same items, for {openings.recipes} merges in all"
     elif openings.recipes:

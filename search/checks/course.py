@@ -26,7 +26,8 @@ from search.checks.scoring import LIVE_BYTES, check_evaluators, check_power, fit
 from search.checks.subject import Subject, read_subject
 from search.checks.tokens import check_tokens
 from search.config import read_source
-from search.positions import ConfigError
+from search.errors import SearchError
+from search.positions import ConfigError, Placed
 
 
 @dataclass
@@ -73,6 +74,8 @@ def check_config(
         source, _ = read_source(path, overrides)
     except ConfigError as error:
         return Checked(path, tuple(Finding("error", each) for each in error.placed))
+    except SearchError as error:  # an override
+        return Checked(path, (Finding("error", Placed("", str(error))),))
     findings = Findings(source)
     found = Checked(path)
     with findings.listening():
@@ -86,7 +89,7 @@ def check_config(
 
 
 def _look(found: Checked, subject: Subject, runs: Path, live: bool | None) -> None:
-    check_devices(subject)
+    device = check_devices(subject)
     check_workers(subject)
     check_trackers(subject)
     check_run_directory(subject, runs)
@@ -100,7 +103,7 @@ def _look(found: Checked, subject: Subject, runs: Path, live: bool | None) -> No
     if found.sizes is not None:
         if found.plan.stages:
             found.disk = _disk(subject, runs, found.plan, found.evaluators, found.sizes)
-        fit_models(subject, models, found.evaluators, _loads(subject, found.sizes, live))
+        fit_models(subject, models, found.evaluators, device, _loads(subject, found.sizes, live))
 
 
 def _sizes(subject: Subject, models: Models) -> ModelSizes | None:

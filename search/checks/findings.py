@@ -114,7 +114,7 @@ class Findings:
     def sorted(self) -> tuple[Finding, ...]:
         """Errors, then warnings, then notes; each in the order of the file."""
         found = list(self._found.values())
-        return tuple(sorted(found, key=lambda each: (LEVELS.index(each.level), each.placed.line or 0)))
+        return tuple(sorted(found, key=_order))
 
     @property
     def errors(self) -> int:
@@ -139,3 +139,7 @@ class _Listener(logging.Handler):
 
 def _runs_code(record: logging.LogRecord) -> bool:
     return record.getMessage().startswith(_CODE_IS_RUN)
+
+
+def _order(finding: Finding) -> tuple[int, int, int]:
+    return LEVELS.index(finding.level), finding.placed.line or 0, finding.placed.column or 0

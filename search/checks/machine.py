@@ -53,8 +53,15 @@ class Disk:
     cache_free: int
 
 
-def check_devices(subject: Subject) -> None:
-    """The engine's device, and whether a budget of GPU-hours can be spent."""
+def check_devices(subject: Subject) -> str:
+    """The engine's device, its threads, and whether a budget of GPU-hours can be spent. Returns a device that is here:
+    the engine's, or else the CPU."""
+    usable = _device_here(subject)
+    _check_engine(subject)
+    return usable
+
+
+def _device_here(subject: Subject) -> str:
     import torch
 
     config, findings = subject.config, subject.findings
@@ -62,18 +69,25 @@ def check_devices(subject: Subject) -> None:
     try:
         device = torch.device(config.engine.device)
     except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps", "xpu"):
         findings.error(location, f"expected cpu, cuda or cuda:1, found {config.engine.device!r}")
-        return
-    elsewhere = config.workers.address is not None
-    if device.type == "cuda" and not elsewhere:
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            findings.error(location, "torch finds no GPU here; set engine.device: cpu, or install torch with CUDA")
-        elif (device.index or 0) >= count:
-            findings.error(location, f"this machine has the GPUs 0 to {count - 1}, found {device}")
-    elif device.type not in ("cpu", "cuda", "mps", "xpu"):
-        findings.error(location, f"expected cpu, cuda or cuda:1, found {config.engine.device!r}")
-    if config.search.budget.gpu_hours is not None and device.type == "cpu" and not config.workers.gpus:
+        return "cpu"
+    if device.type != "cuda":
+        return str(device)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) < count:
+        return str(device)
+    if config.workers.address is None:  # workers elsewhere may have some
+        there = f"this machine has the GPUs 0 to {count - 1}" if count else "torch finds no GPU here"
+        findings.error(location, f"{there}; choose another device, such as cpu, or install torch with CUDA")
+    return "cpu"
+
+
+def _check_engine(subject: Subject) -> None:
+    config, findings = subject.config, subject.findings
+    on_cpu = not config.engine.device.startswith("cuda")
+    if config.search.budget.gpu_hours is not None and on_cpu and not config.workers.gpus:
         findings.error(
             ("search", "budget", "gpu_hours"), "expected workers that have a GPU; these have none: use hours"
         )

@@ -56,20 +56,21 @@ def check_power(subject: Subject, evaluators: Mapping[str, Evaluator]) -> None:
                     _warn_of_few(subject, name, evaluator, metric, short)
 
 
-def fit_models(subject: Subject, models: Models, evaluators: Mapping[str, Evaluator], live: bool) -> None:
+def fit_models(subject: Subject, models: Models, evaluators: Mapping[str, Evaluator], device: str, live: bool) -> None:
     """Whether the base can be asked what each evaluator asks.
 
     Args:
         subject: the config.
         models: its base and experts.
         evaluators: built.
+        device: for the live model.
         live: load the base with its weights, as the run will; otherwise what needs weights is left out, and said.
     """
     if BASE not in models.checkpoints:
         return
     engine: Engine | None = None
     with subject.findings.at("models", BASE):
-        engine = _live(subject, models) if live else _weightless(subject.loaded, models.folders[BASE])
+        engine = _live(subject, models, device) if live else _weightless(subject.loaded, models.folders[BASE])
     if engine is None:
         return
     untried = []
@@ -157,7 +158,8 @@ def _warn_of_public_tests(subject: Subject, name: str) -> None:
         subject.findings.warn(
             data_of(subject, name),
             f"the search will see items of {table.dataset}'s public {table.split!r} split; its scores on them cannot "
-            "be compared with published ones. Search on train or validation data, and keep the test split for the holdout",
+            "be compared with published ones. Search on train or validation data, and keep the test split for the "
+            "holdout",
         )
     elif kind == "lm_eval" and given.get("data") is None and not isinstance(given.get("tasks"), dict):
         subject.findings.warn(
@@ -223,20 +225,15 @@ def _weightless(loaded: LoadedConfig, base: Path) -> Engine:
     return engine  # type: ignore[no-any-return]
 
 
-def _live(subject: Subject, models: Models) -> Engine:
+def _live(subject: Subject, models: Models, device: str) -> Engine:
     """
     Raises:
         MergingError, EvaluatorError: as :func:`_weightless`; or the model's parameters are not those of its files.
     """
-    import torch
-
     from evaluators import open_engine
     from merging import Materializer, load_model
 
     settings, base = subject.config.engine, models.folders[BASE]
-    device = settings.device
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        device = "cpu"  # that it is missing is said where it is named
     model = load_model(base, dtype=subject.config.models.dtype, device=device)
     tensors = None
     if models.sources is not None:

@@ -53,7 +53,7 @@ class Subject:
 
     def sound(self, *location: str | int) -> bool:
         """Whether the file has no error at a place, in it, or around it."""
-        return not any(_related(location, each) for each in self.wrong)
+        return not _touches(location, self.wrong)
 
 
 def read_subject(source: YamlSource, findings: Findings) -> Subject | None:
@@ -83,7 +83,7 @@ def read_subject(source: YamlSource, findings: Findings) -> Subject | None:
         config, problems = validate(data, folder)
         # what is left out may be missed elsewhere: that is no error of the file
         if not any(place[:1] in _REFERRED_TO for place in left_out):
-            findings.problems(problems)
+            findings.problems([each for each in problems if not _touches(each.location, left_out)])
         wrong |= left_out | {each.location for each in problems}
     if config is None:
         return None
@@ -92,10 +92,9 @@ def read_subject(source: YamlSource, findings: Findings) -> Subject | None:
     return Subject(LoadedConfig(config, Path(source.path), source), findings, frozenset(wrong))
 
 
-def _related(one: Location, other: Location) -> bool:
-    """Whether one place lies in the other, or is it."""
-    length = min(len(one), len(other))
-    return one[:length] == other[:length]
+def _touches(location: Location, others: Iterable[Location]) -> bool:
+    """Whether a place lies in one of the others, around it, or is it."""
+    return any(one == two for one, two in ((location[: len(each)], each[: len(location)]) for each in others))
 
 
 def _saved(data: dict[str, Any], problems: Iterable[Problem]) -> set[Location]:

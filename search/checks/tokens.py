@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from merging.bounded import printable, read_json, read_text
+from merging.bounded import printable
+from merging.companions import Settings, choose_companions, read_settings
 from merging.sources import BASE, Sources
 from search.checks.models import Models, place_of
 from search.checks.subject import Subject
 
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
-_LARGEST_TEMPLATE = 1_000_000
+_ENDS = ("eos_token", "eos_token_id")
 
 
 def check_tokens(subject: Subject, models: Models) -> None:
     """Say where models do not read and write text alike. The run asks all of them through the base's tokenizer."""
     if models.sources is not None:
         _tell_notes(subject, models.sources)
-    settings = {alias: settings_of(folder) for alias, folder in models.folders.items()}
-    own = settings.pop(BASE, None)
-    if own is None:
+        with subject.findings.at("models"):
+            companions = choose_companions(models.sources)
+            if companions.differences:
+                subject.findings.note(
+                    ("models",),
+                    f"an export will have tokenizer, chat template and generation settings {companions.said}; `export "
+                    "--tokenizer-from` takes another model's",
+                    at_key=True,
+                )
+    if BASE not in models.checkpoints:
         return
-    for alias, theirs in settings.items():
-        if not theirs:
-            continue  # an expert without tokenizer files uses the base's
-        _compare_special(subject, alias, own, theirs)
-        _compare_templates(subject, alias, own, theirs)
+    own = read_settings(BASE, models.folders[BASE])
+    for alias in models.checkpoints:
+        theirs = read_settings(alias, models.folders[alias])
+        if alias != BASE and theirs.special:  # an expert without tokenizer files uses the base's
+            _compare_special(subject, alias, _tokens(own), _tokens(theirs))
+            _compare_templates(subject, alias, own.chat_template, theirs.chat_template)
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """What a model's folder says of its special tokens, chat template and the end of an answer; empty where it says
-    nothing.
-
-    Returns:
-        "bos_token" and its like as text, "chat_template" as a hash of it, "eos_token_id" as a sorted list.
-    """
-    found: dict[str, Any] = {}
-    config, generation = _json(folder / "tokenizer_config.json"), _json(folder / "generation_config.json")
-    listed = _json(folder / "special_tokens_map.json") | config
-    for key in _SPECIAL:
-        token = listed.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            found[key] = token
-    template = config.get("chat_template")
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            template = read_text(file, _LARGEST_TEMPLATE, regular=True)
-        except (OSError, UnicodeDecodeError):
-            template = None
-    if template:
-        found["chat_template"] = hashlib.sha256(str(template).encode()).hexdigest()
-    ends = generation.get("eos_token_id")
+def _tokens(settings: Settings) -> dict[str, Any]:
+    """Special tokens by name, and the numbers that end an answer."""
+    found = {name: token for name, token in settings.special.items() if name.endswith("_token")}
+    ends = (settings.generation or {}).get("eos_token_id", settings.ids.get("eos_token_id"))
     if ends is not None:
         found["eos_token_id"] = sorted(map(str, ends if isinstance(ends, list) else [ends]))
     return found
@@ -72,25 +56,24 @@ def _tell_notes(subject: Subject, sources: Sources) -> None:
             subject.findings.note(place, note)
 
 
-def _compare_special(subject: Subject, alias: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    unlike = [key for key in (*_SPECIAL, "eos_token_id") if key in own and key in theirs and own[key] != theirs[key]]
-    if unlike:
-        listed = ", ".join(f"{key} {_shown(theirs[key])} (base: {_shown(own[key])})" for key in unlike)
-        said = (
-            f"its special tokens differ from the base's: {listed}. Models are asked with the base's tokenizer: an "
-            "answer of this expert may not end where it was taught to"
-        )
-        if any(key.startswith("eos") for key in unlike):
-            subject.findings.warn(place_of(alias), said)
-        else:
-            subject.findings.note(place_of(alias), said.partition(": an answer")[0])
-
-
-def _compare_templates(subject: Subject, alias: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    here, there = own.get("chat_template"), theirs.get("chat_template")
-    if here == there or there is None:
+def _compare_special(subject: Subject, alias: str, own: dict[str, Any], theirs: dict[str, Any]) -> None:
+    unlike = [key for key in own if key in theirs and own[key] != theirs[key]]
+    if not unlike:
         return
-    if here is None:
+    listed = ", ".join(f"{key} {_shown(theirs[key])} (base: {_shown(own[key])})" for key in unlike)
+    said = f"its special tokens differ from the base's: {listed}. Models are asked with the base's tokenizer"
+    if set(unlike) & set(_ENDS):
+        subject.findings.warn(
+            place_of(alias), f"{said}: answers of this expert, and of merges with it, may not end where they should"
+        )
+    else:
+        subject.findings.note(place_of(alias), said)
+
+
+def _compare_templates(subject: Subject, alias: str, own: str, theirs: str) -> None:
+    if own == theirs or not theirs:
+        return
+    if not own:
         said = "it has a chat template, and the base has none: evaluators ask without one"
     else:
         said = "its chat template is not the base's, with which evaluators ask"
@@ -101,12 +84,3 @@ def _compare_templates(subject: Subject, alias: str, own: Mapping[str, Any], the
 
 def _shown(value: Any) -> str:
     return printable(", ".join(value) if isinstance(value, list) else repr(value), 40)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder; empty where there is none that can be read: who needs it says so."""
-    try:
-        data = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

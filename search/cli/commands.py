@@ -32,7 +32,7 @@ class Declared(NamedTuple):
 COMMANDS = (
     Declared("init", "Start", "Write a config for your models and data, from a preset."),
     Declared("check", "Start", "Check a config, its models and its data"),
-    Declared("plan", "Start", "Where base, experts and live model will lie, and what is left."),
+    Declared("plan", "Start", "What a search will take: time, memory and disk"),
     Declared("power", "Start", "What difference the config's items can resolve"),
     Declared("run", "Run", "Search. The same command resumes"),
     Declared("watch", "Run", "Watch a search from another shell"),

@@ -1,29 +1,101 @@
-"""``paretomerge doctor``."""
+"""``paretomerge doctor``: of this machine, or of a run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.cli.options import JsonOption, RunArgument
+from search.cli.completing import complete_runs
+from search.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from search.doctor import Examination
+    from search.machine import Finding
     from search.store.salvage import Salvage
 
 
 def doctor(
-    run: RunArgument,
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run directory, such as runs/quickstart; without one, this machine.",
+            autocompletion=complete_runs,
+            show_default=False,
+        ),
+    ] = None,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Bring back what can be read of a damaged database.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Verify all that a run has stored; with --salvage, bring back what can be read of a damaged one.
+    """Look over this machine, or verify all that a run has stored.
 
-    Exit codes: 0 intact or salvaged, 2 damaged.
+    Without RUN: versions, devices, disk and caches, who owns the names of our packages, the hub, extras. With RUN: is
+    all of it intact? --salvage brings back what can be read of a damaged one.
+
+    Exit codes: 0 good, intact or salvaged, 2 broken or damaged.
     """
+    from search.errors import SearchError
+
+    if run is not None:
+        _look_at_run(run, salvage, json)
+        return
+    if salvage:
+        raise SearchError("--salvage: expected a run directory beside it: paretomerge doctor RUN --salvage")
+    _look_at_machine(json)
+
+
+def _look_at_machine(json: bool) -> None:
+    from search.machine import look
+    from search.report.console import print_json
+
+    found = look()
+    broken = [each for each in found if each.state == "broken"]
+    if json:
+        rows = [{key: value for key, value in each._asdict().items() if value != {}} for each in found]
+        print_json({"good": not broken, "findings": rows})
+    else:
+        _print_findings(found, broken)
+    if broken:
+        raise typer.Exit(2)
+
+
+def _print_findings(found: list[Finding], broken: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from search.report.terminal import visible
+
+    console = Console(highlight=False)
+    marks = {"ok": Text(" "), "note": Text("!", "yellow"), "broken": Text("x", "bold red")}
+    width = max(len(each.name) for each in found)
+    for section in dict.fromkeys(each.section for each in found):
+        console.print(Text(f"\n{section}", "bold"))
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=1)
+        table.add_column(width=width, no_wrap=True)
+        table.add_column(overflow="fold")
+        for each in found:
+            if each.section == section:
+                said = visible(f"{each.value}; {each.do}" if each.do and each.state == "ok" else each.value)
+                table.add_row(marks[each.state], Text(each.name), Text(said))
+                if each.do and each.state != "ok":
+                    table.add_row(Text(""), Text(""), Text(visible(f"→ {each.do}"), "dim"))
+        console.print(table)
+    notes = sum(each.state == "note" for each in found)
+    console.print()
+    if broken:
+        names = ", ".join(each.name for each in broken)
+        console.print(Text(f"broken: {names} (marked x above, with what to do)", "bold"))
+    else:
+        console.print(Text(f"nothing is broken{f'; {notes} to note (marked !)' if notes else ''}"))
+
+
+def _look_at_run(run: Path, salvage: bool, json: bool) -> None:
     from search.doctor import examine, folders_of, mend
     from search.report.console import print_json
 

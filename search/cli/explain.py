@@ -1,107 +1,68 @@
-"""``paretomerge explain``: one merge method in full."""
+"""``paretomerge explain``: what a name means."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search.cli.completing import complete_names
 from search.cli.options import JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
-
-    from merging.methods import Method, Parameter, Values
-    from merging.recipe import Assignment, Value
-
-_ALIASES = ("math", "code", "chat", "law", "chemistry", "poetry")
 
 
 def explain(
-    method: Annotated[
+    name: Annotated[
         str,
         typer.Argument(
-            metavar="METHOD",
-            help="A merge method: one that `ls methods` lists, or path/to/file.py:ClassName.",
+            metavar="NAME",
+            help="A method, evaluator, optimizer, preset, metric, key of a config (search.fidelity) or word; or a "
+            "merge method in a file, path/to/file.py:ClassName.",
+            autocompletion=complete_names,
             show_default=False,
         ),
     ],
     json: JsonOption = False,
 ) -> None:
-    """What a merge method computes: formula, conventions, parameters with their ranges, paper, an example."""
-    facts = method_facts(method)
+    """Explain a method, an evaluator, a key of a config, a word.
+
+    Of a method: formula, conventions, parameters with their ranges, paper, an example. Of an evaluator: options,
+    metrics, a record of its data, a section of a config. What several things are called is said of each.
+    """
+    from search.naming import explain as explained
+
+    found = explained(name)
     if json:
         from search.report.console import print_json
 
-        print_json(facts)
+        print_json({**found[0], "also": found[1:]} if len(found) > 1 else found[0])
         return
     from rich.console import Console
 
-    print_method(facts, Console())
-
-
-def method_facts(name: str) -> dict[str, Any]:
-    """All that a method declares, as plain data.
-
-    Args:
-        name: of a method, or ``path/to/file.py:ClassName``.
-
-    Returns:
-        name, formula, paper, doc (paragraphs), scope, symmetric, needs, conventions, parameters, example (an
-        assignment as recipes hold it; None where none can be made up).
-
-    Raises:
-        MergingError: no such method, or a plug-in that cannot be loaded.
-    """
-    import inspect
-
-    from merging.methods import DELTA_SCALE, get
-
-    method = get(name)
-    example = _example(method, name)
-    text = inspect.getdoc(type(method)) or ""
-    conventions = next((each.choices for each in method.parameters if each.name == "convention"), ())
-    return {
-        "name": name,
-        "formula": method.formula,
-        "paper": method.paper,
-        "doc": [" ".join(paragraph.replace("``", "").split()) for paragraph in text.split("\n\n") if paragraph.strip()],
-        "scope": method.scope,
-        "symmetric": method.symmetric,
-        "needs": {
-            "base": method.needs.base,
-            "base_with": [] if method.needs.base or example is None else _where_base_is_read(method, example),
-            "sources": [method.needs.minimum, method.needs.maximum],
-            "calibration": method.needs.calibration,
-        },
-        "conventions": list(conventions),
-        "fixed": sorted(method.fixed),
-        "parameters": [_parameter_facts(each) for each in (*method.parameters, DELTA_SCALE)],
-        "example": None if example is None else example.as_data(),
-    }
-
-
-def needs_text(needs: dict[str, Any]) -> str:
-    """``base, exactly 2 sources, data``, or ``base with on=task_vectors``."""
-    low, high = needs["sources"]
-    parts = ["base"] if needs["base"] else [f"base with {' or '.join(needs['base_with'])}"] * bool(needs["base_with"])
-    if low == high:
-        parts.append(f"exactly {low} source{'s' * (low != 1)}")
-    else:
-        parts += [f"at least {low} sources"] * (low > 1) + [f"at most {high} sources"] * (high is not None)
-    return ", ".join(parts + ["calibration"] * needs["calibration"]) or "nothing but sources"
+    console = Console(highlight=False)
+    show = {
+        "method": print_method, "evaluator": _print_evaluator, "optimizer": _print_optimizer, "preset": _print_preset,
+        "metric": _print_metric, "key": _print_key, "word": _print_word,
+    }  # fmt: skip
+    for place, facts in enumerate(found):
+        if place:
+            console.print()
+        show[facts["kind"]](facts, console)
 
 
 def print_method(facts: dict[str, Any], console: Console) -> None:
-    """The facts as text and a table."""
+    """The facts of a merge method as text and a table."""
     import yaml
-    from rich import box
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    console.print(Text(facts["name"], "bold"))
+    from search.method_facts import default_text, needs_text, range_text
+
+    _title(facts["name"], "a merge method", console)
     console.print(Padding(Text(facts["formula"]), (0, 2)))
     for paragraph in facts["doc"]:
         console.print()
@@ -122,14 +83,12 @@ def print_method(facts: dict[str, Any], console: Console) -> None:
     for key, value in lines.items():
         console.print(Text.assemble((f"{key:12}", "dim"), value))
     console.print()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("parameter", "of", "range", "default", "meaning"):
-        table.add_column(column, no_wrap=column in ("parameter", "of"))
-    for each in facts["parameters"]:
-        of = "each source" if each["per_source"] else "the method"
-        cells = (each["name"], of, range_text(each), _default_text(each), each["doc"])
-        table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
+    rows = [
+        (each["name"], "each source" if each["per_source"] else "the method", range_text(each), default_text(each),
+         each["doc"])
+        for each in facts["parameters"]
+    ]  # fmt: skip
+    _table(("parameter", "of", "range", "default", "meaning"), rows, console, whole=2)
     if facts["example"] is not None:
         console.print(Text("In a recipe:", "dim"))
         data = {"groups": [{"in": ["attention.0", "mlp.0"], **facts["example"]}]}
@@ -137,102 +96,144 @@ def print_method(facts: dict[str, Any], console: Console) -> None:
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
 
 
-def range_text(facts: dict[str, Any]) -> str:
-    """``0 … 1``, ``0 and more``, ``any number``, ``paper or mergekit``, ``yes or no``."""
-    if facts["choices"]:
-        return " or ".join(facts["choices"])
-    if facts["type"] in ("bool", "str"):
-        return {"bool": "yes or no", "str": "text"}[facts["type"]]
-    noun = "integer" if facts["type"] == "int" else "number"
-    low, high = facts["low"], facts["high"]
-    if low is None and high is None:
-        return f"any {noun}"
-    if low is None or high is None:
-        return f"at most {_number(high)}" if low is None else f"{_number(low)} and more"
-    return f"{_number(low)} … {_number(high)}"
+def _print_evaluator(facts: dict[str, Any], console: Console) -> None:
+    import json
+
+    from rich.text import Text
+
+    _title(facts["name"], "an evaluator", console)
+    if facts["summary"]:
+        console.print(Text(f"  {facts['summary']}"))
+    console.print()
+    if facts["metrics"]:
+        rows = [(each["name"], arrow(each), bounds_text(each), each["says"] + _only(each)) for each in facts["metrics"]]
+        _table(("metric", "", "range", "meaning"), rows, console)
+    _print_options(facts["options"], console)
+    if facts["record"] is not None:
+        console.print(Text("A line of its data file:", "dim"))
+        print(json.dumps(facts["record"], ensure_ascii=False))
+    if facts["example"] is not None:
+        console.print(Text("In a config, under `evaluators`:", "dim"))
+        print(f"mine: {facts['example']}")
 
 
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+def _print_optimizer(facts: dict[str, Any], console: Console) -> None:
+    from rich.text import Text
+
+    _title(facts["name"], "an optimizer", console)
+    for paragraph in (facts["summary"], *facts["doc"]):
+        console.print(Text(paragraph))
+        console.print()
+    _print_options(facts["options"], console)
+    console.print(Text("In a config:", "dim"))
+    print(facts["example"])
 
 
-def _default_text(facts: dict[str, Any]) -> str:
-    default = facts["default"]
-    if default is None:
-        return "required"
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    return str(default) if isinstance(default, str) else _number(default)
+def _print_preset(facts: dict[str, Any], console: Console) -> None:
+    from rich.text import Text
+
+    _title(facts["name"], "a preset", console)
+    console.print(Text(f"  {facts['summary']}\n"))
+    console.print(Text.assemble(("models      ", "dim"), ", ".join(facts["models"])))
+    console.print(Text.assemble(("candidates  ", "dim"), str(facts["candidates"])))
+    console.print()
+    print(facts["template"], end="")
+    console.print(Text("\nTo fill it in:", "dim"))
+    print(facts["example"])
 
 
-def _parameter_facts(parameter: Parameter) -> dict[str, Any]:
-    return {
-        "name": parameter.name,
-        "type": parameter.type.__name__,
-        "doc": parameter.doc,
-        "default": parameter.default,
-        "low": parameter.type(parameter.low) if math.isfinite(parameter.low) else None,
-        "high": parameter.type(parameter.high) if math.isfinite(parameter.high) else None,
-        "choices": list(parameter.choices),
-        "per_source": parameter.per_source,
-    }
+def _print_metric(facts: dict[str, Any], console: Console) -> None:
+    _title(facts["name"], "a metric", console)
+    rows = [
+        (each["evaluator"], arrow(each), bounds_text(each), each["says"] + _only(each)) for each in facts["reported_by"]
+    ]
+    _table(("of", "", "range", "meaning"), rows, console)
 
 
-def _example(method: Method, name: str) -> Assignment | None:
-    """An assignment of two sources, or of as many as the method takes, with every parameter written out."""
-    from merging.methods import canonical
-    from merging.recipe import Assignment, MergingError
+def _print_key(facts: dict[str, Any], console: Console) -> None:
+    from rich.text import Text
 
-    needs = method.needs
-    count = max(needs.minimum, min(2, needs.maximum or 2))
-    own = [each for each in method.parameters if each.per_source and each.default is None]
-    aliases = [_ALIASES[number] if number < len(_ALIASES) else f"expert{number}" for number in range(count)]
-    sources: dict[str, dict[str, Value]] = {
-        alias: {each.name: _plausible(each, number) for each in own} for number, alias in enumerate(aliases)
-    }
-    shared = {each.name: _plausible(each, 0) for each in method.parameters if not each.per_source and not _given(each)}
-    if needs.calibration:
-        shared["calibration"] = "sha256:…"
-    try:
-        return canonical(Assignment.of(name, sources, **shared))
-    except MergingError:  # a stranger's method may want numbers that cannot be guessed
-        return None
-
-
-def _given(parameter: Parameter) -> bool:
-    return parameter.default is not None
+    _title(facts["name"], "a key of a config", console)
+    if facts["summary"]:
+        console.print(Text(f"  {facts['summary']}"))
+    console.print()
+    console.print(Text.assemble(("takes       ", "dim"), facts["type"]))
+    if facts["required"]:
+        console.print(Text.assemble(("            ", "dim"), "required"))
+    elif facts["default"] is not None and not isinstance(facts["default"], dict):
+        console.print(Text.assemble(("default     ", "dim"), plain(facts["default"])))
+    if facts["keys"]:
+        console.print()
+        rows = [
+            (each["name"], each["type"], "" if isinstance(each["default"], dict) else plain(each["default"], ""),
+             each["says"])
+            for each in facts["keys"]
+        ]  # fmt: skip
+        _table(("key", "takes", "default", "meaning"), rows, console)
 
 
-def _plausible(parameter: Parameter, number: int) -> Value:
-    """A value that a parameter without default may have; sources get different ones."""
-    if parameter.type is str:
-        return parameter.choices[0] if parameter.choices else "…"
-    if parameter.type is bool:
-        return False
-    low, high = parameter.low, parameter.high
-    value = 0.6 - 0.2 * number
-    if math.isfinite(low) and not math.isfinite(high):
-        value = low + (1 if parameter.type is int else 0.001)
-    elif not low <= value <= high:
-        value = (low + high) / 2 if math.isfinite(low) else high
-    return round(value) if parameter.type is int else round(value, 6)
+def _print_word(facts: dict[str, Any], console: Console) -> None:
+    from rich.text import Text
+
+    _title(facts["name"], "a word", console)
+    console.print(Text(f"  {facts['summary']}"))
+    if facts["see"]:
+        console.print(Text.assemble(("  see also ", "dim"), ", ".join(facts["see"])))
 
 
-def _where_base_is_read(method: Method, example: Assignment) -> list[str]:
-    """``on=task_vectors`` and the like: which choices make the method read the base."""
-    from merging.methods import Values
+def _print_options(options: Sequence[dict[str, Any]], console: Console) -> None:
+    rows = [
+        (each["name"], each["type"], "required" if each["required"] else plain(each["default"], ""), each["says"])
+        for each in options
+    ]
+    if rows:
+        _table(("option", "takes", "default", "meaning"), rows, console)
 
-    found: list[str] = []
-    values: Values = Values.of(example)
-    for parameter in method.parameters:
-        options: tuple[Value, ...] = parameter.choices or ((False, True) if parameter.type is bool else ())
-        if parameter.per_source or not options:
-            continue
-        reading = [
-            option
-            for option in options
-            if method.reads_base(Values({**values.shared, parameter.name: option}, values.sources))
-        ]
-        if 0 < len(reading) < len(options):
-            found += [f"{parameter.name}={option}" for option in reading]
-    return found
+
+def arrow(metric: dict[str, Any]) -> str:
+    """↑ where more is better, ↓ where less is."""
+    return "↑" if metric["direction"] == "maximize" else "↓"
+
+
+def bounds_text(metric: dict[str, Any]) -> str:
+    """``0 … 1``, ``0 and more``."""
+    low, high = metric["low"], metric["high"]
+    unit = f" {metric['unit']}" if metric.get("unit") else ""
+    if low is None:
+        return f"of the data{unit}"
+    return f"{low:g} and more{unit}" if high is None else f"{low:g} … {high:g}{unit}"
+
+
+def plain(value: Any, nothing: str = "nothing") -> str:
+    """A default as YAML would have it."""
+    import json
+
+    if value is None:
+        return nothing
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _only(metric: dict[str, Any]) -> str:
+    return f" (with {metric['with']})" if metric.get("with") else ""
+
+
+def _title(name: str, what: str, console: Console) -> None:
+    from rich.text import Text
+
+    console.print(Text.assemble((name, "bold"), (f"  {what}", "dim")))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console, *, whole: int = 1) -> None:
+    """A table whose first ``whole`` columns never wrap."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=place < whole, ratio=None)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)

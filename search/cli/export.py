@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from search.choice import Wish
     from search.export import Exported, ExportOptions
     from search.push import Push, Pushed
+    from search.rescoring import Rescored
     from search.results import Results
 
 ParentOption = Annotated[
@@ -53,6 +54,10 @@ def export(
     confidence: ConfidenceOption = 0.9,
     tokenizer_from: TokenizerOption = None,
     parent: ParentOption = None,
+    rescore: Annotated[
+        bool,
+        typer.Option("--rescore", help="Also load it with transformers, and compare its score on every stored item."),
+    ] = False,
     push: Annotated[
         str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face Hub.")
     ] = None,
@@ -87,8 +92,9 @@ def export(
     id, rule = _picked(results, candidate, wish)
     options = ExportOptions(tokenizer_from, parse_parents(parent), push, rule)
     done = _write(results, id, out or run / "export" / f"candidate-{id}", options, again=target is not None)
+    again = _rescored(results, done) if rescore else None
     pushed = None if target is None else target.send(done.folder, f"{results.name}, candidate {id}, by paretomerge")
-    _tell(results, done, pushed, json)
+    _tell(results, done, again, pushed, json)
 
 
 def parse_parents(given: list[str] | None) -> dict[str, str]:
@@ -141,20 +147,50 @@ def _write(results: Results, id: int, out: Path, options: ExportOptions, again: 
     return export_candidate(results, id, out, options)
 
 
-def _tell(results: Results, done: Exported, pushed: Pushed | None, json: bool) -> None:
+def _rescored(results: Results, done: Exported) -> Rescored:
+    """The export, loaded and scored again.
+
+    Raises:
+        SearchError: a weight or a score is not the candidate's.
+    """
+    from search.errors import SearchError
+    from search.rescoring import rescore
+
+    if done.candidate is None:
+        raise RuntimeError("an export of a run has a candidate")
+    found = rescore(results, done.candidate, done.folder)
+    if not found.same:
+        wrong = "; ".join(
+            f"{each.unequal} of {each.items} scores of {each.evaluator} on {each.split}"
+            for each in found.scores
+            if each.unequal
+        )
+        raise SearchError(
+            f"{done.folder}: loaded with transformers, {len(found.different)} of {found.tensors} tensors and "
+            f"{wrong or 'no score'} differ from the candidate's. Its recipe gives the weights that are in the folder: "
+            "other versions, another device or another tokenizer (--tokenizer-from base) than in the search may be why"
+        )
+    return found
+
+
+def _tell(results: Results, done: Exported, again: Rescored | None, pushed: Pushed | None, json: bool) -> None:
+    from search.card.writing import CARD
     from search.report.console import print_json
     from search.report.terminal import visible
 
     if json:
-        print_json(done.as_data() | {"pushed": None if pushed is None else pushed.as_data()})
+        more = {"rescored": again and sum(each.items for each in again.scores), "pushed": pushed and pushed.as_data()}
+        print_json(done.as_data() | more)
         return
     for warning in done.warnings:
         typer.echo(visible(f"warning: {warning}"), err=True)
     if results.chosen is None:
         typer.echo("warning: the run is not finished; what it chooses may be another candidate", err=True)
     print(visible(f"exported candidate {done.candidate} of {results.folder} to {done.folder}"))
-    print(
-        visible(f"read back: {done.tensors} tensors are the candidate's bits; model card: {done.folder / 'README.md'}")
-    )
+    print(f"read back: all {done.tensors} tensors are the candidate's bits")
+    print(visible(f"model card: {done.folder / CARD}"))
+    if again is not None:
+        items = sum(each.items for each in again.scores)
+        print(f"rescored: loaded with transformers, all {again.tensors} tensors and {items} item scores are the same")
     if pushed is not None:
         print(visible(f"pushed to {pushed.url} ({pushed.revision}, commit {pushed.commit[:12]})"))

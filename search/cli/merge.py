@@ -160,9 +160,7 @@ def _given(config: Path, given: list[str]) -> dict[str, Path]:
 
     text = read_text(config)
     if not is_recipe(load_yaml(text, config)):
-        raise SearchError(
-            f"--model: it says where the models of a recipe lie, and {config} is a config, which has paths"
-        )
+        raise SearchError(f"--model: it is for recipes, and {config} is a merge config; change the paths in it instead")
     recipe = Recipe.from_yaml(text)
     found = {}
     for each in given:

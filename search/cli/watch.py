@@ -50,7 +50,7 @@ def watch(
             else:
                 _print_lines(watcher, interval, console)
     except KeyboardInterrupt:
-        print()  # what stands on the terminal stays; the run goes on
+        pass  # what stands on the terminal stays; the run goes on
 
 
 def _show(watcher: Watcher, interval: float, console: Console) -> None:

@@ -49,9 +49,8 @@ def print_choice(results: Results, id: int, rule: str, console: Console, split: 
         say(f"on the selection split ({items_shown(results, 'selection')}; 95 % intervals)")
         tables = _scores(results, id, "selection", console.width)
     else:
-        say(
-            f"holdout, items that neither search nor choice has seen ({items_shown(results, 'holdout')}; 95 % intervals)"
-        )
+        seen = items_shown(results, "holdout")
+        say(f"holdout, items that neither search nor choice has seen ({seen}; 95 % intervals)")
         tables = _scores(results, id, "holdout", console.width)
     for table in tables:
         console.print(table)

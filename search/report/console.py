@@ -88,8 +88,8 @@ def _print_front(results: Results, console: Console) -> None:
         console.print(table)
     if len(shown) < len(results.front):
         say(
-            f"{len(shown)} of the {len(results.front)} candidates on the front, evenly over the first objective; all of "
-            "them: `paretomerge status RUN --json`, and the report"
+            f"{len(shown)} of the {len(results.front)} candidates on the front, evenly over the first objective; all "
+            "of them are in the report, and in `paretomerge status RUN --json`"
         )
 
 

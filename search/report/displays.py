@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TextIO
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.text import Text
 
@@ -269,14 +269,14 @@ class RichDisplay:
                 yield Text(visible(f"{self._name}: under way"))
                 return
             now = time.time()
-            parts = [head(self._name, course, "running", self._following.estimate(), now)]
+            parts: list[RenderableType] = [head(self._name, course, "running", self._following.estimate(), now)]
             if course.phase == "search":
                 parts += [best_line(course), trend_line(course, ascii_only=options.ascii_only)]
             parts += [*balanced_lines(course), *under_way_lines(course, True, now, most=2)]
-            drawn = console.render_lines(Group(*parts), options.update(height=None), pad=False)
+            # drawn while the course stands still
+            drawn = console.render_lines(Group(*parts), options.update(height=None), pad=False, new_lines=True)
         for line in drawn:
             yield from line
-            yield "\n"
 
     def close(self) -> None:
         """Leave the terminal tidy."""

@@ -39,10 +39,17 @@ class Named:
 
 
 class Facts:
-    """Views of a :class:`Results` that are cheap to ask for often."""
+    """Views of a :class:`Results` that are cheap to ask for often.
 
-    def __init__(self, results: Results) -> None:
+    Args:
+        results: of the run.
+        room: share of their usual room that sections with much data may take; less than 1 where the file would become
+            too large.
+    """
+
+    def __init__(self, results: Results, room: float = 1.0) -> None:
         self.results = results
+        self.room = room
         self.targets: tuple[Target, ...] = results.objectives.targets
         self.candidates: dict[int, Candidate] = {each.id: each for each in results.candidates}
 

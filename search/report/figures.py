@@ -133,7 +133,7 @@ def _columns(facts: Facts) -> Data:
     for index, target in enumerate(facts.targets):
         unit = 10.0 ** -decimals(target)
         found = [facts.interval(id, "search", target) for id in facts.scored]
-        data[f"s{index}"] = [None if each is None else rounded(each.value) for each in found]
+        data[f"s{index}"] = [None if each is None else placed(each.value, decimals(target) + 1) for each in found]
         data[f"l{index}"] = [None if each is None else steps(each.value - each.low, unit) for each in found]
         data[f"h{index}"] = [None if each is None else steps(each.high - each.value, unit) for each in found]
     return data
@@ -142,6 +142,11 @@ def _columns(facts: Facts) -> Data:
 def rounded(value: float, digits: int = 6) -> float | None:
     """So many significant digits: what a figure can show, in fewer bytes. None where it is not finite."""
     return float(f"{value:.{digits}g}") if abs(value) < float("inf") else None
+
+
+def placed(value: float, digits: int) -> float | None:
+    """A value to so many digits after the point; None where it is not finite."""
+    return round(value, digits) if abs(value) < float("inf") else None
 
 
 def steps(length: float, unit: float) -> int | None:

@@ -77,9 +77,11 @@ def _legend(frame: Frame) -> list[tuple[str, str, str]]:
         legend.append(("○", "--faint", f"breaks a constraint ({len(facts.infeasible)})"))
     if set(facts.results.front) - {facts.pick}:
         legend.append(("●", "--front", f"front, {frame.view} scores"))
-    return legend + [
-        (MARKS[frame.marks[each.id]], f"--{each.role}", f"{each.name} · candidate {each.id}") for each in facts.named
-    ]
+    for each in facts.named:
+        broken = ", breaks a constraint" if each.id in facts.infeasible else ""
+        text = f"{each.name} · candidate {each.id}{broken}"
+        legend.append((MARKS[frame.marks[each.id]], f"--{each.role}", text))
+    return legend
 
 
 def _controls(frame: Frame, pairs: list[tuple[int, int]]) -> Html:

@@ -19,21 +19,23 @@ from evaluators.contract import Split
 from search.objectives import Target
 from search.pareto import tchebycheff
 from search.report.facts import Facts, Named
-from search.report.figures import Data, Plot, axis, css, rounded, steps
+from search.report.figures import Data, Plot, axis, css, placed, rounded, steps
 from search.report.front_labels import label_sides
 from search.report.markup import decimals, for_plot
 
 MARKS = {
-    "star": "★", "circle": "●", "square": "■", "diamond": "◆", "pentagon": "⬟", "hexagon": "⬢", "octagon": "⯃",
-    "triangle-up": "▲", "triangle-down": "▼", "cross": "✚", "x": "✖", "triangle-left": "◀", "triangle-right": "▶",
-    "hourglass": "⧗", "bowtie": "⧓",
+    "star": "★", "circle": "●", "square": "■", "diamond": "◆", "pentagon": "⬟", "hexagon": "⬢", "hexagram": "✶",
+    "star-diamond": "✦", "triangle-up": "▲", "triangle-down": "▼", "cross": "✚", "x": "✖", "triangle-left": "◀",
+    "triangle-right": "▶", "bowtie": "⋈", "circle-x": "⊗",
 }  # fmt: skip
 """plotly's symbols and the letters that show them in a legend."""
 
-_REFERENCE_MARKS = ("square", "diamond", "pentagon", "hexagon", "octagon")
+_REFERENCE_MARKS = ("square", "diamond", "pentagon", "hexagon", "hexagram", "star-diamond")
 _BASELINE_MARKS = (
-    "triangle-up", "triangle-down", "cross", "x", "triangle-left", "triangle-right", "hourglass", "bowtie",
+    "triangle-up", "triangle-down", "cross", "x", "triangle-left", "triangle-right", "bowtie", "circle-x",
 )  # fmt: skip
+_ROLES = ("baseline", "reference", "chosen")
+"""What is drawn over what."""
 
 MOST_MARKERS = 12_000
 """Markers for the cloud of candidates in one figure, over all its plots: more makes a browser slow."""
@@ -256,8 +258,14 @@ def _opened(frame: Frame, across: Target, up: Target) -> list[Data]:
     """Holdout scores of those without a name, and a line from where each candidate stood before."""
     ids = frame.shown("holdout")
     before = [id for id in ids if any(id in frame.facts.results.scores[each] for each in ("search", "selection"))]
-    xs = [v for id in before for v in (frame.place(id, frame.view, across), frame.place(id, "holdout", across), None)]
-    ys = [v for id in before for v in (frame.place(id, frame.view, up), frame.place(id, "holdout", up), None)]
+    xs, ys = (
+        [
+            place
+            for id in before
+            for place in (_number(frame, id, frame.view, target), _number(frame, id, "holdout", target), None)
+        ]
+        for target in (across, up)
+    )
     link: Data = {
         "type": "scatter", "mode": "lines", "x": xs, "y": ys, "hoverinfo": "skip",
         "line": {"width": 1, "dash": "dot", "color": css("muted")}, **_in(frame, "holdout"),
@@ -268,25 +276,26 @@ def _opened(frame: Frame, across: Target, up: Target) -> list[Data]:
 
 
 def _named(frame: Frame, view: Split, across: Target, up: Target) -> list[Data]:
-    ids = frame.shown(view)
-    named = [each for each in frame.facts.named if each.id in ids]
-    points = {id: (frame.place(id, view, across), frame.place(id, view, up)) for id in ids}
-    points = {id: each for id, each in points.items() if all(math.isfinite(value) for value in each)}
-    named = [each for each in named if each.id in points]
+    """One trace for each role, so that bars have its colour."""
+    at = {id: (frame.place(id, view, across), frame.place(id, view, up)) for id in frame.shown(view)}
+    at = {id: place for id, place in at.items() if all(math.isfinite(each) for each in place)}
+    named = [each for each in frame.facts.named if each.id in at]
     width = 560.0 if len(frame.facts.targets) == 2 else 380.0
-    sides = label_sides({each.id: each.short for each in named}, points, width)
+    sides = label_sides({each.id: each.short for each in named}, at, width)
     found = []
-    for each in reversed(named):
-        look: Data = {
-            "mode": "markers", "marker": _marker(frame.marks[each.id], each.role, 16 if each.role == "chosen" else 11),
-            "cliponaxis": False,
+    for role in _ROLES:
+        here = [each for each in named if each.role == role]
+        if not here:
+            continue
+        symbols = [frame.marks[each.id] for each in here]
+        look = {
+            "mode": "markers+text", "cliponaxis": False,
+            "marker": _marker(symbols, role, 16 if role == "chosen" else 11),
+            "text": [for_plot(each.short) if each.id in sides else "" for each in here],
+            "textposition": [sides.get(each.id, "top right") for each in here],
+            "textfont": {"size": 11, "color": css("ink")},
         }  # fmt: skip
-        if each.id in sides:
-            look |= {
-                "mode": "markers+text", "text": [for_plot(each.short)], "textposition": sides[each.id],
-                "textfont": {"size": 11, "color": css("ink")},
-            }  # fmt: skip
-        found.append(_points(frame, [each.id], view, across, up) | look)
+        found.append(_points(frame, [each.id for each in here], view, across, up) | look)
     return found
 
 
@@ -295,14 +304,14 @@ def _points(
 ) -> Data:
     data: Data = {
         "type": "scatter",
-        "x": [_number(frame.place(id, view, across)) for id in ids],
+        "x": [_number(frame, id, view, across) for id in ids],
         "customdata": list(ids),
         "hovertext": {"says": [f"{view}:{id}" for id in ids]},
         "hoverinfo": "text",
         **_in(frame, view),
     }
     if up is not None:
-        data["y"] = [_number(frame.place(id, view, up)) for id in ids]
+        data["y"] = [_number(frame, id, view, up) for id in ids]
     if bars:
         data["error_x"] = _bars(frame, ids, view, across)
         if up is not None:
@@ -314,8 +323,8 @@ def _bars(frame: Frame, ids: Sequence[int], view: Split, target: Target) -> Data
     found = [frame.facts.interval(id, frame.split(id, view), target) for id in ids]
     return {
         "type": "data", "symmetric": False, "thickness": 1, "width": 3,
-        "array": [None if each is None else rounded(each.high - each.value) for each in found],
-        "arrayminus": [None if each is None else rounded(each.value - each.low) for each in found],
+        "array": [None if each is None else rounded(each.high - each.value, 3) for each in found],
+        "arrayminus": [None if each is None else rounded(each.value - each.low, 3) for each in found],
     }  # fmt: skip
 
 
@@ -334,7 +343,7 @@ def _framed(frame: Frame, target: Target) -> Data:
     return axis(target) | ({} if limits is None else {"range": list(limits)})
 
 
-def _marker(symbol: str, colour: str, size: int) -> Data:
+def _marker(symbol: str | list[str], colour: str, size: int) -> Data:
     return {"symbol": symbol, "size": size, "color": css(colour), "line": {"width": 1, "color": css("paper")}}
 
 
@@ -350,5 +359,6 @@ def _utility(target: Target, value: float) -> float | None:
     return rounded(target.utility(value), 4) if math.isfinite(value) else None
 
 
-def _number(value: float) -> float | None:
-    return rounded(value)
+def _number(frame: Frame, id: int, view: Split, target: Target) -> float | None:
+    """Where a mark stands, in no more digits than a drawing shows."""
+    return placed(frame.place(id, view, target), decimals(target) + 1)

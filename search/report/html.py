@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from evaluators.contract import EvaluatorError
@@ -13,18 +14,27 @@ from merging.recipe import MergingError
 from search.errors import SearchError
 from search.report import mix, tables
 from search.report.convergence import convergence_section
+from search.report.environment import environment_section
 from search.report.facts import Facts, without_paths
+from search.report.failures import failures_section
 from search.report.figures import page_data
 from search.report.front import front_section
 from search.report.items import items_section
 from search.report.layers import layers_section
 from search.report.markup import Html, element, join
-from search.report.page import page
+from search.report.optimism import optimism_section
+from search.report.page import page, script_json
 from search.report.section import Builder, Section, merged_data
 from search.report.summary import choice_rule, summary
+from search.report.timing import time_section
 from search.results import Results
 
 REPORT = "report.html"
+
+MOST_BYTES = 6_000_000
+"""Of the file, plotly's 4.8 million among them: what opens at once, and can be sent by mail."""
+_SLACK = 20_000
+"""Bytes that the estimate of a thinner file may be off by."""
 
 
 def write_report(results: Results, path: Path | None = None) -> Path:
@@ -73,10 +83,24 @@ def render(results: Results) -> str:
     from plotly.offline import get_plotlyjs
 
     facts = Facts(results)
-    sections = [found for title, build in SECTIONS if (found := _built(title, build, facts)) is not None]
+    built = {title: _built(title, build, facts) for title, build in SECTIONS}
+    header, plotly = _head(facts), get_plotlyjs()
+    text = _assembled(facts, header, built, plotly)
+    over = len(text.encode("utf-8", errors="replace")) - MOST_BYTES
+    if over > 0:  # what holds most data is made again with less room for it
+        much = {title: section for title in THINNED if (section := built[title]) is not None}
+        taken = sum(len(script_json(dict(section.data))) for section in much.values())
+        facts.room = max(0.02, 1.0 - (over + _SLACK) / max(1, taken))
+        built |= {title: _built(title, build, facts) for title, build in SECTIONS if title in much}
+        text = _assembled(facts, header, built, plotly)
+    return text
+
+
+def _assembled(facts: Facts, header: Html, built: Mapping[str, Section | None], plotly: str) -> str:
+    sections = [each for each in built.values() if each is not None]
     figures = [figure for section in sections for figure in section.figures]
     data = merged_data(page_data(facts, figures), sections)
-    return page(f"{results.name}: paretomerge report", _head(facts), sections, data, get_plotlyjs())
+    return page(f"{facts.results.name}: paretomerge report", header, sections, data, plotly)
 
 
 def _built(title: str, build: Builder, facts: Facts) -> Section | None:
@@ -84,14 +108,20 @@ def _built(title: str, build: Builder, facts: Facts) -> Section | None:
     try:
         return build(facts)
     except (SearchError, MergingError, EvaluatorError) as error:
-        reason = without_paths(str(error), facts.results)
-        return Section(title, element("p", f"This part cannot be shown. {reason}", class_="note"))
+        return Section(title, element("p", _excuse(facts, error), class_="note"))
+
+
+def _excuse(facts: Facts, error: Exception) -> str:
+    return f"This part cannot be shown. {without_paths(str(error), facts.results)}"
 
 
 def _head(facts: Facts) -> Html:
     results = facts.results
     state = f"{results.state} · {len(results.candidates)} of {results.config.search.budget.candidates} candidates"
-    said = [_unbroken(each) for each in summary(facts)]
+    try:
+        said = [_unbroken(each) for each in summary(facts)]
+    except (SearchError, MergingError, EvaluatorError) as error:
+        said = [_excuse(facts, error)]
     return element(
         "header",
         element("h1", results.name),
@@ -111,21 +141,8 @@ def _scores(facts: Facts) -> Section | None:
         element("p", choice_rule(facts), class_="note"),
         tables.scores_table(facts),
         tables.comparisons_table(facts),
-        tables.optimism_table(facts),
     ]
     return Section(f"{facts.pick_name.capitalize()} and baselines", join(parts))
-
-
-def _failures(facts: Facts) -> Section | None:
-    return Section("Failures", tables.failures_table(facts))
-
-
-def _time(facts: Facts) -> Section | None:
-    return Section("Where the time went", tables.time_table(facts))
-
-
-def _environment(facts: Facts) -> Section | None:
-    return Section("How this was made", tables.made_of(facts))
 
 
 def _commands(facts: Facts) -> Section | None:
@@ -137,14 +154,18 @@ SECTIONS: list[tuple[str, Builder]] = [
     (mix.TITLE, mix.mix_section),
     ("Scores", _scores),
     ("Coefficients by layer", layers_section),
+    ("Optimism", optimism_section),
     ("Items won and lost", items_section),
     ("Convergence", convergence_section),
-    ("Failures", _failures),
-    ("Where the time went", _time),
-    ("How this was made", _environment),
+    ("Failures", failures_section),
+    ("Where the time went", time_section),
+    ("How this was made", environment_section),
     ("Going on", _commands),
 ]
 """The report's sections in their order: the title of one that cannot be made, and what makes it."""
+
+THINNED = ("Coefficients by layer", "Items won and lost")
+"""Sections that take less where there is less :attr:`search.report.facts.Facts.room`."""
 
 
 def _unbroken(text: str) -> str:

@@ -83,8 +83,8 @@ def _caption(found: Sequence[Duels]) -> str:
     text = (
         "Bars to the right: items on which the merge is better than the other; to the left: on which it is worse. "
         "Items on which they are equal are not drawn; of these the table says how many both have right. "
-        f"“{BEST_EXPERT}” is no model: it takes for every item the expert that does best on it, and so cannot be beaten "
-        "by choosing among experts; items won against it are those that no expert gets right. "
+        f"“{BEST_EXPERT}” is no model: for every item it takes the expert that does best on it, so no choice among "
+        "experts can beat it; items won against it are those that no expert gets right. "
     )
     for each in found:
         if each.split == "holdout":
@@ -166,7 +166,7 @@ def _texts(facts: Facts, found: Sequence[Duels]) -> tuple[dict[str, Said], list[
                 names.update(dict.fromkeys(each.id for each in (*duel.best, *duel.worst)))
     texts: dict[str, Said] = {}
     reasons = []
-    room = ROOM
+    room = round(ROOM * facts.room)
     for evaluator, ids in wanted.items():
         known, reason = texts_of(facts.results, evaluator)
         if reason:

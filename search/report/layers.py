@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from merging.recipe import Group
-from search.report.coefficients import Layers, column_of, columns_of, foreign_methods, layers_of, row_of
+from search.report.coefficients import ROOM, Layers, column_of, columns_of, foreign_methods, layers_of, row_of
 from search.report.facts import Facts, without_paths
 from search.report.figures import Data
 from search.report.markup import Html, count, element, join, listed, table
@@ -32,7 +32,7 @@ def layers_section(facts: Facts) -> Section | None:
             "report that the search itself writes has them."
         )
         return Section(TITLE, element("p", text))
-    layers = layers_of(facts)
+    layers = layers_of(facts, round(ROOM * facts.room))
     if layers is None or not layers.candidates:
         reasons = [] if layers is None else list(layers.unreadable.values())
         return Section(

@@ -6,8 +6,6 @@ Every sign that counts is there without colour, and everything that comes out of
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
@@ -19,7 +17,8 @@ from search import pareto
 from search.course import Course, Mishap, Running
 from search.ranges import duration
 from search.remaining import Remaining, remaining
-from search.report.scatter import Marks, scatter, sparkline
+from search.report.live_plot import plot
+from search.report.scatter import sparkline
 from search.report.terminal import cell, visible
 from search.statistics import interval_of_score
 from search.watching import Look
@@ -59,12 +58,12 @@ class Picture:
             sides.add_column(width=left)
             sides.add_column()
             height = max(12, min(left // 3, (options.height or console.height) - 8))
-            sides.add_row(_plot(course, left, height, ascii_only=ascii_only), facts)
+            sides.add_row(plot(course, left, height, ascii_only=ascii_only), facts)
             body: RenderableType = sides
         else:
             room = (options.height or console.height) - _lines(console, options, facts) - 5
-            plot = _plot(course, width, max(9, min(16, room)), ascii_only=ascii_only)
-            body = Group(plot, facts)
+            drawn = plot(course, width, max(9, min(16, room)), ascii_only=ascii_only)
+            body = Group(drawn, facts)
         yield head(self._name, course, look.state, self._estimate, self._now)
         yield body
         yield from self._trouble()
@@ -224,7 +223,7 @@ def score_text(course: Course, id: int, metric: str) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def trend_line(course: Course, *, ascii_only: bool = False, width: int = 24) -> Text:
+def trend_line(course: Course, *, ascii_only: bool = False, width: int = 16) -> Text:
     """The hypervolume over the candidates, and when it last grew."""
     ago = course.since_gain
     when = "with the last candidate" if ago == 0 else f"{ago} candidate{'' if ago == 1 else 's'} ago"
@@ -282,14 +281,16 @@ def constraint_lines(course: Course) -> list[RenderableType]:
 
 def under_way_lines(course: Course, running: bool, now: float, most: int = MOST_ROWS) -> list[RenderableType]:
     """What is evaluated now, up to which rung, and for how long."""
-    if not course.running:
-        return []
     if not running:
-        ids = ", ".join(map(str, list(course.running)[:MOST_ROWS]))
-        return [Text(f"was under way, and is begun again when the run is resumed: {ids}")]
+        ids = ", ".join(map(str, list(course.running)[:most]))
+        return [Text(f"was under way, and is begun again when the run is resumed: {ids}")] if ids else []
     found = sorted(course.running.values(), key=lambda each: each.since)
+    if not found:
+        return [Text("under way: nothing is being evaluated just now")]
+    if len(found) == 1:
+        return [Text(visible(f"under way: {_running(course, found[0], now)}"))]
     said = [
-        Text("under way:", "bold"),
+        Text(f"under way: {len(found)}"),
         *(Text(visible(f"  {_running(course, each, now)}")) for each in found[:most]),
     ]
     if len(found) > most:
@@ -336,57 +337,6 @@ def _disk_line(free: int) -> Text:
     if free >= LITTLE_DISK:
         return Text(f"disk: {free / 1e9:.0f} GB free", "dim")
     return Text(f"disk: only {free / 1e9:.1f} GB free where the run is", "bold")
-
-
-def pair_of(course: Course) -> tuple[int, int]:
-    """Places of the two objectives that the front trades against each other the most: the lowest rank correlation over
-    the front; the first two where there is nothing to tell."""
-    count = len(course.objectives.targets)
-    if count == 2 or len(course.front) < 3:
-        return 0, 1
-    points = course.front_points.argsort(axis=0).argsort(axis=0).astype(float)
-    centred = points - points.mean(axis=0)
-    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    return min(pairs, key=lambda pair: float((centred[:, pair[0]] * centred[:, pair[1]]).sum()))
-
-
-def _plot(course: Course, width: int, height: int, *, ascii_only: bool) -> RenderableType:
-    if not course.values:
-        return Text("nothing is scored yet", "dim")
-    names = [visible(each) for each in course.objectives.names]
-    if len(names) == 1:
-        return _line_plot(course, names[0], width, height, ascii_only=ascii_only)
-    first, second = (course.objectives.names[place] for place in pair_of(course))
-
-    def points(ids: Sequence[int]) -> list[tuple[float, float]]:
-        rows = [course.values[id] for id in ids if id in course.values]
-        return [(row[first], row[second]) for row in rows if first in row and second in row]
-
-    front, labels = set(course.front), course.labels
-    behind = [id for id in course.values if id not in front]
-    experts = [id for id in behind if labels.get(id, "").startswith("expert ")]
-    marks = [
-        Marks(points([id for id in behind if id not in labels]), "", ".", "", "scored"),
-        Marks(points([id for id in behind if id in labels and id not in experts]), "+", "+", "", "baseline"),
-        Marks(points(experts), "×", "x", "", "expert"),
-        Marks(points([id for id in course.front if id not in labels]), "●", "o", "bold cyan", "front"),
-        Marks(points([id for id in course.front if id in labels]), "◆", "#", "bold cyan", "baseline on the front"),
-        Marks(points([] if course.chosen is None else [course.chosen]), "★", "*", "bold", "chosen"),
-    ]
-    plot = scatter(marks, visible(first), visible(second), width, height, ascii_only=ascii_only)
-    if len(names) > 2:
-        more = "" if len(names) == 3 else f" and {len(names) - 3} more"
-        others = [each for each in names if each not in (visible(first), visible(second))]
-        return Group(plot, Text(f"two of {len(names)} objectives; {others[0]}{more} not shown", "dim"))
-    return plot
-
-
-def _line_plot(course: Course, name: str, width: int, height: int, *, ascii_only: bool) -> Text:
-    metric = course.objectives.names[0]
-    rows = [(float(id), row[metric]) for id, row in course.values.items() if metric in row]
-    front = [point for point in rows if int(point[0]) in set(course.front)]
-    marks = [Marks(rows, "", ".", "", "scored"), Marks(front, "●", "o", "bold cyan", "best")]
-    return scatter(marks, "candidate", name, width, height, ascii_only=ascii_only)
 
 
 def _value(course: Course, id: int | None, metric: str) -> str:

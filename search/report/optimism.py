@@ -70,9 +70,9 @@ def _figure(facts: Facts, picked: Sequence[int], baselines: Sequence[int]) -> Fi
     plots = [_plot(facts, target, picked, baselines) for target in facts.targets]
     caption = (
         "Each mark is a candidate with scores on both splits; on the line both are the same. Finalists were picked for "
-        "their search scores, so they fall on the worse side of it: that is the winner's curse, and the reason why "
-        "nothing is chosen on search scores. Baselines were not picked: how far they are off the line shows how much "
-        "easier or harder the selection items are."
+        "their search scores, so they tend to be worse on items that they were not picked on: that is the winner's "
+        "curse, and the reason why nothing is chosen on search scores. Baselines were not picked: how far they are off "
+        "the line shows how much easier or harder the selection items are."
     )
     legend = [("●", "--front", "finalists"), ("▲", "--baseline", "baselines")]
     if facts.results.chosen in picked:
@@ -133,18 +133,24 @@ def _numbers(facts: Facts, picked: Sequence[int], baselines: Sequence[int]) -> H
 
 def _averages(facts: Facts, picked: Sequence[int], baselines: Sequence[int]) -> Html:
     rows = []
-    front = [id for id in picked if id in facts.results.judge.front(facts.results.scores["search"])]
+    first = set(facts.results.judge.front(facts.results.scores["search"]))
+    front = [id for id in picked if id in first]
     groups = {"finalists": picked, "of them on the search's front": front, "baselines, not picked": baselines}
     for name, ids in groups.items():
         if ids:
             cells = [_signed(target, _mean_gain(facts, ids, target)) for target in facts.targets]
             rows.append([name, str(len(ids)), *cells])
     costs = [
-        f"{_signed(target, _mean_gain(facts, picked, target) - _mean_gain(facts, baselines, target))} in {target.name}"
+        f"{_signed(target, _mean_gain(facts, front, target) - _mean_gain(facts, baselines, target))} in {target.name}"
         for target in facts.targets
-        if baselines
+        if baselines and front
     ]
-    curse = f" Finalists minus baselines, what being picked added on average: {listed(costs)}." if costs else ""
+    curse = ""
+    if costs:
+        curse = (
+            " The front's members minus the baselines, which is what being picked added on average once the difficulty "
+            f"of the splits is taken off: {listed(costs)}."
+        )
     header = ["who", "candidates", *(each.name for each in facts.targets)]
     note = f"Means of search − selection, positive where the search items flattered.{curse}"
     return join([table("Search − selection, on average", header, rows), element("p", note, class_="note")])

@@ -323,12 +323,15 @@ class _Painter:
     def _name(self, axes: Axes, mark: Mark, at: tuple[float, float], box: _Box, weight: str) -> None:
         from matplotlib.patheffects import withStroke
 
-        back = axes.transData.inverted().transform
+        def back(x: float, y: float) -> tuple[float, float]:
+            found = axes.transData.inverted().transform((x, y))
+            return float(found[0]), float(found[1])
+
         arrow = None
         if box.gap(*at) > 16:
             arrow = {"arrowstyle": "-", "color": self._colours["muted"], "linewidth": 0.5}
         axes.annotate(
-            _short(mark.label), back(at), xytext=back((box.left, (box.bottom + box.top) / 2)), textcoords="data",
+            _short(mark.label), back(*at), xytext=back(box.left, (box.bottom + box.top) / 2), textcoords="data",
             fontsize=8, va="center", color=self._colours["ink"], fontweight=weight, zorder=30, arrowprops=arrow,
             annotation_clip=False, path_effects=[withStroke(linewidth=2.0, foreground=self._colours["paper"])],
         )  # fmt: skip

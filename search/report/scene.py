@@ -87,7 +87,7 @@ class Scene:
         taken = {star, self._same(star), *(each.id for each in named)}
         front = [Mark(id, "", "front", "o", 5.5, 9) for id in self._results.front if id not in taken]
         stars = [] if star is None else [Mark(self._same(star), self._star_label(star), "chosen", "*", 15.0, 12)]
-        return [*front, *sorted(reversed(named), key=lambda each: each.layer), *stars]
+        return [*front, *sorted(named, key=lambda each: (each.layer, -named.index(each))), *stars]
 
     @property
     def cloud_label(self) -> str:

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from search.report.terminal import cell
 
-LONGEST_LABEL = 28
-"""Characters of the first column, at most; longer labels are folded."""
-_GAP = 3
+SHORTEST_LABEL = 16
+"""Characters to which the first column is folded, at most, so that one more column fits."""
+_GAP, _EDGES = 3, 2
+"""Characters between two columns, and beside the outer ones."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ def score_tables(first: str, names: Sequence[str], rows: Sequence[Row], width: i
         width: of the terminal, in characters.
     """
     cells = [[cell(each) for each in row.cells] for row in rows]
-    widths = [max([4, *(row[place].cell_len for row in cells)]) for place in range(len(names))]
-    label = min(LONGEST_LABEL, max([len(first), *(cell(row.label).cell_len for row in rows)]))
+    narrow = [max([4, *(row[place].cell_len for row in cells)]) for place in range(len(names))]
+    natural = [max(least, cell(name).cell_len) for least, name in zip(narrow, names, strict=True)]
+    longest = max([len(first), *(cell(row.label).cell_len for row in rows)])
     tables = []
-    for start, end in _chunks(widths, width - label):
+    for start, end in _chunks(narrow, width - _EDGES - min(longest, SHORTEST_LABEL)):
+        given = [widths[start:end] for widths in (natural, narrow)]
+        rooms = [width - _EDGES - sum(each) - _GAP * len(each) for each in given]
+        place = next((place for place, room in enumerate(rooms) if room >= min(longest, SHORTEST_LABEL)), 1)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(cell(first), min_width=min(label, max(4, width - sum(widths[start:end]) - 2 * _GAP)))
-        for place in range(start, end):
-            table.add_column(cell(names[place]), justify="right", min_width=widths[place], overflow="fold")
+        table.add_column(cell(first), width=max(4, min(longest, rooms[place])), overflow="fold")
+        for name, size in zip(names[start:end], given[place], strict=True):
+            table.add_column(cell(name), justify="right", width=size, overflow="fold")
         for row, shown in zip(rows, cells, strict=True):
             table.add_row(cell(row.label), *shown[start:end], style="bold" if row.bold else None)
         tables.append(table)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 
-import search
 from evaluators.contract import SPLITS, Split
-from merging.bounded import read_json
 from search.objectives import Target
 from search.report.claim import p_value
-from search.report.facts import Facts, gain, shown_folder, shown_reference, without_paths
+from search.report.facts import Facts, shown_folder
 from search.report.markup import (
     Html,
-    count,
-    duration,
     element,
     join,
     measured,
@@ -23,10 +18,6 @@ from search.report.markup import (
     scrolling,
     table,
 )
-from search.virtual import references
-
-MOST_IDS = 20
-"""Candidate numbers that are named for one reason of failure."""
 
 
 def scores_table(facts: Facts) -> Html:
@@ -95,35 +86,6 @@ def _cells(facts: Facts, id: int, splits: list[Split], kept_on: Split) -> list[H
     return cells
 
 
-def optimism_table(facts: Facts) -> Html:
-    """How much the search flattered the chosen merge; empty before its holdout is known."""
-    id = facts.results.chosen
-    if id is None or id not in facts.results.scores["holdout"]:
-        return Html()
-    rows = []
-    for target in facts.targets:
-        row = [target.name]
-        for split in ("search", "selection"):
-            first, last = facts.score(id, split, target), facts.score(id, "holdout", target)
-            if first is None or last is None:
-                row.append("–")
-            else:
-                row.append(measured(target, (gain(target, first[0], last[0]), math.hypot(first[1], last[1]))))
-        rows.append(row)
-    return join(
-        [
-            table("Optimism of the chosen merge", ["objective", "search − holdout", "selection − holdout"], rows),
-            element(
-                "p",
-                "In the metric's units, signed so that positive means that the first split flattered the merge. It "
-                "holds the luck of being picked, and any difference in difficulty between the splits; ± is the 95 % "
-                "half-width of the difference.",
-                class_="note",
-            ),
-        ]
-    )
-
-
 def comparisons_table(facts: Facts) -> Html:
     """The chosen merge against every baseline, item by item on holdout; empty before its holdout is known."""
     claims = facts.results.claims
@@ -162,74 +124,6 @@ def _signed(value: float, low: float, high: float) -> str:
     return f"{value:+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
 
 
-def failures_table(facts: Facts) -> Html:
-    """Reasons, and the candidates that have them."""
-    reasons: dict[str, list[int]] = {}
-    for each in facts.results.candidates:
-        if each.state in ("failed", "censored"):
-            reason = without_paths(each.reason, facts.results) or "no reason was recorded"
-            reasons.setdefault(f"{each.state}: {reason}", []).append(each.id)
-    if not reasons:
-        return element("p", "No candidate failed.")
-    rows = []
-    for reason, ids in sorted(reasons.items(), key=lambda item: (-len(item[1]), item[1])):
-        more = f" and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else ""
-        rows.append([reason, str(len(ids)), ", ".join(str(each) for each in ids[:MOST_IDS]) + more])
-    return table("What failed, and why", ["reason", "how often", "candidates"], rows, tall=True)
-
-
-def time_table(facts: Facts) -> Html:
-    """Where the time went."""
-    seconds = facts.results.seconds
-    whole = sum(seconds.values())
-    rows = [
-        [
-            what,
-            duration(value),
-            percent(value / whole) if whole else "–",
-            duration(value / max(1, facts.results.evaluations)),
-        ]
-        for what, value in sorted(seconds.items(), key=lambda item: -item[1])
-    ]
-    rows.append(
-        ["all", duration(whole), percent(1.0) if whole else "–", duration(whole / max(1, facts.results.evaluations))]
-    )
-    label = f"Wall time of {count(facts.results.evaluations, 'evaluation')} on all splits"
-    return table(label, ["part", "time", "share", "per evaluation"], rows)
-
-
-def made_of(facts: Facts) -> Html:
-    """Models, items, environment, versions."""
-    started, config = facts.results.started, facts.results.config
-    optimizer = config.search.optimizer
-    named = references(config)
-    models = [
-        [alias, shown_reference(named.get(alias, alias)), element("code", content)]
-        for alias, content in started.sources.items()
-    ]
-    items = [
-        [name, *(str(len(splits.get(each, []))) for each in SPLITS), element("code", started.evaluators.get(name, "–"))]
-        for name, splits in started.items.items()
-    ]
-    settings = [
-        ["optimizer", " ".join([optimizer.name, *(f"{name}={value}" for name, value in optimizer.options.items())])],
-        ["seed", str(config.search.seed)],
-        ["budget", count(config.search.budget.candidates, "candidate")],
-        ["engine", started.engine],
-        ["CPU threads", str(started.threads)],
-        ["holdout opened", count(facts.results.openings, "time")],
-        ["written by", f"paretomerge {search.__version__}"],
-    ]  # fmt: skip
-    return join(
-        [
-            table("Models, by the content of their tensors", ["model", "given as", "content hash"], models),
-            table("Items per split", ["evaluator", *SPLITS, "fingerprint"], items),
-            table("Settings", ["what", "value"], settings),
-            _environment(facts.results.folder),
-        ]
-    )
-
-
 def commands(facts: Facts) -> Html:
     """How to export, and how to go on."""
     folder = shown_folder(facts.results.folder)
@@ -262,17 +156,6 @@ def commands(facts: Facts) -> Html:
             ),
         ]
     )
-
-
-def _environment(folder: Path) -> Html:
-    try:
-        data = read_json(folder / "environment.json")
-        packages = data.pop("packages")
-        pairs = [*packages.items(), *data.items()]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return element("p", "environment.json is missing from the run directory, or cannot be read.")
-    rows = [[str(name), "not installed" if value is None else str(value)] for name, value in pairs]
-    return table("Environment when the run started", ["what", "version"], rows)
 
 
 def _has(facts: Facts, id: int, split: Split) -> bool:

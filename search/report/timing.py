@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from search.report.facts import Facts
 from search.report.figures import Data, Figure, Plot, css
-from search.report.history import Rung
 from search.report.markup import Html, count, duration, element, for_plot, join, percent, table
 from search.report.section import Section
 from search.stages import stage_names
@@ -52,7 +49,7 @@ def by_phase(facts: Facts) -> Phases:
         for what, value in own.items():
             into[what] = into.get(what, 0.0) + value
     order = [*names, "finals, selection", "finals, holdout"]
-    return {phase: found[phase] for phase in sorted(found, key=lambda each: (order.index(each) if each in order else 99))}
+    return {phase: found[phase] for phase in sorted(found, key=lambda each: order.index(each) if each in order else 99)}
 
 
 def _figure(phases: Phases) -> Figure:
@@ -149,10 +146,15 @@ def _racing(facts: Facts) -> Html:
     whole = sum(len(splits.get("search", ())) for splits in facts.results.started.items.values())
     saved = _saved(facts, whole)
     spent = facts.history.steps[-1].items if facts.history.steps else 0
-    note = f"Without stopping early, all {whole} items would have been scored for each: {saved} items more than the {spent} that were."
+    note = (
+        f"Without stopping early, all {whole} items would have been scored for each: {saved} items more than the "
+        f"{spent} that were."
+    )
     return join(
         [
-            table("Rungs: who went on, and who was stopped", ["rung", "items so far", "reached it", "stopped there"], rows),
+            table(
+                "Rungs: who went on, and who was stopped", ["rung", "items so far", "reached it", "stopped there"], rows
+            ),
             element("p", note, class_="note"),
         ]
     )
@@ -166,8 +168,3 @@ def _saved(facts: Facts, whole: int) -> int:
             saved += max(0, whole - (step.items - before))
         before = step.items
     return saved
-
-
-def rungs_of(rungs: Mapping[int, Rung]) -> Sequence[Rung]:
-    """By index."""
-    return [rungs[index] for index in sorted(rungs)]

@@ -184,7 +184,7 @@ def _merges(facts: Facts, split: Split) -> list[int]:
 def _read(facts: Facts, split: Split, ids: Sequence[int]) -> dict[int, Items]:
     store = Store.open(facts.results.folder, read_only=True)
     try:
-        found = {id: store.item_scores(id, split) for id in dict.fromkeys(ids)}
+        found: dict[int, Items] = {id: store.item_scores(id, split) for id in dict.fromkeys(ids)}
     finally:
         store.close()
     missing = [id for id, each in found.items() if not each]

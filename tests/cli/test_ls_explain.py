@@ -14,7 +14,7 @@ import yaml
 from merging.methods import canonical, get, names, registry
 from merging.recipe import Assignment
 from search.cli import run_command
-from search.cli.explain import method_facts, needs_text, range_text
+from search.method_facts import method_facts, needs_text, range_text
 
 PLUG_IN = '''
 """A method of somebody else."""

@@ -13,10 +13,14 @@ from search.cli import run_command
 CONFIG = Path(__file__).parents[2] / "configs" / "nano.yaml"
 
 
-def memory(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
     assert run_command(["plan", *arguments, "--json"]) == code
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found["memory"]  # type: ignore[no-any-return]
+    return found
+
+
+def memory(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    return planned(capsys, *arguments, code=code)["memory"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,15 @@ def test_a_config_is_planned_from_headers_alone(
 
     for method in ("read", "reader"):
         monkeypatch.setattr(Checkpoint, method, refuse)
-    found = memory(capsys, str(CONFIG))
+    whole = planned(capsys, str(CONFIG), "--no-measure")
+    assert whole["name"] == "nano" and whole["time"] is None
+    assert whole["search"]["candidates"] == {"low": 40.0, "middle": 40.0, "high": 40.0}
+    assert [each["name"] for each in whole["search"]["stages"]] == [
+        "baselines", "per-expert", "full", "selection", "holdout",
+    ]  # fmt: skip
+    assert whole["search"]["rungs"] == [{"string": 40, "language": 40}, {"string": 24, "language": 24}]
+    assert whole["disk"]["enough"] and whole["disk"]["read_each"]["high"] == 0.0
+    found = whole["memory"]
     stored = (nano_zoo / "base" / "model.safetensors").stat().st_size
     live = next(part for part in found["parts"] if part["what"] == "live model")
     assert found["fits"] and live["where"] == "host" and 0.9 * stored < live["size"] <= stored
@@ -63,7 +75,7 @@ def test_a_config_is_planned_from_headers_alone(
 
 def test_a_config_s_workers_are_planned(capsys: pytest.CaptureFixture[str], nano_zoo: Path) -> None:
     more = ["--set", "workers.kind=ray", "--set", "workers.count=3"]
-    found = memory(capsys, str(CONFIG), *more, "--host", "64GB")
+    found = memory(capsys, str(CONFIG), *more, "--host", "64GB")  # another machine: nothing is measured
     assert found["workers"] == 3
     assert all(part["once"] for part in found["parts"] if part["what"].startswith(("base", "expert")))
     crowd = memory(capsys, str(CONFIG), *more, "--host", "2GB", code=2)
@@ -92,3 +104,50 @@ def test_mistakes_are_one_paragraph(capsys: pytest.CaptureFixture[str], argument
 def test_sizes_are_read_as_people_write_them(capsys: pytest.CaptureFixture[str]) -> None:
     found = memory(capsys, "--parameters", "1e9", "--devices", "2 × 24 GiB", "--host", "0.5TB")
     assert found["machine"] == {"devices": [24 * 2**30] * 2, "host": 500 * 10**9}
+
+
+def test_a_measured_plan_has_a_range_for_everything_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str], nano_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = planned(capsys, str(CONFIG), "--set", "search.control=true")
+    assert list(tmp_path.iterdir()) == []
+    times = found["time"]
+    for figure in (times["seconds"], times["start"], times["merge"], times["busy"], *times["propose"].values()):
+        assert 0.0 <= figure["low"] <= figure["middle"] <= figure["high"]
+    stages = found["search"]["stages"]
+    assert [each["name"] for each in stages][-1] == "control"
+    whole = sum(each["seconds"]["middle"] for each in stages) + times["start"]["middle"]
+    assert times["seconds"]["middle"] == pytest.approx(whole)
+    measured = times["measured"]
+    assert set(measured["scored"]) == {"string", "language"} and len(measured["merges"]) >= 3
+    assert set(measured["scored"]["string"]) <= {"40", "24"} and "40" in measured["scored"]["string"]
+    assert times["merge"]["low"] < times["merge"]["middle"] < times["merge"]["high"]
+    assert "measured here" in found["sources"]["time"]
+
+
+def test_a_plan_for_people_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], nano_zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command(["plan", str(CONFIG), "--no-measure"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for says in ("per-expert", "holdout", "rungs of 40, 64", "run directory", "live model", "9 of them, once"):
+        assert says in " ".join(shown.split())
+    assert "…" not in shown  # nothing is cut off
+
+
+def test_a_merge_that_cannot_be_scored_is_said(
+    capsys: pytest.CaptureFixture[str], nano_zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.workers.evaluation import CandidateFailed
+    from search.workers.inline import InlineWorker
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise CandidateFailed("model.layers.0: not finite", {})
+
+    monkeypatch.setattr(InlineWorker, "evaluate", fail)
+    assert run_command(["plan", str(CONFIG)]) == 2
+    message = capsys.readouterr().err
+    assert "not finite" in message and "--no-measure" in message and "Traceback" not in message
