@@ -92,12 +92,12 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         ids = _listed(folder, names[0]) if names else {}
         if not ids:
             ids = _loaded(folder).get_vocab()
+        return Vocabulary(folder, _with_added(folder, ids) if names else ids)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MergingError(
             f"expected tokenizer files in {folder}, found some that cannot be read ({type(error).__name__}: {error}); "
             "save the tokenizer again with save_pretrained"
         ) from error
-    return Vocabulary(folder, _with_added(folder, ids) if names else ids)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.contract import Split
+from search import pareto
 from search.consistency import check_started, config_of, contradicts
 from search.constraints import Constraints
 from search.events import (
@@ -38,7 +39,7 @@ from search.events import (
     Told,
 )
 from search.fidelity import rung_sizes
-from search.growing_front import Front, NumberedFront
+from search.growing_front import NumberedFront
 from search.objectives import Objectives
 from search.pace import Pace
 from search.stages import stage_names
@@ -118,7 +119,7 @@ class Course:
         values, errors: candidate -> metric -> score on the search split, and its standard error.
         on: split -> candidate -> metric -> (value, standard error), of the finals.
         best: metric of an objective -> the candidate that is best in it, among the complete and feasible ones.
-        trend: [(candidates told, front)], one entry per change.
+        changes: how many candidates were told at each change of the front, ascending.
         reasons: why candidates failed -> how many.
         mishaps: failures and incidents, oldest first, the latest of them.
         incidents: what -> how many.
@@ -147,7 +148,7 @@ class Course:
         self.errors: dict[int, Mapping[str, float]] = {}
         self.on: dict[Split, dict[int, dict[str, tuple[float, float]]]] = {"selection": {}, "holdout": {}}
         self.best: dict[str, int] = {}
-        self.trend: list[tuple[int, Front]] = []
+        self.changes: list[int] = []
         self.reasons: Counter[str] = Counter()
         self.incidents: Counter[str] = Counter()
         self.mishaps: deque[Mishap] = deque(maxlen=LATEST)
@@ -161,6 +162,7 @@ class Course:
         self.at = 0.0
         self.final_hypervolume: float | None = None
         self._finished = -1
+        self._balanced: tuple[int, tuple[int, tuple[float, ...]] | None] = (-1, None)
         self._stages: dict[int, int] = {}
         self._rungs: dict[int, int] = {}
         self._busy: dict[int, float] = {}
@@ -208,17 +210,28 @@ class Course:
     @property
     def volume(self) -> float | None:
         """Hypervolume of the front; None where too many objectives make it slow to compute."""
+        return self.volume_after(len(self.changes))
+
+    def volume_after(self, changes: int) -> float | None:
+        """:attr:`volume` as it was after so many changes of the front."""
         if len(self.objectives.targets) > MOST_FOR_VOLUME:
             return None
-        return self.trend[-1][1].hypervolume if self.trend else 0.0
+        return self._front.hypervolume(changes)
 
     @property
     def since_gain(self) -> int:
         """Candidates told since the front last changed."""
-        return self.told - (self.trend[-1][0] if self.trend else 0)
+        return self.told - (self.changes[-1] if self.changes else 0)
 
-    def retention(self, id: int) -> tuple[float, ...]:
-        """[objectives] of a candidate that has scores, on the search split; see :meth:`Objectives.retention`."""
+    def most_balanced(self) -> tuple[int, tuple[float, ...]] | None:
+        """Whom the run would choose if the search split were the last word, and its retention per objective; None
+        before there is a front."""
+        if self._balanced[0] != self.told:
+            self._balanced = (self.told, self._knee())
+        return self._balanced[1]
+
+    def _knee(self) -> tuple[int, tuple[float, ...]] | None:
+        ids = [id for id in self.front if id in self.values]
         known = {label: id for id, label in reversed(self.labels.items()) if id in self.values}
         base = self.values.get(known.get("base", -1))
         experts = {
@@ -226,7 +239,10 @@ class Course:
             for target in self.objectives.targets
             if target.expert is not None and f"expert {target.expert}" in known
         }
-        return self.objectives.retention(self.values[id], base, experts)
+        kept = {id: self.objectives.retention(self.values[id], base, experts) for id in ids}
+        k = len(self.objectives.targets)
+        found = pareto.knee(list(kept.values()), ids, ideal=[1.0] * k, nadir=[0.0] * k) if ids else None
+        return None if found is None else (found, kept[found])
 
     @property
     def front(self) -> list[int]:
@@ -378,7 +394,7 @@ class Course:
         if outcome.state == "complete" and outcome.feasible:
             self._lead(id)
             if self._front.add(id, outcome.utilities):
-                self.trend.append((self.told, self._front.snapshot()))
+                self.changes.append(self.told)
 
     def _lead(self, id: int) -> None:
         """It may be the best in some objective."""

@@ -65,7 +65,7 @@ class GrowingFront:
 
 
 class NumberedFront:
-    """A front that knows whose its points are. Of equal points all stay, as they do where people are shown a front.
+    """A front that knows whose its points are, and what it was. Of equal points all stay, as where people see a front.
 
     Args:
         reference: [objectives] the hypervolume's reference point, in utilities.
@@ -79,23 +79,37 @@ class NumberedFront:
         self.ids: list[int] = []
         self.points: npt.NDArray[np.float64] = np.empty((0, len(reference)))
         self._reference = tuple(reference)
+        self._entered: list[tuple[float, ...]] = []
+        self._volumes: dict[int, float] = {}
 
     def add(self, id: int, utilities: Sequence[float]) -> bool:
         """One more point.
 
         Returns:
-            Whether the front is another one now: neither dominated by what is there, nor equal to it.
+            Whether the front is another one now: the point is neither dominated by what is there, nor equal to it.
         """
         point = np.asarray(utilities, dtype=np.float64)
-        no_worse, better = (self.points >= point).all(axis=1), (self.points > point).any(axis=1)
-        if (no_worse & better).any():
+        no_worse = (self.points >= point).all(axis=1)
+        if (self.points[no_worse] > point).any():
             return False
-        beaten = (point >= self.points).all(axis=1) & (point > self.points).any(axis=1)
-        kept = np.flatnonzero(np.logical_not(beaten)).tolist()
-        self.ids = [*(self.ids[place] for place in kept), id]
-        self.points = np.vstack([self.points[kept], point])
-        return not no_worse.any()
+        stay = (self.points > point).any(axis=1) | no_worse
+        if not stay.all():
+            kept = np.flatnonzero(stay).tolist()
+            self.ids, self.points = [self.ids[place] for place in kept], self.points[kept]
+        self.ids.append(id)
+        self.points = np.vstack([self.points, point])
+        if no_worse.any():
+            return False
+        self._entered.append(tuple(utilities))
+        return True
 
-    def snapshot(self) -> Front:
-        """As it stands, each point once."""
-        return Front(tuple(dict.fromkeys(map(tuple, self.points.tolist()))), self._reference)
+    def hypervolume(self, changes: int) -> float:
+        """Of the front as it was after so many changes; with many objectives it takes seconds.
+
+        Args:
+            changes: how often :meth:`add` had said that it was another one.
+        """
+        if changes not in self._volumes:
+            points = np.array(self._entered[:changes]).reshape(changes, len(self._reference))
+            self._volumes[changes] = pareto.hypervolume(points[pareto.nondominated(points)], self._reference)
+        return self._volumes[changes]

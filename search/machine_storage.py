@@ -55,15 +55,15 @@ def folder_size(folder: Path, most: int = MOST_FILES) -> tuple[int, bool]:
             if count > most:
                 return total, False
             try:
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += Path(place, name).lstat().st_size
             except OSError:  # removed meanwhile
                 continue
     return total, True
 
 
 def _sized(folder: Path) -> str:
-    bytes, whole = folder_size(folder)
-    return f"{'' if whole else 'at least '}{size(bytes)},"
+    held, whole = folder_size(folder)
+    return f"{'' if whole else 'at least '}{size(held)},"
 
 
 def _space(name: str, path: Path) -> Finding:

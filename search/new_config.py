@@ -23,6 +23,9 @@ METRICS = {
 }  # fmt: skip
 """Evaluator -> the metric that an objective takes where the user names none."""
 
+OF_THE_HUB = "hf://datasets/"
+"""What a data set of the Hugging Face Hub is named by, as its own libraries do."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9_./~-][A-Za-z0-9_./~@+-]*")
 _BUDGET = re.compile(r"(?:(?P<candidates>\d+))?(?:,?(?P<hours>\d+(?:\.\d+)?)h)?")
@@ -34,7 +37,7 @@ class Asked(NamedTuple):
     Attributes:
         name: of the evaluator; that of an expert, where it scores the expert's skill.
         type: of the evaluator; "" to find one that fits the data.
-        data: a file, a folder, ``zoo://…``, the name of a data set; for ``lm_eval`` tasks, with commas in between.
+        data: a file, a folder, ``zoo://…``, ``hf://datasets/NAME``; for ``lm_eval`` tasks, with commas in between.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Wishes:
         evaluators: in order.
         candidates, hours: the budget; None for the preset's, and for no limit.
         device: where the live model is; "" to look whether there is a GPU.
+        tasks: a folder with tasks of lm-eval that are the user's own; "" for none.
         out: the file to write.
     """
 
@@ -63,6 +67,7 @@ class Wishes:
     candidates: int | None = None
     hours: float | None = None
     device: str = ""
+    tasks: str = ""
 
 
 @dataclass
@@ -103,7 +108,7 @@ def draft(wishes: Wishes) -> Draft:
         found += _difference(alias, base, model_kind(_folder(expert)))
     sections: dict[str, dict[str, Any]] = {}
     for asked in wishes.evaluators:
-        sections[asked.name], line = _section(asked, preset, base.kind, wishes.out.parent)
+        sections[asked.name], line = _section(asked, preset, base.kind, wishes)
         found.append(f"{asked.name}: {line}")
     safety = [name for name, section in sections.items() if section["type"] == "refusal"]
     if preset.safety and (not safety or len(safety) == len(sections)):
@@ -229,17 +234,20 @@ def _difference(alias: str, base: ModelKind, expert: ModelKind) -> list[str]:
     return [f"{alias}: {expert.words}, which differs from the base; `check` says whether they merge"]
 
 
-def _section(asked: Asked, preset: Preset, kind: Kind, folder: Path) -> tuple[dict[str, Any], str]:
+def _section(asked: Asked, preset: Preset, kind: Kind, wishes: Wishes) -> tuple[dict[str, Any], str]:
     """An evaluator's section, and what was found."""
+    folder = wishes.out.parent
     if asked.type == "lm_eval" or (not asked.type and preset.evaluator == "lm_eval" and not _is_data(asked.data)):
         tasks = [each.strip() for each in asked.data.split(",") if each.strip()]
         section: dict[str, Any] = {"type": "lm_eval", "tasks": tasks[0] if len(tasks) == 1 else tasks}
+        if wishes.tasks:
+            section["include_path"] = _path(wishes.tasks, folder)
         return section, f"lm_eval, {len(tasks)} task{'s' * (len(tasks) != 1)}"
     likely = asked.type or (preset.evaluator if _for_one(preset) else "")
-    if not _is_data(asked.data) and re.fullmatch(r"[\w.-]+/[\w.-]+", asked.data):
+    if asked.data.startswith(OF_THE_HUB):
         likely = likely or preset.evaluator
-        unseen = f"{likely}, on a data set of the Hub, which was not looked at"
-        return {"type": likely, "data": {"dataset": asked.data}}, unseen
+        unseen = f"{likely}, on a data set of the Hub, which was not looked at: its fields may need names"
+        return {"type": likely, "data": {"dataset": asked.data.removeprefix(OF_THE_HUB)}}, unseen
     records = first_records(asked.data, Path())
     made = guess(records, kind, likely) or (None if asked.type else guess(records, kind))
     fields = ", ".join(map(str, records[0]))

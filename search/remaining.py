@@ -12,14 +12,12 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from search.course import MOST_FOR_VOLUME, Course
+from search.course import Course
 from search.finals import LEAST_FINALISTS
-from search.growing_front import Front
 from search.judge import GRID
 from search.pace import Cost
 from search.ranges import Range
@@ -158,17 +156,15 @@ def _limits(course: Course, budget: Budget, costs: Sequence[Cost], rate: _Rate) 
 
 def _until_flat(course: Course, plateau: PlateauConfig) -> int:
     """Candidates until the search counts as flat, if it gets no better any more (:class:`search.budget.Progress`)."""
-    if not course.trend:
+    if not course.changes:
         return plateau.candidates
-    flat = bisect.bisect_left(course.trend, 1, key=partial(_is_as_good, now=course.trend[-1][1], gain=plateau.gain))
+    now = course.volume
+    since = len(course.changes) - 1
+    if now is not None:
+        enough = now / (1.0 + plateau.gain)
+        since = bisect.bisect_left(range(since), enough, key=lambda place: course.volume_after(place + 1) or 0.0)
     of_last_stage = course.started.stage_ends[-1] if course.started.stage_ends else 0
-    return max(0, max(course.trend[flat][0], of_last_stage + 1) + plateau.candidates - course.told)
-
-
-def _is_as_good(entry: tuple[int, Front], now: Front, gain: float) -> bool:
-    if len(now.reference) > MOST_FOR_VOLUME:
-        return entry[1] is now
-    return now.hypervolume <= entry[1].hypervolume * (1.0 + gain)
+    return max(0, max(course.changes[since], of_last_stage + 1) + plateau.candidates - course.told)
 
 
 def _first(limits: dict[Limit, Range]) -> tuple[Range, Limit]:

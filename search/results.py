@@ -22,6 +22,7 @@ from search.events import Asked, EvaluationStarted, Incident, Opened, OptimizerN
 from search.judge import Baseline, Judge, Scores
 from search.lock import is_held
 from search.objectives import Objectives
+from search.optimizers.contract import Genome
 from search.positions import YamlSource
 from search.schema import Config
 from search.space.methods import PLANNED
@@ -91,15 +92,16 @@ class Results:
             if started is None:
                 raise SearchError(f"{folder}: this run has not begun yet; wait a moment, or start it again")
             course = Course(started, folder)
-            asked = repeated = openings = 0
+            genomes: dict[int, Genome] = {}
+            repeated = openings = 0
             picks: list[tuple[int, str]] = []
             notes: dict[int, dict[str, float | str]] = {}
             incidents: list[Incident] = []
             for entry in store.entries(*HEARD, Picked, OptimizerNoted):
                 course.note(entry.event, entry.at)
                 match entry.event:
-                    case Asked():
-                        asked += 1
+                    case Asked() as asked:
+                        genomes[asked.candidate] = asked.genome
                     case EvaluationStarted():
                         repeated += 1
                     case Opened():
@@ -110,7 +112,7 @@ class Results:
                         notes[noted.stage] = noted.facts
                     case Incident() as incident:
                         incidents.append(incident)
-            candidates = tuple(store.candidates())
+            candidates = tuple(store.candidates(genomes))
             by_candidate = store.seconds()
             seconds = dict.fromkeys(("materialize", "evaluate", "optimize", "store"), 0.0)
             for each in by_candidate.values():
@@ -131,7 +133,7 @@ class Results:
                 notes=notes,
                 items=course.pace.items,
                 violations={split: store.violations(split) for split in SPLITS},
-                evaluations=asked - duplicates + repeated,
+                evaluations=len(genomes) - duplicates + repeated,
                 seconds=seconds,
                 candidate_seconds=by_candidate,
                 incidents=tuple(incidents),

@@ -261,8 +261,10 @@ def model_path(loaded: LoadedConfig, location: Location, reference: str) -> Path
             hint = "; that is a file: give the folder that holds config.json"
         elif _HUB_NAME.fullmatch(reference):
             hint = f". If that is a name on the Hugging Face Hub: hf download {reference} --local-dir {reference}"
-        elif path.parent.is_dir():
-            hint = "." + did_you_mean(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+        else:
+            places = {path.parent, (loaded.path.parent / path).parent}
+            near = {each.name for place in places if place.is_dir() for each in place.iterdir() if each.is_dir()}
+            hint = "." + did_you_mean(path.name, sorted(near))
         raise loaded.error(location, f"expected a folder with a model, found nothing at {path}{hint.removesuffix('.')}")
     return path
 

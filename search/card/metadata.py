@@ -47,7 +47,7 @@ def metadata(facts: CardFacts, loading: Loading) -> ModelCardData:
 
 
 def _name(facts: CardFacts) -> str:
-    return visible(facts.repository.partition("/")[2] if facts.repository else facts.title)
+    return " ".join(visible(facts.repository.partition("/")[2] if facts.repository else facts.title).split())
 
 
 def _alike(parents: list[Parent], key: str) -> str | None:

@@ -12,7 +12,7 @@ from merging import bounded, plain_yaml
 from merging.recipe import Recipe, SourceRef
 from search.errors import SearchError
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"^[0-9a-f]{7,40}$")
 _LARGEST_CARD = 2_000_000
 _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
@@ -125,7 +125,7 @@ def _by_folder(path: str, names: Mapping[str, str], folders: Mapping[str, Path])
 
 def is_hub_id(text: str) -> bool:
     """Whether this is ``owner/name`` as the Hub has them."""
-    return bool(_HUB_ID.match(text)) and ".." not in text and "--" not in text and not text.endswith((".git", "."))
+    return bool(_HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text and not text.endswith((".git", "."))
 
 
 def hub_id_of(folder: Path) -> tuple[str | None, str | None]:

@@ -20,7 +20,11 @@ PERMISSIVE = frozenset((
 
 def check_licences(subject: Subject, models: Models) -> None:
     """Warn of licences that are not stated, forbid what is planned, or differ from each other."""
-    stated = {alias: licence_of(subject, alias, folder) for alias, folder in models.folders.items()}
+    stated = {
+        alias: licence_of(subject, alias, folder)
+        for alias, folder in models.folders.items()
+        if alias in models.checkpoints
+    }
     unknown = [alias for alias, licence in stated.items() if licence == ""]
     if unknown:
         subject.findings.warn(

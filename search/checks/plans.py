@@ -66,7 +66,7 @@ def _resolve(subject: Subject, evaluators: Mapping[str, Evaluator], plan: Plan) 
                 plan.constraints.append(constraint_of(subject.loaded, key, evaluators))
     used = {each.metric.partition(".")[0] for each in config.objectives}
     used |= {key.partition(".")[0] for key in config.constraints}
-    for name in config.evaluators.keys() - used:
+    for name in evaluators.keys() - used:
         if subject.sound("objectives") and subject.sound("constraints"):
             subject.findings.note(
                 ("evaluators", name),

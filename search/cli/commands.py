@@ -31,7 +31,7 @@ class Declared(NamedTuple):
 
 COMMANDS = (
     Declared("init", "Start", "Write a config for your models and data, from a preset."),
-    Declared("check", "Start", "Check a config, its models and its data"),
+    Declared("check", "Start", "Check a config, its models, its data and this machine"),
     Declared("plan", "Start", "What a search will take: time, memory and disk"),
     Declared("power", "Start", "What difference the config's items can resolve"),
     Declared("run", "Run", "Search. The same command resumes"),

@@ -26,10 +26,10 @@ def complete_kinds(incomplete: str) -> list[str]:
 
 
 def complete_names(incomplete: str) -> list[str]:
-    """What can be explained: methods, evaluators, optimizers, presets, and the words of the vocabulary."""
-    from search.naming import names
+    """What can be explained: methods, evaluators, optimizers, presets, metrics, words; keys of a config from a dot on."""
+    from search.naming import key_paths, names
 
-    return _beginning(names(), incomplete)
+    return _beginning(key_paths() if "." in incomplete else names(), incomplete)
 
 
 def complete_runs(incomplete: str) -> list[str]:
@@ -55,6 +55,13 @@ def complete_configs(incomplete: str) -> list[str]:
         return []
     files = [str(each) for each in sorted(folder.iterdir()) if each.suffix in (".yaml", ".yml") and each.is_file()]
     return _beginning(files, incomplete) + _folders(folder, incomplete)
+
+
+def complete_families(incomplete: str) -> list[str]:
+    """Families of the zoo."""
+    from zoo import families
+
+    return _beginning(families(), incomplete)
 
 
 def _folders(folder: Path, incomplete: str) -> list[str]:

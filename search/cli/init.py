@@ -44,6 +44,9 @@ def init(
     device: Annotated[
         str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; cuda where there is a GPU.")
     ] = "",
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="DIR", help="Of lm_eval: a folder with tasks of your own.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="The config to write; my_search.yaml if left out.")
     ] = None,
@@ -63,7 +66,7 @@ def init(
     evaluators = [parse_evaluator(each) for each in evaluator or []]
     candidates, hours = parse_budget(budget) if budget is not None else (None, None)
     wishes = Wishes(
-        preset or "", base or "", experts, evaluators, out or Path("my_search.yaml"), candidates, hours, device
+        preset or "", base or "", experts, evaluators, out or Path("my_search.yaml"), candidates, hours, device, tasks
     )
     _check_free(wishes.out, force)
     if asking:
@@ -106,8 +109,8 @@ def _check_said(wishes: Wishes) -> None:
     ]
     if missing:
         raise SearchError(
-            f"expected {', '.join(missing)}, found nothing, and there is no terminal to ask on. For example: paretomerge "
-            f"init {wishes.preset} --base models/base --expert math=models/math --expert chat=models/chat "
+            f"expected {', '.join(missing)}, found nothing, and there is no terminal to ask on. For example: "
+            f"paretomerge init {wishes.preset} --base models/base --expert math=models/math --expert chat=models/chat "
             "--evaluator math=data/math --evaluator chat=data/chat"
         )
 

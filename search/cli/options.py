@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of a search.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/quickstart.")]
+from search.cli.completing import complete_configs, complete_runs
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The YAML file of a search.", autocompletion=complete_configs)
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run directory, such as runs/quickstart.", autocompletion=complete_runs),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a value of the config; may be repeated."),

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.cli.completing import complete_families
+from search.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,44 +25,64 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help="A family, as `paretomerge zoo list` names it.")]
+FamilyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FAMILY", help="A family, as `paretomerge zoo list` names it.", autocompletion=complete_families
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of initial weights and training data.")]
 
 
 @app.command()
-def build(family: FamilyArgument, seed: SeedOption = 0) -> None:
+def build(family: FamilyArgument, seed: SeedOption = 0, json: JsonOption = False) -> None:
     """Train what is missing of a family: a base and its experts. Killed or stopped, the same command goes on."""
     import zoo
 
     with progress_display() as listener:
         folder = zoo.build(family, seed, progress=listener)
-    print(folder)
+    if json:
+        _print_json({"family": family, "seed": seed, "folder": str(folder)})
+    else:
+        print(folder)
 
 
 @app.command(name="list")
-def list_families() -> None:
+def list_families(json: JsonOption = False) -> None:
     """The families, what they have, and which are built."""
     from zoo import families
     from zoo.builder import missing
     from zoo.cache import seed_folder
     from zoo.references import members_of
 
+    rows = []
     for name, spec in families().items():
         folders = sorted(seed_folder(spec, 0).parent.glob("seed-*"))
         seeds = [folder.name.removeprefix("seed-") for folder in folders if not missing(folder, spec)]
-        print(f"{name}: {spec.summary}")
-        print(f"  members: {', '.join(members_of(spec))}")
-        print(f"  built seeds: {', '.join(seeds) or f'none; build one with: paretomerge zoo build {name}'}")
+        rows.append({"family": name, "summary": spec.summary, "members": [*members_of(spec)], "seeds": seeds})
+    if json:
+        _print_json(rows)
+        return
+    for row in rows:
+        name = row["family"]
+        print(f"{name}: {row['summary']}")
+        print(f"  members: {', '.join(row['members'])}")
+        print(f"  built seeds: {', '.join(row['seeds']) or f'none; build one with: paretomerge zoo build {name}'}")
 
 
 @app.command()
 def path(
     reference: Annotated[str, typer.Argument(metavar="REF", help="Such as zoo://skills/base or zoo://skills@1/data.")],
+    json: JsonOption = False,
 ) -> None:
     """The folder that a zoo:// reference names."""
     from zoo import resolve
 
-    print(resolve(reference))
+    folder = resolve(reference)
+    if json:
+        _print_json({"reference": reference, "folder": str(folder)})
+    else:
+        print(folder)
 
 
 @app.command()
@@ -67,6 +90,7 @@ def scores(
     family: FamilyArgument,
     seed: SeedOption = 0,
     split: Annotated[str, typer.Option("--split", help="search, selection or holdout.")] = "holdout",
+    json: JsonOption = False,
 ) -> None:
     """What every member of a built family can do on a split, in per cent, as a Markdown table."""
     from zoo import resolve
@@ -85,6 +109,11 @@ def scores(
     logging.set_verbosity_error()  # Whisper remarks on how it calls itself
     # Models this small gain nothing from a second thread, and lose much on a busy machine.
     torch.set_num_threads(1)
+    if json:
+        found = {member: {**spec.scores(folder, member, split)} for member in spec.members}
+        facts = {"family": spec.name, "seed": seed, "split": split, "measure": spec.measure, "scores": found}
+        _print_json(facts)
+        return
     print(f"Per cent of {spec.measure}; {split} split, seed {seed}.\n")
     for member in spec.members:
         row = spec.scores(folder, member, split)
@@ -92,6 +121,12 @@ def scores(
             print(f"| {spec.name} | {' | '.join(row)} |")
             print(f"|---|{'---|' * len(row)}")
         print(f"| {member} | {' | '.join(f'{100 * value:.1f}' for value in row.values())} |")
+
+
+def _print_json(facts: object) -> None:
+    from search.report.console import print_json
+
+    print_json(facts)
 
 
 @contextmanager

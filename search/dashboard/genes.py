@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging.recipe import Value
 from search.optimizers.contract import Genome
+from search.space import Space
 from search.space.encoding import NO_EFFECT
 from search.space.genes import Gene
 from search.stages import Stage, translate
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 MOST_PARAMETERS = 100
 """A study's parameters are compared pair by pair for every trial: more make the page wait for minutes."""
-MOST_CELLS = 100_000
-"""Parameters of all trials together: each takes some 200 bytes on its way to the browser."""
+MOST_CELLS = 75_000
+"""Parameters of all trials together: each takes some 300 bytes on its way to the browser."""
 
 
 class Parameters:
@@ -52,6 +53,7 @@ class Parameters:
                     break
                 self._names = {gene.name: group(gene) for gene in genes}
                 self.thinned = f"{len(genes)} genes as their means {words}"
+        self._coarser = {stage.index for stage in self._stages if _is_coarser(stage.space, self._space)}
         self._shown = dict.fromkeys(self._names.values())
         self.distributions = self._distributions(genes)
 
@@ -60,25 +62,29 @@ class Parameters:
 
     def of(self, stage: int, genome: Genome) -> dict[str, Any]:
         """Name -> value of a candidate's genes; empty where it is no point of the last stage's space."""
-        own = self._stages[stage].space
-        point = genome if own is self._space else translate(genome, own, self._space)
-        if point is None:
-            return {}
-        named = self._space.named(point)
-        effective = self._effective(point)
+        named = self._coarse(stage, genome) if stage in self._coarser else self._named(stage, genome)
         found: dict[str, list[Value]] = {}
-        for gene, works in zip(self._space.genes, effective, strict=True):
-            if works:
-                found.setdefault(self._names[gene.name], []).append(named[gene.name])
+        for name, value in named.items():
+            found.setdefault(self._names[name], []).append(value)
         return {name: _joined(values) for name, values in found.items()}
 
-    def _effective(self, genome: Genome) -> list[bool]:
-        """Of every gene, whether the candidate would be another one without it. One that stands exactly where genes
-        of no effect are put may be taken for one that has some: no harm."""
-        canonical = self._space.canonical(genome)
-        values = [now != NO_EFFECT or now == given for now, given in zip(canonical.values, genome.values, strict=True)]
-        same = [now == given for now, given in zip(canonical.categories, genome.categories, strict=True)]
-        return [*values, *same]
+    def _named(self, stage: int, genome: Genome) -> dict[str, Value]:
+        """Every gene of the last stage's space that has an effect, by way of the recipe."""
+        own = self._stages[stage].space
+        point = genome if own is self._space else translate(genome, own, self._space)
+        return {} if point is None else _effective(self._space, point)
+
+    def _coarse(self, stage: int, genome: Genome) -> dict[str, Value]:
+        """The same for a stage with one coefficient for each expert: it stands at every depth."""
+        own = self._stages[stage].space
+        named = _effective(own, genome)
+        whole = {gene.expert: gene.name for gene in own.genes if gene.role == "coefficient"}
+        found = {}
+        for gene in self._space.genes:
+            name = whole[gene.expert] if gene.role == "coefficient" else gene.name
+            if name in named:
+                found[gene.name] = named[name]
+        return found
 
     def _distributions(self, genes: Sequence[Gene]) -> dict[str, BaseDistribution]:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -95,6 +101,25 @@ class Parameters:
                     min(low, getattr(before, "low", low)), max(high, getattr(before, "high", high))
                 )
         return found
+
+
+def _effective(space: Space, genome: Genome) -> dict[str, Value]:
+    """Gene -> value, of those without which the candidate would be another one. One that stands exactly where genes of
+    no effect are put may be taken for one that has some: no harm."""
+    canonical = space.canonical(genome)
+    values = [now != NO_EFFECT or now == given for now, given in zip(canonical.values, genome.values, strict=True)]
+    same = [now == given for now, given in zip(canonical.categories, genome.categories, strict=True)]
+    named = space.named(genome)
+    return {name: value for (name, value), works in zip(named.items(), [*values, *same], strict=True) if works}
+
+
+def _is_coarser(own: Space, last: Space) -> bool:
+    """Whether a space has one coefficient where the last one has several, and is else the same."""
+    if own is last or own.granularity != "model" or last.granularity == "lines" or own.coefficient != last.coefficient:
+        return False
+    rest = [[each for each in space.genes if each.role != "coefficient"] for space in (own, last)]
+    owners = [{each.expert for each in space.genes if each.role == "coefficient"} for space in (own, last)]
+    return rest[0] == rest[1] and owners[0] == owners[1]
 
 
 def _track(gene: Gene) -> str:

@@ -38,7 +38,7 @@ class Mirror:
         say: told what goes wrong while the run is followed.
 
     Attributes:
-        storage: for optuna-dashboard.
+        storage: for optuna-dashboard; has the trials from the start, figures and note after the first :meth:`poll`.
         parameters: what is shown of genomes.
 
     Raises:
@@ -67,10 +67,9 @@ class Mirror:
         with quiet():
             self.storage.study.set_metric_names(list(objectives.names))
         self._read()
-        self._decorate(results)
 
     def poll(self) -> bool:
-        """Read what is new. True if anything was.
+        """Read what is new, and draw anew where that is due. True if anything was new.
 
         Raises:
             SearchError: the database is not there, is locked or damaged.
@@ -87,7 +86,7 @@ class Mirror:
     def follow(self, stop: threading.Event, every: float = 2.0) -> None:
         """Poll until told to stop. Trouble is said once, and tried again: the run may be starting anew, or its file
         system be away for a while."""
-        while not stop.wait(every):
+        while True:
             try:
                 self.poll()
                 self._trouble = ""
@@ -95,6 +94,8 @@ class Mirror:
                 if str(error) != self._trouble:
                     self._trouble = str(error)
                     self._say(f"not up to date: {error}")
+            if stop.wait(every):
+                return
 
     def _read(self) -> bool:
         """Take in the log from where it was left."""

@@ -167,7 +167,15 @@ def _numbers(frame: Frame) -> Html:
     every = element(
         "details",
         element("summary", f"All {len(frame.facts.scored)} scored candidates"),
-        scrolling(element("table", id="all-candidates"), "all scored candidates, search scores", tall=True),
+        scrolling(
+            element(
+                "table",
+                element("caption", "Search scores of every scored candidate, with 95 % intervals"),
+                id="all-candidates",
+            ),
+            "all scored candidates, search scores",
+            tall=True,
+        ),
         class_="fill",
     )
     return join([front_table(frame), every])

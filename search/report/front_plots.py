@@ -45,8 +45,9 @@ MOST_PAIRS = 6
 """Pairs of objectives that are drawn at once; of more, the reader takes one at a time."""
 MOST_LINES = 40
 """Members of the front that are drawn as parallel lines: of more, no line can be followed."""
-_TAIL = 0.02
-"""Share of the candidates that may lie outside the frame on either side: a few broken ones must not shrink the rest."""
+_FAR = 3.0
+"""Interquartile ranges beyond the quartiles from which a candidate may lie outside the frame (Tukey's "far out"): a few
+broken ones must not shrink the rest."""
 _CLOUD = {"size": 5, "color": css("faint"), "opacity": 0.55, "symbol": {"column": "symbol"}}
 
 
@@ -124,7 +125,9 @@ class Frame:
         known = [each for each in searched if math.isfinite(each)]
         values = [each for each in values if math.isfinite(each)]
         if known:
-            values += np.quantile(known, [_TAIL, 1.0 - _TAIL]).tolist()
+            low, high = np.quantile(known, [0.25, 0.75]).tolist()
+            reach = _FAR * (high - low)
+            values += [each for each in known if low - reach <= each <= high + reach]
         if not values:
             return None
         low, high = min(values), max(values)

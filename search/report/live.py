@@ -5,7 +5,9 @@ Every sign that counts is there without colour, and everything that comes out of
 
 from __future__ import annotations
 
+import bisect
 import time
+
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
@@ -13,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.contract import Split
-from search import pareto
 from search.course import Course, Mishap, Running
 from search.ranges import duration
 from search.remaining import Remaining, remaining
@@ -227,25 +228,20 @@ def trend_line(course: Course, *, ascii_only: bool = False, width: int = 16) -> 
     """The hypervolume over the candidates, and when it last grew."""
     ago = course.since_gain
     when = "with the last candidate" if ago == 0 else f"{ago} candidate{'' if ago == 1 else 's'} ago"
-    if not course.trend:
+    if not course.changes:
         return Text("no front yet: nothing complete and feasible")
-    if course.volume is None:
+    now, before = course.volume, course.volume_after(len(course.changes) - 1)
+    if now is None or before is None:
         return Text(f"the front last changed {when}")
     line = sparkline(volumes(course, width), width, ascii_only=ascii_only)
-    gain = course.volume - (course.trend[-2][1].hypervolume if len(course.trend) > 1 else 0.0)
-    return Text(f"hypervolume {course.volume:.4f} {line} last gain {gain:+.2g}, {when}")
+    return Text(f"hypervolume {now:.4f} {line} last gain {now - before:+.2g}, {when}")
 
 
 def volumes(course: Course, count: int) -> list[float]:
     """So many hypervolumes at most, evenly over the candidates told so far."""
-    found: list[float] = []
-    place = -1
-    for step in range(min(count, course.told)):
-        told = (step + 1) * course.told // min(count, course.told)
-        while place + 1 < len(course.trend) and course.trend[place + 1][0] <= told:
-            place += 1
-        found.append(course.trend[place][1].hypervolume if place >= 0 else 0.0)
-    return found
+    count = min(count, course.told)
+    told = [(step + 1) * course.told // count for step in range(count)]
+    return [course.volume_after(bisect.bisect_right(course.changes, each)) or 0.0 for each in told]
 
 
 def balanced_lines(course: Course) -> list[RenderableType]:
@@ -258,16 +254,13 @@ def balanced_lines(course: Course) -> list[RenderableType]:
                 shown = "  ".join(f"{name} {scores[name][0]:.3f}" for name in course.objectives.names if name in scores)
                 said.append(Text(visible(f"  {split}: {shown}")))
         return list(said)
-    if not course.front:
+    found = course.most_balanced()
+    if found is None:
         return []
-    retained = {id: course.retention(id) for id in course.front}
-    k = len(course.objectives.targets)
-    best = pareto.knee(list(retained.values()), list(retained), ideal=[1.0] * k, nadir=[0.0] * k)
-    if best is None:
-        return []
+    best, retained = found
     shown = "  ".join(
         f"{name} {course.values[best][name]:.3f} ({kept:.0%})"
-        for name, kept in zip(course.objectives.names, retained[best], strict=True)
+        for name, kept in zip(course.objectives.names, retained, strict=True)
     )
     return [Text(visible(f"most balanced so far: candidate {best}\n  {shown}"))]
 

@@ -39,7 +39,7 @@ def look_data(name: str, look: Look, now: float) -> dict[str, Any]:
             for name, id in course.best.items()
         },
         "hypervolume": course.volume,
-        "last_gain": course.trend[-1][0] if course.trend else None,
+        "last_gain": course.changes[-1] if course.changes else None,
         "chosen": course.chosen,
         "constraints": [{"says": says, "kept_by": kept} for says, kept in course.constraints_kept().items()],
         **progress_data(course, now if look.state == "running" else None),

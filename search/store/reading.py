@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,8 +117,11 @@ class Reader:
         """(unix time, kind) of every event."""
         return list(self._query("SELECT at, kind FROM events ORDER BY seq"))
 
-    def candidates(self) -> list[Candidate]:
+    def candidates(self, genomes: Mapping[int, Genome] | None = None) -> list[Candidate]:
         """All candidates by id.
+
+        Args:
+            genomes: by candidate, for who has read the log just now; what is missing there is looked up.
 
         Raises:
             SearchError: one is not as it was written.
@@ -126,7 +129,8 @@ class Reader:
         query = "SELECT id, stage, label, recipe_hash, state, reason, duplicate_of FROM candidates ORDER BY id"
         # the table before the log: a candidate that is added meanwhile is then only in the latter
         rows = list(self._query(query))
-        genomes = {each.candidate: each.genome for each in self.events(Asked) if isinstance(each, Asked)}
+        if genomes is None or not all(row[0] in genomes for row in rows):
+            genomes = {each.candidate: each.genome for each in self.events(Asked) if isinstance(each, Asked)}
         try:
             return [
                 Candidate(id, stage, label, genomes[id], recipe_hash, state, reason, of)

@@ -128,7 +128,7 @@ def test_wishes_that_are_none(finished: Path, capsys: pytest.CaptureFixture[str]
     ):
         assert says in refused(capsys, 2, "choose", run, *options)
     assert "expected a run directory" in refused(capsys, 2, "choose", "runs/none", "--knee")
-    for options in ([], ["--knee", "--mix", "a=1"], ["--candidate", "3", "--knee"]):
+    for options in (["--knee", "--mix", "a=1"], ["--candidate", "3", "--knee"]):
         assert "expected one of --candidate ID, --knee, or a wish" in refused(
             capsys, 2, "export", run, *options, "--out", "x"
         )

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import search.naming as naming
 from merging.methods import canonical, get, names, registry
 from merging.recipe import Assignment
 from search.cli import run_command
 from search.method_facts import method_facts, needs_text, range_text
+from search.presets import PRESETS
 
 PLUG_IN = '''
 """A method of somebody else."""
@@ -111,11 +113,29 @@ def test_evaluators_and_optimizers_are_listed_with_their_options(
     assert "sms_emoa" in text and "crossover=0.8" in text
     rows = {row["name"]: row["options"] for row in json.loads(output(capsys, "ls", "optimizers", "--json"))}
     assert rows["random"] == []
-    assert {"name": "restarts", "required": False, "default": True} in rows["cma"]
-    (data,) = (
-        each for each in json.loads(output(capsys, "ls", "evaluators", "--json"))[0]["options"] if each["required"]
-    )
+    restarts = next(each for each in rows["cma"] if each["name"] == "restarts")
+    assert restarts["required"] is False and restarts["default"] is True and "population" in restarts["says"]
+    listed = json.loads(output(capsys, "ls", "evaluators", "--json"))
+    (data,) = (each for each in listed[0]["options"] if each["required"])
     assert data["name"] == "data"
+
+
+def test_lists_are_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the committed schema and the glossary know is what the registries have."""
+    from evaluators import registry as evaluators
+    from search.optimizers import registry as optimizers
+
+    assert set(naming.built_in("methods")) == set(registry.BUILT_IN)
+    assert set(naming.built_in("evaluators")) == set(evaluators.BUILT_IN) == set(naming.glossary()["evaluators"])
+    assert set(naming.built_in("optimizers")) == set(optimizers.BUILT_IN)
+    for kind, known in (("evaluators", evaluators.names()), ("optimizers", optimizers.optimizers())):
+        assert [row["name"] for row in json.loads(output(capsys, "ls", kind, "--json"))] == list(known)
+    assert [row["name"] for row in json.loads(output(capsys, "ls", "presets", "--json"))] == list(PRESETS)
+
+
+def test_presets_metrics_and_words_are_listed(wide: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert PRESETS["safety"].summary in output(capsys, "ls", "presets")
+    assert "bits_per_byte" in output(capsys, "ls", "metrics") and "retention" in output(capsys, "ls", "words")
 
 
 @pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
@@ -198,6 +218,10 @@ def test_a_method_whose_example_cannot_be_guessed_is_explained_without(
         (["explain", "qqqq"], "task_arithmetic"),
         (["ls", "method"], "methods"),
         (["ls"], "KIND"),
+        (["ls", "methods", "runs"], "only `ls runs` takes a folder"),
+        (["ls", "runs", "no/such/folder"], "found nothing there"),
+        (["explain", "search.fidelty"], "did you mean 'search.fidelity'?"),
+        (["explain", "retenion"], "did you mean 'retention'"),
     ],
     ids=str,
 )
@@ -218,3 +242,179 @@ def test_help_and_the_optimizers_need_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# -- evaluators, keys, words ---------------------------------------------------------------------------------------------
+
+
+def record_file(folder: Path, record: dict[str, object], count: int = 30) -> Path:
+    """Records like the example, each different, and what they point to."""
+    lines = []
+    for number in range(count):
+        each = {"id": str(number), **record}
+        text = next((name for name, value in record.items() if isinstance(value, str) and name != "audio"), None)
+        if text is not None:
+            each[text] = f"{record[text]} {number}"
+        if "kind" in each:
+            each["kind"] = ("harmful", "benign")[number % 2]
+        lines.append(json.dumps(each))
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+TEXTUAL = ("exact_match", "choice", "perplexity", "length", "throughput", "python", "classification", "reward_pairs",
+           "similarity", "refusal")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXTUAL)
+def test_the_example_of_an_evaluator_reads_its_example_record_and_reports_these_metrics(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an explanation prints them: the record as a line of the data, the section as the options."""
+    from evaluators.registry import build
+
+    text = output(capsys, "explain", name)
+    record = json.loads(text.splitlines()[text.splitlines().index("A line of its data file:") + 1])
+    section = yaml.safe_load(text.splitlines()[-1])["mine"]
+    (tmp_path / "my_eval.py").write_text("def score(item, answer):\n    return item['answer'] == answer\n")
+    section["data"] = {"file": str(record_file(tmp_path, record))}
+    if "path" in section:
+        section["path"] = str(tmp_path / section["path"])
+    kind = section.pop("type")
+    assert kind == name
+    built = build(kind, section)
+    declared = {each["name"]: each for each in naming.evaluator_facts(name)["metrics"] if each["with"] is None}
+    assert {each.name for each in built.metrics} == set(declared)
+    for metric in built.metrics:
+        told = declared[metric.name]
+        assert told["direction"] == metric.direction and told["unit"] == metric.unit
+        if told["low"] is not None:
+            assert told["low"] == metric.low and (told["high"] or float("inf")) == metric.high
+    for each in naming.evaluator_facts(name)["metrics"]:
+        if each["with"] is not None:
+            more = build(kind, {**section, **yaml.safe_load(each["with"])})
+            assert each["name"] in {metric.name for metric in more.metrics}
+
+
+@pytest.mark.parametrize("name", naming.built_in("evaluators"))
+def test_the_example_of_an_evaluator_is_a_section_that_a_config_may_have(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search.config import load_config
+
+    facts = json.loads(output(capsys, "explain", name, "--json"))
+    config = {
+        "name": "x",
+        "models": {"base": "b", "experts": {"a": "a"}},
+        "evaluators": {"mine": yaml.safe_load(facts["example"])},
+        "objectives": [f"mine.{next(iter(facts['metrics']), {'name': 'acc'})['name']}"],
+        "search": {"budget": {"candidates": 4}},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load_config(tmp_path / "config.yaml").config.evaluators["mine"]["type"] == name
+    for option in facts["options"]:
+        assert option["says"] or option["type"] == "keys", option
+    assert facts["summary"]
+
+
+@pytest.mark.parametrize("name", naming.built_in("optimizers"))
+def test_an_optimizer_is_explained_with_every_option(
+    name: str, wide: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search.optimizers.registry import options_model
+
+    text = output(capsys, "explain", name)
+    for option in options_model(name).model_fields:
+        (line,) = (line for line in text.splitlines() if line.split()[:1] == [option])
+        assert len(line.split()) > 4, line
+    assert f"optimizer: {name}" in text
+
+
+def test_a_key_is_explained_with_range_default_and_what_is_below(
+    wide: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = output(capsys, "explain", "search.fidelity")
+    assert "race or halving" in text and "[40, 120, 360]" in text and "number > 0, < 0.5" in text
+    assert "required" in output(capsys, "explain", "search.budget.candidates")
+    assert "a key of a config" in output(capsys, "explain", "models.experts.whatever")
+    assert "last_number" in output(capsys, "explain", "evaluators.math.extract")
+    assert "search.budget.hours" in output(capsys, "explain", "hours")
+
+
+def test_every_key_can_be_explained_and_says_something() -> None:
+    assert len(naming.key_paths()) > 50
+    for path in naming.key_paths():
+        facts = naming.key_facts(path)
+        assert facts is not None and facts["type"] not in ("", "anything"), path
+        assert facts["summary"], path
+
+
+def test_a_key_that_is_in_no_config_is_none() -> None:
+    assert naming.key_facts("search.nothing") is None
+    assert naming.key_facts("name.more") is None
+
+
+@pytest.mark.parametrize(("asked", "word"), [("Front", "front"), ("task_vector", "task vector"), ("items", "item")])
+def test_a_word_is_found_however_it_is_written(asked: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "explain", asked)
+    assert f"{word}  a word" in text
+
+
+def test_words_point_to_words_keys_and_nothing_else() -> None:
+    keys = set(naming.key_paths())
+    for word, facts in naming.words().items():
+        for other in facts["see"]:
+            assert other in naming.words() or other in keys, (word, other)
+
+
+def test_a_name_of_several_things_is_explained_as_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(output(capsys, "explain", "virtual", "--json"))
+    assert facts["kind"] == "preset"
+    text = output(capsys, "explain", "accuracy")
+    assert "exact_match" in text and "reward_pairs" in text
+    search_and_key = json.loads(output(capsys, "explain", "budget", "--json"))
+    assert search_and_key["kind"] == "word"
+
+
+def test_a_preset_is_shown_as_it_will_be_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "explain", "safety")
+    assert "refusal_rate: {at_least: 0.9, confidence: 0.9}" in text and "paretomerge init safety" in text
+
+
+@pytest.mark.parametrize("name", ["exact_match", "gp", "safety", "accuracy", "search", "front", "ties"])
+def test_explanations_fit_eighty_columns_but_for_what_is_copied(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = output(capsys, "explain", name)
+    assert "…" not in text.replace("{file: …} or {dataset: …}", "").replace(" … ", "")  # no cell is cut
+    for line in text.splitlines():
+        assert len(line) <= 80 or line.lstrip().startswith(("#", "{", "mine:", "${")) or ": " in line, line
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_with_their_state(
+    tmp_path: Path, wide: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search.results import Results
+
+    finished = make_run(tmp_path / "runs/one")
+    make_run(tmp_path / "runs/two", whole=False)
+    (tmp_path / "runs/broken").mkdir()
+    (tmp_path / "runs/broken/run.db").write_bytes(b"no database at all, and long enough to be looked into")
+    (tmp_path / "runs/empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    rows = {row["name"]: row for row in json.loads(output(capsys, "ls", "runs", "--json"))}
+    assert set(rows) == {"one", "two", "broken"}
+    results = Results.load(finished)
+    assert rows["one"]["state"] == results.state == "finished" and rows["one"]["chosen"] == results.chosen
+    assert rows["one"]["candidates"] == len(results.candidates)
+    assert rows["two"]["state"] == Results.load(tmp_path / "runs/two").state == "interrupted"
+    assert rows["two"]["chosen"] is None
+    assert "error" in rows["broken"]
+    text = output(capsys, "ls", "runs", str(tmp_path / "runs"))
+    assert "finished" in text and "interrupted" in text
+    assert "no runs here" in output(capsys, "ls", "runs", str(tmp_path))

@@ -121,7 +121,6 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "data per split": {"evaluators.math.data": {"search": "a.jsonl", "selection": "b.jsonl", "holdout": "c.jsonl"}},
     "extraction": {"evaluators.math.extract": {"regex": "x"}, "evaluators.math.stop": ["\n"]},
-    "a stop alone": {"evaluators.math.stop": "\n", "evaluators.math.mode": "generate"},
     "whole numbers for floats": {"space.coefficient": [0, 2], "search.reserve": 0.5},
     "merge keys": {"models.dtype": "bfloat16", "engine": {"device": "cuda:1", "threads": 2}},
 }  # fmt: skip
@@ -137,6 +136,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an evaluator that is not there": ({"evaluators.math.type": "exactmatch"}, "$.evaluators.math.type"),
     "an option of another evaluator": ({"evaluators.math.margin": True}, "$.evaluators.math"),
     "an option out of range": ({"evaluators.math.max_new_tokens": 0}, "$.evaluators.math.max_new_tokens"),
+    "a stop that is no list": ({"evaluators.math.stop": "x"}, "$.evaluators.math.stop"),
     "an evaluator without data": ({"evaluators.math.data": None}, "$.evaluators.math"),
     "an optimizer that is not there": ({"search.optimizer": "cmaes"}, "$.search.optimizer"),
     "an optimizer's option out of range": (

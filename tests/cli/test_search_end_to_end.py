@@ -224,7 +224,7 @@ def test_export_refuses_what_it_cannot_promise(tiny_project: Project, capsys: py
     folder = tiny_project(candidates=12)
     assert run_command(["run", "config.yaml", "--display", "none"]) == 0
     capsys.readouterr()
-    assert run_command(["export", "runs/tiny", "--out", "x"]) == 2
+    assert run_command(["export", "runs/tiny", "--candidate", "3", "--knee", "--out", "x"]) == 2
     assert "expected one of --candidate ID, --knee" in capsys.readouterr().err
     assert run_command(["export", "runs/tiny", "--candidate", "99", "--out", "x"]) == 2
     assert "numbered 0 to 11" in capsys.readouterr().err

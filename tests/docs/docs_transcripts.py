@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,6 +109,7 @@ class Shell:
                 for line in process.stdout or ():
                     shown += line
                     if not pressed and matches(f"{command.expected} …", shown):
+                        time.sleep(1)  # nobody is quicker
                         process.send_signal(signal.SIGINT)
                         pressed = True
                 return shown, process.wait()

@@ -16,6 +16,9 @@ from search.checks.course import Checked, check_config
 
 WORDS = [f"w{number}" for number in range(40)]
 
+ITEMS = 48
+"""Of each split: as few as are not warned of."""
+
 CONFIG = """\
 name: demo
 models:
@@ -74,7 +77,7 @@ def made() -> Path:
     return folder
 
 
-def write_items(file: Path, start: int, count: int = 120) -> None:
+def write_items(file: Path, start: int, count: int = ITEMS) -> None:
     """``count`` different prompts of three words; another start, other prompts."""
     file.parent.mkdir(parents=True, exist_ok=True)
     texts = [f"{WORDS[start]} {WORDS[k % 40]} {WORDS[k // 40]}" for k in range(count)]

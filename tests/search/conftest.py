@@ -127,7 +127,7 @@ def _config(name: str, metrics: Sequence[str], candidates: int, search: Mapping[
     return Config.model_validate(data)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def synthetic_run() -> SyntheticRun:
     """A factory of run directories, written by the real search, finals and store over planted skills.
 

@@ -1,5 +1,7 @@
-"""A hub on this machine: the part of the Hugging Face Hub's interface that an upload uses. It keeps what it is sent, and
-refuses what its contents do not bear out: blobs whose bytes have another hash, commits of blobs that never came."""
+"""A hub on this machine: the part of the Hugging Face Hub's interface that an upload uses.
+
+It keeps what it is sent, and refuses what the contents do not bear out: blobs whose bytes have another hash, commits of
+blobs that never came."""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ class FakeHub(ThreadingHTTPServer):
         repositories: ``owner/name`` -> content.
         blobs: SHA-256 -> bytes that were really uploaded.
         requests: (method, path) in order.
-        failures: pattern of "METHOD path" -> what to answer instead: a status, or "drop" to close the connection after a
-            part of the body was read.
+        failures: pattern of "METHOD path" -> what to answer instead: a status, or "drop" to close the connection
+            after a part of the body was read.
     """
 
     daemon_threads = True
@@ -79,17 +81,20 @@ class _Handler(BaseHTTPRequestHandler):
         if failure == "drop":
             self.rfile.read(min(1000, int(self.headers.get("content-length") or 0)))
             self.close_connection = True
-            return
-        body = self._body()
+        else:
+            self._answer(*self._acted(path, self._body(), failure))
+
+    def _acted(self, path: str, body: bytes, failure: int | str | None) -> tuple[Any, int]:
         if isinstance(failure, int):
-            return self._answer({"error": f"told to answer {failure}, {self.server.address}"}, failure)
+            return {"error": f"told to answer {failure}, {self.server.address}"}, failure
         if not path.startswith("/lfs/") and self.headers.get("authorization") != f"Bearer {TOKEN}":
-            return self._answer({"error": "Invalid credentials"}, 401)
+            return {"error": "Invalid credentials"}, 401
         for method, pattern, act in _ROUTES:
             match = re.fullmatch(pattern, path)
             if method == self.command and match:
-                return self._answer(*act(self, body, *match.groups()))
-        self._answer({"error": "no such page"}, 404)
+                found: tuple[Any, int] = act(self, body, *match.groups())
+                return found
+        return {"error": "no such page"}, 404
 
     do_GET = do_POST = do_PUT = handle_any  # noqa: N815
 
@@ -151,7 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, body: bytes, _id: str, _revision: str) -> tuple[Any, int]:
         files = json.loads(body)["files"]
         mode = lambda name: "lfs" if name.endswith((".safetensors", ".png")) else "regular"  # noqa: E731
-        return {"files": [{"path": f["path"], "uploadMode": mode(f["path"]), "shouldIgnore": False} for f in files]}, 200
+        return {
+            "files": [{"path": f["path"], "uploadMode": mode(f["path"]), "shouldIgnore": False} for f in files]
+        }, 200
 
     def batch(self, body: bytes, _id: str) -> tuple[Any, int]:
         objects = []

@@ -6,99 +6,27 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
+from report_pages import Page, page_of, shared_run
 
 from evaluators.contract import SPLITS, Metric
+from search.constraints import Constraint
+from search.errors import SearchError
+from search.report import html
 from search.report.facts import Facts
-from search.report.html import render, write_report
+from search.report.html import write_report
+from search.report.section import asset
 from search.report.summary import summary
 from search.results import Results
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>%{x}"
 SyntheticRun = Callable[..., Results]
-
-
-class Page(HTMLParser):
-    """The elements, scripts, visible text and tables of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.styles, self.text = "", ""
-        self._open: list[str] = []
-        self._rows: list[list[str]] = []
-        self._caption = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag in ("meta", "link"):
-            return
-        self._open.append(tag)
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-        elif tag == "table":
-            self._rows, self._caption = [], ""
-        elif tag == "tr":
-            self._rows.append([])
-        elif tag in ("th", "td"):
-            self._rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag  # what is opened is closed, in order
-        if tag == "table":
-            self.tables[self._caption] = self._rows
-
-    def handle_data(self, data: str) -> None:
-        inside = self._open[-1] if self._open else ""
-        if inside == "script":
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        elif inside == "style":
-            self.styles += data
-        else:
-            self.text += data
-            if inside == "caption":
-                self._caption += data
-            elif "th" in self._open or "td" in self._open:
-                self._rows[-1][-1] += data
-
-    @property
-    def data(self) -> dict[str, Any]:
-        found = [text for attributes, text in self.scripts if attributes.get("id") == "report-data"]
-        return dict(json.loads(found[0]))
-
-
-def resolved(page: Page) -> list[dict[str, Any]]:
-    """The figures with columns and colours filled in, as the page's script does."""
-    columns = page.data["columns"]
-    columns["hover"] = [f"candidate {id}" for id in columns["id"]]
-    columns["spread"] = [0.0] * len(columns["id"])
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, list):
-            return [fill(each) for each in value]
-        if not isinstance(value, dict):
-            return value
-        if "css" in value:
-            assert f"{value['css']}:" in page.styles
-            return "#123456"
-        if "says" in value:
-            return [page.data["says"][str(id)] for id in value["says"]]
-        if "column" in value:
-            return columns[value["column"]][:: value.get("every", 1)]
-        return {key: fill(each) for key, each in value.items()}
-
-    return [fill(each) for each in page.data["figures"]]
 
 
 def planted(results: Results, values: dict[str, tuple[float, ...]], error: float = 0.01) -> Results:
@@ -120,13 +48,14 @@ def best_single(results: Results) -> str:
 
 
 def test_one_file_that_asks_the_network_for_nothing(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run")
+    results = shared_run(synthetic_run, tmp_path)
     path = write_report(results)
-    assert path == tmp_path / "run" / "report.html"
+    assert path == results.folder / "report.html"
     text = path.read_text(encoding="utf-8")
     assert path.stat().st_size <= 6_000_000
     assert text.count(get_plotlyjs()) == 1
     page = Page(text)
+    assert [each for tag, each in page.elements if tag == "main"] == [{"id": "report", "tabindex": "-1"}]
     for tag, attributes in page.elements:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             assert (attributes.get(name) or "data:").startswith(("data:", "#")), (tag, attributes)
@@ -146,24 +75,23 @@ def test_one_file_that_asks_the_network_for_nothing(tmp_path: Path, synthetic_ru
 def test_hostile_names_stay_text(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     metrics = [Metric(EVIL, "maximize", 0.0, 1.0, EVIL), Metric("b", "maximize", 0.0, 1.0)]
     folder = tmp_path / "<img src=x onerror=alert(3)>&\"'"
-    results = synthetic_run(folder, metrics=metrics, failures=lambda id: EVIL if id == 12 else None)
+    results = synthetic_run(folder, metrics=metrics, failures=lambda id: EVIL if id == 12 else None, candidates=16)
     labelled = [replace(each, label=EVIL) if each.id == 13 else each for each in results.candidates]
-    page = Page(render(replace(results, candidates=tuple(labelled))))
-    plain = Page(render(synthetic_run(tmp_path / "plain")))
+    page = page_of(replace(results, candidates=tuple(labelled)))
+    plain = page_of(shared_run(synthetic_run, tmp_path))
     tags = [tag for tag, _ in page.elements]
     assert tags.count("script") == [tag for tag, _ in plain.elements].count("script")
     assert not any(tag == "img" for tag, _ in page.elements)
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert folder.name in page.text and EVIL in page.text
     assert page.data["names"][0] == f"string.{EVIL}" and EVIL in page.data["columns"]["label"]
-    # plotly reads tags in texts: they reach it escaped
+    # plotly reads tags in texts: they reach it escaped; a browser test points at the marks whose texts scripts make
     for figure in page.data["figures"]:
         assert "<script" not in json.dumps(figure) and "<img" not in json.dumps(figure)
-    assert page.data["says"] and not any("<script" in each or "<img" in each for each in page.data["says"].values())
 
 
 def test_text_that_is_no_text_does_not_stop_the_report(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run", failures=lambda id: "broken" if id == 12 else None)
+    results = synthetic_run(tmp_path / "run", failures=lambda id: "broken" if id == 12 else None, candidates=16)
     odd = [replace(each, reason="broken \ud800") if each.id == 12 else each for each in results.candidates]
     path = write_report(replace(results, candidates=tuple(odd)))
     assert "broken ?" in path.read_text(encoding="utf-8")
@@ -171,8 +99,10 @@ def test_text_that_is_no_text_does_not_stop_the_report(tmp_path: Path, synthetic
 
 def test_no_path_of_the_machine(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     model = str((tmp_path / "run" / "models" / "string").absolute())
-    results = synthetic_run(tmp_path / "run", failures=lambda id: f"{model}: broken" if id == 12 else None)
-    page = Page(render(results))
+    results = synthetic_run(
+        tmp_path / "run", failures=lambda id: f"{model}: broken" if id == 12 else None, candidates=16
+    )
+    page = page_of(results)
     assert str(tmp_path) not in page.text
     assert "failed: models/string: broken" not in page.text  # the alias's path is absolute: only its name is shown
     assert ["failed: …/string: broken", "1", "12"] in page.tables["What failed, and why"]
@@ -183,35 +113,19 @@ def test_folder_as_given_in_commands(
     tmp_path: Path, synthetic_run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    results = synthetic_run(Path("runs/my run"))
-    text = Page(render(results)).text
+    results = synthetic_run(Path("runs/my run"), candidates=16)
+    text = page_of(results).text
     number = results.chosen
     assert f"paretomerge export 'runs/my run' --candidate {number} --out 'runs/my run/export/{number}'" in text
-    assert "paretomerge run CONFIG --name 'my run' --set search.budget.candidates=80" in text
+    assert "paretomerge run CONFIG --name 'my run' --set search.budget.candidates=32" in text
 
 
 # -- what it says ---------------------------------------------------------------------------------------------------
 
 
-def test_every_member_of_the_front_with_its_scores(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run", candidates=60)
-    page = Page(render(results))
-    rows = page.tables["The front by selection scores; kept: retention on selection items"][2:]
-    assert [int(row[0].split()[0]) for row in rows] == results.front
-    for id, row in zip(results.front, rows, strict=True):
-        assert row[1] == results.candidate(id).recipe_hash[:12]
-        expected = [results.scores[split][id][name][0] for name in results.objectives.names
-                    for split in ("search", "selection")]  # fmt: skip
-        shown = [float(cell.split()[0].replace("−", "-")) for cell in row[2:] if "±" in cell]
-        assert shown == pytest.approx(expected, abs=5.1e-4)
-        retention = results.judge.retention(results.scores["selection"], id)
-        kept = [int(cell.split()[0].replace("−", "-")) for cell in row[2:] if "%" in cell]
-        assert kept == [round(100 * each) for each in retention]
-
-
 def test_chosen_and_baselines_on_every_split(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run")
-    rows = Page(render(results)).tables["Scores with half-widths of 95 % intervals, by split"][2:]
+    results = shared_run(synthetic_run, tmp_path)
+    rows = page_of(results).tables["Scores with half-widths of 95 % intervals, by split"][2:]
     assert {int(row[0].rsplit(" ", 1)[1]) for row in rows} == {
         results.chosen, *(each.candidate for each in results.baselines)
     }  # fmt: skip
@@ -223,14 +137,14 @@ def test_chosen_and_baselines_on_every_split(tmp_path: Path, synthetic_run: Synt
 
 
 def test_the_claim_is_that_of_the_paired_tests(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run", candidates=60)
+    results = shared_run(synthetic_run, tmp_path)
     assert results.claims is not None and results.claims.best is not None
     best = results.claims.best
     text = "\n".join(summary(Facts(results)))
     assert f"The best baseline by selection scores is {best.baseline.label}" in text
     assert ("the chosen merge beats it" in text) == best.beaten
     assert ("does not beat it" in text) == (not best.beaten)
-    rows = Page(render(results)).tables["The chosen merge against every baseline, on holdout"][1:]
+    rows = page_of(results).tables["The chosen merge against every baseline, on holdout"][1:]
     assert [row[0] for row in rows] == [each.baseline.label for each in results.claims.comparisons]
 
 
@@ -241,7 +155,7 @@ def test_minimised_metrics_are_compared_in_their_own_direction(tmp_path: Path, s
     changed = planted(results, {**known, "chosen": (0.5, 15.0), best_single(results): (0.6, 20.0)})
     text = "\n".join(summary(Facts(changed)))
     assert "keeps 50 % of string's and 75 % of language's own skill" in text
-    page = Page(render(results))
+    page = page_of(results)
     titles = [figure["layout"]["xaxis"]["title"]["text"] for figure in page.data["figures"][:1]]
     assert titles == ["string.error (lower is better)"]
     front = next(trace for trace in page.data["figures"][0]["traces"] if trace["mode"] == "lines+markers")
@@ -249,38 +163,39 @@ def test_minimised_metrics_are_compared_in_their_own_direction(tmp_path: Path, s
 
 
 def test_an_objective_without_a_scale_is_reported_as_a_score(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run")
+    results = shared_run(synthetic_run, tmp_path)
     # an expert that is no better than the base
     values = {"base": (0.1, 0.5), "expert string": (0.9, 0.5), "expert language": (0.1, 0.5), "chosen": (0.5, 0.7)}
     text = "\n".join(summary(Facts(planted(results, values))))
-    assert "keeps 50 % of string's own skill and scores 0.700 ± 0.020 in language.accuracy" in text
+    assert "keeps 50 % of string's own skill and scores 0.700 (0.680 to 0.720) in language.accuracy" in text
 
 
 def test_an_unfinished_run_says_what_is_not_known(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run", finished=False)
+    results = synthetic_run(tmp_path / "run", finished=False, candidates=24)
     assert results.state == "interrupted" and results.chosen is None
-    page = Page(render(results))
+    page = page_of(results)
     assert (
         "Nothing has been chosen yet." in page.text and "Its selection and holdout scores are not known." in page.text
     )
     assert "On holdout" not in page.text and "Optimism of the chosen merge" not in page.tables
-    assert "The front by search scores; kept: retention on search items" in page.tables
+    assert any(each.endswith("kept: retention on search items") for each in page.tables)
+    assert "No mix can be recommended yet" in page.text and "mix" not in page.data
     header = page.tables["Scores with half-widths of 95 % intervals, by split"][1]
     assert header == ["search", "kept"] * 2
     assert "To go on:" in page.text and "search.budget.candidates=" not in page.text
 
 
 def test_chosen_but_not_opened(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run")
-    text = Page(render(replace(results, state="interrupted", scores={**results.scores, "holdout": {}}))).text
+    results = shared_run(synthetic_run, tmp_path)
+    text = page_of(replace(results, state="interrupted", scores={**results.scores, "holdout": {}})).text
     assert "It has no holdout score yet" in text and "On holdout" not in text
 
 
 def test_a_run_in_which_everything_failed(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run", failures=lambda id: "the loss is NaN")
+    results = synthetic_run(tmp_path / "run", failures=lambda id: "the loss is NaN", candidates=16)
     assert results.scores["search"] == {}
     page = Page(write_report(results).read_text(encoding="utf-8"))
-    assert "could be scored: all failed" in page.text and not any(each["id"].startswith("front") for each in page.data["figures"])
+    assert "could be scored: all failed" in page.text and "front" not in page.data
     failed = page.tables["What failed, and why"][1]
     assert failed[0] == "failed: the loss is NaN" and failed[2].startswith("0, 1, 2, ")
 
@@ -290,67 +205,123 @@ def test_a_run_that_has_scored_nothing_yet(tmp_path: Path, synthetic_run: Synthe
     results = replace(
         run, candidates=(), scores={each: {} for each in SPLITS}, chosen=None, finalists=(), state="running"
     )
-    page = Page(render(results))
-    assert "No candidate has been scored yet." in page.text and not any(each["id"].startswith("front") for each in page.data["figures"])
-
-
-def test_a_recipe_that_this_version_decodes_differently_is_not_drawn(
-    tmp_path: Path, synthetic_run: SyntheticRun
-) -> None:
-    results = synthetic_run(tmp_path / "run")
-    changed = [
-        replace(each, recipe_hash="0" * 64) if each.id == results.chosen else each for each in results.candidates
-    ]
-    page = Page(render(replace(results, candidates=tuple(changed))))
-    assert "was scored as recipe 000000000000" in page.text
-    assert not any(figure["id"].startswith("coefficients") for figure in page.data["figures"])
+    page = page_of(results)
+    assert "No candidate has been scored yet." in page.text and "front" not in page.data
 
 
 def test_unknown_errors_and_a_missing_environment(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     results = synthetic_run(tmp_path / "run")
     (tmp_path / "run" / "environment.json").unlink()
     changed = planted(results, {"base": (0.1, 0.1), "chosen": (0.5, 0.5)}, error=math.inf)
-    page = Page(render(changed))
-    assert "0.500 ± unknown" in page.text and "environment.json is missing" in page.text
+    page = page_of(changed)
+    assert "0.500 (0.000 to 1.000)" in page.text and "environment.json is missing" in page.text
 
 
-# -- figures --------------------------------------------------------------------------------------------------------
+def test_the_headline_claims_no_more_than_the_adjusted_tests(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
+    results = shared_run(synthetic_run, tmp_path)
+    assert results.claims is not None
+    comparisons = results.claims.comparisons
+    beaten = sum(each.beaten for each in comparisons)
+    said = summary(Facts(results))
+    assert 0 < beaten < len(comparisons)
+    assert said[0].startswith(f"Candidate {results.chosen} beats {beaten} of {len(comparisons)} baselines on holdout")
+    for each in comparisons:
+        assert (each.baseline.label.split(" = ")[0] in said[0].partition("not shown to beat")[2]) == (not each.beaten)
+    for name in results.objectives.names:
+        better = sum(each.p[name] <= 0.05 and each.objectives[name].difference > 0 for each in comparisons)
+        of = "every baseline" if better == len(comparisons) else f"{better} of {len(comparisons)} baselines"
+        assert (f"On {name} it is better than {of}" in said[1]) == (better > 0)
 
 
-@pytest.mark.parametrize(("objectives", "pairs"), [(1, 1), (2, 1), (3, 3)])
-def test_figures_are_valid_and_described(
-    tmp_path: Path, synthetic_run: SyntheticRun, objectives: int, pairs: int
+def test_constraints_and_cost_are_stated(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
+    limits = [Constraint("language.accuracy", "at_least", 0.3, 0.9, 0.0, 1.0)]
+    results = synthetic_run(tmp_path / "run", limits=limits)
+    facts = Facts(results)
+    kept = [id for id in facts.scored if results.violations["search"][id][0] <= 0.0]
+    assert 0 < len(kept) < len(facts.scored)
+    text = "\n".join(summary(facts))
+    assert f"{len(kept)} of {len(facts.scored)} scored candidates kept it on search items" in text
+    broken = results.violations["holdout"][results.chosen][0] > 0.0
+    assert ("on holdout it is not shown to keep language.accuracy >= 0.3" in text) == broken
+    assert f"It cost {results.evaluations} evaluations of {len(results.candidates)} candidates" in text
+    page = page_of(results)
+    assert f"breaks a constraint ({len(facts.scored) - len(kept)})" in page.text
+    columns = page.data["columns"]
+    assert [id for id, broken in zip(columns["id"], columns["broken"], strict=True) if not broken] == kept
+
+
+def test_a_section_that_cannot_be_made_does_not_lose_the_others(
+    tmp_path: Path, synthetic_run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import plotly.graph_objects as go
+    results = replace(shared_run(synthetic_run, tmp_path))
 
-    results = synthetic_run(tmp_path / "run", objectives=objectives, candidates=30)
-    page = Page(render(results))
-    figures = resolved(page)
-    for figure in figures:
-        go.Figure(data=figure["traces"], layout=figure["layout"])  # refuses unknown properties and values
-    assert sum(figure["id"].startswith("front-") for figure in figures) == pairs
-    places = {each["id"]: each for tag, each in page.elements if each.get("class") == "plot"}
-    assert set(places) == {figure["id"] for figure in figures}
-    assert all(each["role"] == "img" and each["aria-label"] for each in places.values())
+    def broken(facts: Facts) -> None:
+        raise SearchError(f"{results.folder.absolute()}/run.db: <b>is damaged</b>")
+
+    others = [each for each in html.SECTIONS if each[0] != "Failures"]
+    monkeypatch.setattr(html, "SECTIONS", [("Failures", broken), *others])
+    page = page_of(results)
+    assert "This part cannot be shown. run/run.db: <b>is damaged</b>" in page.text
+    assert str(results.folder.absolute()) not in page.text and "front" in page.data
+    monkeypatch.setattr(html, "summary", broken)
+    assert page_of(results).text.count("<b>is damaged</b>") == 2
+
+
+def test_a_mistake_of_ours_is_not_swallowed(
+    tmp_path: Path, synthetic_run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(facts: Facts) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(html, "SECTIONS", [("Failures", broken)])
+    with pytest.raises(ZeroDivisionError):
+        html.render(shared_run(synthetic_run, tmp_path))
+
+
+# -- accessible -----------------------------------------------------------------------------------------------------
+
+
+def test_everything_has_a_name_and_a_place(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
+    page = page_of(shared_run(synthetic_run, tmp_path))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.elements:
+        if tag == "a":
+            assert str(attributes["href"]).removeprefix("#") in ids
+        if tag == "label" and "for" in attributes:
+            assert attributes["for"] in ids
+        if attributes.get("class") == "plot":
+            assert attributes["role"] == "img" and attributes["aria-label"]
+        if tag == "section":
+            assert attributes["aria-labelledby"] in ids
+        if tag == "input" and attributes["type"] != "radio":
+            assert any(each.get("for") == attributes["id"] for name, each in page.elements if name == "label")
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("figcaption") == tags.count("figure") == 3
-    assert "The front and the named candidates, with 95 % intervals" in page.tables
+    assert tags.count("h1") == tags.count("main") == tags.count("header") == tags.count("nav") == 1
+    assert tags.count("figcaption") == tags.count("figure") > 2
+    assert all(caption for caption in page.tables)
 
 
-def test_the_front_figure_shows_selection_scores_with_bars(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    results = synthetic_run(tmp_path / "run", candidates=60)
-    page = Page(render(results))
-    traces = resolved(page)[0]["traces"]
-    cloud, front = traces[0], traces[1]
-    assert len(cloud["x"]) == sum(each.state == "complete" for each in results.candidates)
-    shown = {(x, y): (ex, ey) for x, y, ex, ey in zip(
-        front["x"], front["y"], front["error_x"]["array"], front["error_y"]["array"], strict=True
-    )}  # fmt: skip
-    for id in results.front:
-        (x, ex), (y, ey) = (results.scores["selection"][id][name] for name in results.objectives.names)
-        assert shown[float(f"{x:.6g}"), float(f"{y:.6g}")] == pytest.approx((1.959964 * ex, 1.959964 * ey), rel=1e-5)
-    assert front["x"] == sorted(front["x"])
-    assert f"★ chosen merge · candidate {results.chosen}" in page.text
+def test_text_stands_out_from_its_ground_in_both_schemes(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
+    style = asset("report.css")
+    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", style[: style.index("@media")]))
+    after = style[style.index("@media") :]
+    dark = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", after[: after.index("* {")]))
+    assert light.keys() == dark.keys()
+    for scheme in (light, dark):
+        for ground in ("--paper", "--card"):
+            for ink in ("--ink", "--muted", "--front", "--chosen", "--reference", "--baseline", "--recommended"):
+                assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground, scheme[ink], scheme[ground])
+            assert contrast(scheme["--faint"], scheme[ground]) >= 3.0  # borders of fields, dots
 
 
-# -- writing --------------------------------------------------------------------------------------------------------
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio of two colours, ``#rrggbb``."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    bright, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (low + 0.05)

@@ -133,7 +133,6 @@
       });
       return row;
     };
-    table.createCaption().textContent = "Search scores of every scored candidate, with 95 % intervals";
     table.createTHead().append(line(["candidate", "label", "stage", "constraints", ...names], "th"));
     table.createTBody().append(...columns.id.map((id, row) => line([
       id, columns.label[row], stages[columns.stage[row]], columns.broken[row] ? "broken" : "kept",
