@@ -162,7 +162,7 @@ def write_companions(folder: Path, sources: Sources, companions: Companions | No
         generation = sources.generation_config if settings.generation is None else settings.generation
         _edit(folder / "config.json", lambda config: config | {k: v for k, v in settings.ids.items() if k in config})
     if generation is not None:
-        _write(folder / "generation_config.json", generation)
+        write_json(folder / "generation_config.json", generation)
     for name in _PROCESSORS:
         if (sources.path / name).is_file():
             copy_within(sources.path / name, sources.path, folder / name)
@@ -295,8 +295,13 @@ def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
     """Rewrite a JSON file where that changes it; one that is no JSON object stays as it is."""
     data = _object(file, {})
     if data and (changed := change(data)) != data:
-        _write(file, changed)
+        write_json(file, changed)
 
 
-def _write(file: Path, data: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(file: Path, data: Mapping[str, Any]) -> None:
+    """Write settings for people to read; half a letter out of somebody's file stays spelled out, as it was there."""
+    try:
+        content = json.dumps(data, indent=2, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        content = json.dumps(data, indent=2).encode("ascii")
+    file.write_bytes(content + b"\n")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from merging.calibration.contract import Calibration
 from merging.checkpoint import INDEX, SINGLE
-from merging.companions import Companions, write_companions
+from merging.companions import Companions, write_companions, write_json
 from merging.compiled import Mode
 from merging.durable import clear_abandoned, flush, hold
 from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
@@ -198,7 +198,7 @@ def _write_companions(
     for name in sources.tensors:
         counts[dtypes[name]] += sources.tensors[name].numel
     config = _with_dtype(sources.config, str(counts.most_common(1)[0][0]).removeprefix("torch."))
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
     write_companions(folder, sources, companions)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 

@@ -54,6 +54,7 @@ MOST_FOR_VOLUME = 5
 """Objectives up to which a front's hypervolume is quick to compute: milliseconds for hundreds of points, where seven
 objectives take seconds and eight take minutes."""
 
+REPEATED = "same recipe as a candidate that failed"
 LATEST = 50
 """Failures and incidents that are kept with their details."""
 
@@ -385,7 +386,7 @@ class Course:
         self._finished, self.final_hypervolume = -1, None
         self.pace.note_told(event, self._busy.pop(id, 0.0))
         if outcome.state == "failed":
-            self.reasons[outcome.reason] += 1
+            self.reasons[outcome.reason if outcome.of is None else REPEATED] += 1
             self.mishaps.append(Mishap(at, id, "failed", outcome.reason))
         elif outcome.state == "complete":
             for place, violation in enumerate(outcome.violations[: len(self._kept)]):

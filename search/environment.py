@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def write_run_files(folder: Path, loaded: LoadedConfig) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "cpu": _processor(),
+        "devices": _devices(),
     }
     files = {
         "config.yaml": loaded.source.text,
@@ -41,6 +44,24 @@ def write_run_files(folder: Path, loaded: LoadedConfig) -> None:
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise SearchError(f"{folder}: the run directory cannot be written: {error.strerror}") from error
+
+
+def _processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not on Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _devices() -> list[str]:
+    """The GPUs that this process may use; none where torch was not loaded, since then none is used."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def _version(name: str) -> str | None:

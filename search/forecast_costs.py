@@ -35,7 +35,7 @@ MOST_REPEATS = 7
 SECONDS = 30.0
 """The next sample is taken only where what it will take still fits into this."""
 PROPOSING = 4.0
-"""Seconds at most, for each stage, in which its optimizer is fed with made-up outcomes and asked."""
+"""Seconds, for each stage, in which its optimizer searches a made-up landscape."""
 
 SPREAD = 1.15
 """A few repeats one after the other differ less than hours do: their ends are moved apart by this factor."""
@@ -163,45 +163,65 @@ def proposing(
     seconds: float = PROPOSING,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Range]:
-    """Seconds of an optimizer's work on one candidate, by stage: as it is early in the stage, half-way and at its end.
+    """Seconds of an optimizer's work on one candidate, by stage.
 
-    A fresh optimizer hears made-up outcomes of random points, and is asked. What it takes beyond ``seconds`` is not
-    waited for: then the last third is taken to be as slow again as what was seen.
+    A fresh optimizer searches a made-up smooth landscape, from where the stage begins, for as long as ``seconds``
+    allow. What it takes grows with what it has heard, so the later half counts; where the end of the stage was not
+    reached, it may be several times as much.
     """
     found = {}
     heard = 0
     for stage, planned in zip(stages, outline.stages, strict=True):
         if not stage.fixed and planned.candidates:
-            found[stage.name] = _proposing(stage, planned.candidates, heard, make, objectives, seconds, clock)
+            landscape = _Landscape(stage.space, objectives)
+            found[stage.name] = _proposing(make(stage), landscape, planned.candidates, heard, seconds, clock)
         heard += planned.candidates
     return found
 
 
+class _Landscape:
+    """Utilities as merges have them: an expert's skill follows from the mean of its coefficients, the others' take from
+    it, some genes count a little more than others, and there is noise."""
+
+    def __init__(self, space: Space, objectives: int) -> None:
+        self.random = np.random.default_rng(0)
+        self.space = space
+        n = max(1, space.box.continuous)
+        own = (np.arange(n) * objectives // n)[None, :] == np.arange(objectives)[:, None]
+        weights = np.where(own, 1.0, -0.5) * self.random.uniform(0.5, 1.5, (objectives, n))
+        self._weights = weights / np.maximum(1.0, own.sum(axis=1, keepdims=True))
+
+    def outcome(self, genome: Genome) -> Outcome:
+        """Of a point."""
+        values = np.asarray(genome.values or (0.5,))
+        skill = np.tanh(self._weights @ values) * 0.5 + 0.4
+        utilities = np.clip(skill + 0.02 * self.random.standard_normal(len(skill)), 0.0, 1.0)
+        return Outcome("complete", tuple(utilities.tolist()), (0.02,) * len(skill), 100)
+
+
 def _proposing(
-    stage: Stage, count: int, heard: int, make: MakeOptimizer, k: int, seconds: float, clock: Callable[[], float]
+    optimizer: Optimizer,
+    landscape: _Landscape,
+    count: int,
+    heard: int,
+    seconds: float,
+    clock: Callable[[], float],
 ) -> Range:
-    random = np.random.default_rng(0)
-    space = stage.space
-    optimizer = make(stage)
-    began, spent, told = clock(), [], 0
-    for part in (0.1, 0.5, 0.9):
-        goal = heard + max(1, round(part * count))
-        while told < goal and clock() - began < seconds:
-            optimizer.tell(Trial(-1 - told, _near(space, random, 0.3)), _made_up(random, k))
-            told += 1
+    for number in range(heard):
+        genome = _near(landscape.space, landscape.random, 0.3)
+        optimizer.tell(Trial(-1 - number, genome), landscape.outcome(genome))
+    spent: list[float] = []
+    began = clock()
+    while len(spent) < count and (len(spent) < 3 or clock() - began < seconds):
         start = clock()
-        optimizer.ask(10**6 + told, ())
+        trial = Trial(heard + len(spent), optimizer.ask(heard + len(spent), ()))
+        optimizer.tell(trial, landscape.outcome(trial.genome))
         spent.append(clock() - start)
-        if clock() - began >= seconds:
-            break
-    if len(spent) < 3:
-        spent.append(2.0 * spent[-1])
-    return Range(min(spent), sum(spent) / len(spent), 1.5 * max(spent))
-
-
-def _made_up(random: np.random.Generator, k: int) -> Outcome:
-    utilities = tuple(random.uniform(0.2, 0.9, k).tolist())
-    return Outcome("complete", utilities, (0.02,) * k, 100)
+    if len(spent) > 3:
+        spent = spent[1:]  # the first one imports, and fits to everything at once
+    later = float(np.mean(spent[len(spent) // 2 :]))
+    reached = len(spent) >= 0.9 * count
+    return Range(min(float(np.mean(spent)), later) / SPREAD, later, later * (1.5 if reached else 4.0))
 
 
 def _near(space: Space, random: np.random.Generator, width: float) -> Genome:

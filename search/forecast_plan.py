@@ -170,7 +170,8 @@ class _Measured:
                 f"{failure.reason}. `--no-measure` plans without times; `paretomerge check` looks closer"
             ) from failure
         self._say("timing the optimizer")
-        seconds = sum(max(times) for sizes in self.timed.scored.values() for times in sizes.values())
+        plain = costs_of(self.timed, start, {}, list(setup.evaluators))
+        seconds = plain.merge.middle + plain.scoring(outline.splits["search"], "middle")
         planned = {each.name: max(1, each.candidates) for each in outline.stages}
         propose = proposing(
             stages,

@@ -98,7 +98,9 @@ def work_table(plan: Plan) -> Table:
     from rich.table import Table
 
     timed = plan.costs is not None
-    table = Table("stage", "genes", "candidates", "items", *(["time", "range"] if timed else []), title="Search")
+    table = Table("stage", "genes", "tried", "items", *(["time", "range"] if timed else []), title="Search")
+    table.columns[0].no_wrap = True
+    table.columns[0].min_width = 10
     for column in table.columns[1:]:
         column.justify = "right"
         column.no_wrap = True
@@ -179,7 +181,7 @@ def _sources(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "time", _timed(plan.timed, plan.threads)
         if any(each.high >= 0.01 for each in plan.costs.propose.values()):
             slowest = max(plan.costs.propose.values(), key=lambda each: each.high)
-            yield "optimizer", f"{brief(slowest)} a candidate, on made-up outcomes."
+            yield "optimizer", f"{brief(slowest)} a candidate, in a made-up landscape."
     if outline.staged and outline.rule == "halving":
         yield "early stopping", f"from {outline.keep:.0%} of the candidates going on at each rung, to all of them."
     elif outline.staged:

@@ -92,7 +92,7 @@ def versions() -> Iterator[Finding]:
         yield Finding("versions", "paretomerge", "broken", "not installed, only on the path", do)
     else:
         yield Finding("versions", "paretomerge", "ok", own)
-    wanted, tested = declared(), tested_versions()
+    wanted, tested = declared(), pinned_versions()
     for name in MAIN:
         yield _package(name, wanted.get(name, ""), tested.get(name))
 
@@ -123,7 +123,7 @@ def declared() -> dict[str, str]:
     return {each.name: str(each.specifier) for each in needed}
 
 
-def tested_versions() -> dict[str, str]:
+def pinned_versions() -> dict[str, str]:
     """Package -> the version that the tests ran with."""
     import json
     from importlib import resources
@@ -134,7 +134,7 @@ def tested_versions() -> dict[str, str]:
 
 def names() -> Iterator[Finding]:
     """Who owns the names of our packages: generic ones, that another package or a folder here may take."""
-    owners = metadata.packages_distributions()
+    owners = _owners()
     home = Path(__file__).resolve().parents[1]
     for name in OURS:
         others = sorted(set(owners.get(name, ())) - {"paretomerge"})
@@ -153,6 +153,20 @@ def names() -> Iterator[Finding]:
             yield Finding("names", name, "note", f"{shadow} has the same name", do)
         else:
             yield Finding("names", name, "ok", "ours")
+
+
+def _owners() -> dict[str, set[str]]:
+    """Our names -> the distributions that bring something of that name. ``metadata.packages_distributions`` looks at
+    every file of every distribution, for seconds."""
+    found: dict[str, set[str]] = {name: set() for name in OURS}
+    for each in metadata.distributions():
+        tops = each.read_text("top_level.txt")
+        listed = "\n" + (tops if tops is not None else each.read_text("RECORD") or "")
+        for name in OURS:
+            ends = ("\n",) if tops is not None else ("/", ".py,")
+            if any(f"\n{name}{end}" in f"{listed}\n" for end in ends):
+                found[name].add(each.metadata["Name"])
+    return found
 
 
 def _in_the_way(name: str, home: Path) -> Path | None:

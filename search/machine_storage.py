@@ -10,7 +10,7 @@ from pathlib import Path
 
 from search.machine import Finding, size
 
-MOST_FILES = 200_000
+MOST_FILES = 50_000
 """After so many files the size of a folder is said as `at least`."""
 
 LITTLE = 2e9
@@ -39,11 +39,10 @@ def disk() -> Iterator[Finding]:
     yield _writable(cache)
     if cache.is_dir():
         for each in sorted(path for path in cache.iterdir() if path.is_dir()):
-            held = f"{_sized(each)} {OF_THE_CACHE.get(each.name, 'not known to this version')}"
-            yield Finding("disk", f"cache/{each.name}", "ok", held, "", {"bytes": folder_size(each)[0]})
+            yield _cache(f"cache/{each.name}", each, OF_THE_CACHE.get(each.name, "not known to this version"))
     for name, path in _others().items():
         if path.is_dir():
-            yield Finding("disk", name, "ok", f"{_sized(path)} {path}; not ours, other programs use it too")
+            yield _cache(name, path, f"{path}; not ours, other programs use it too")
 
 
 def folder_size(folder: Path, most: int = MOST_FILES) -> tuple[int, bool]:
@@ -61,9 +60,9 @@ def folder_size(folder: Path, most: int = MOST_FILES) -> tuple[int, bool]:
     return total, True
 
 
-def _sized(folder: Path) -> str:
+def _cache(name: str, folder: Path, what: str) -> Finding:
     held, whole = folder_size(folder)
-    return f"{'' if whole else 'at least '}{size(held)},"
+    return Finding("disk", name, "ok", f"{'' if whole else 'at least '}{size(held)}, {what}", "", {"bytes": held})
 
 
 def _space(name: str, path: Path) -> Finding:

@@ -11,6 +11,7 @@ import json
 import re
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from search.config_schema import committed
@@ -142,15 +143,12 @@ def optimizer_facts(name: str) -> Facts:
     Raises:
         OptimizerError: no such optimizer, or one that cannot be loaded.
     """
-    import importlib
-
     from search.optimizers.registry import BUILT_IN
 
     options = options_of("optimizers", name)
     paragraphs: list[str] = []
     if name in BUILT_IN:
-        module = importlib.import_module(BUILT_IN[name].partition(":")[0])
-        paragraphs = _paragraphs(module.__doc__)
+        paragraphs = _paragraphs(_docstring(BUILT_IN[name].partition(":")[0]))
     example = f"search: {{optimizer: {name}}}"
     return {
         "name": name, "kind": "optimizer", "summary": paragraphs[0] if paragraphs else "", "doc": paragraphs[1:],
@@ -171,6 +169,17 @@ def preset_facts(name: str) -> Facts:
         "candidates": preset.candidates, "template": text,
         "example": f"paretomerge init {name} --base PATH --expert NAME=PATH --evaluator NAME=DATA",
     }  # fmt: skip
+
+
+def _docstring(module: str) -> str | None:
+    """Of a module that is not imported for it: optimizers bring Optuna and SciPy."""
+    import ast
+    from importlib.util import find_spec
+
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
 
 
 def _paragraphs(text: str | None) -> list[str]:
@@ -295,8 +304,13 @@ def _nothing(name: str) -> str:
 
     known = [*names(), *key_paths()]
     close = get_close_matches(name, known, n=3, cutoff=0.6)
-    near = f"did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else (
+    near = f"did you mean {_either([repr(each) for each in dict.fromkeys(close)])}?" if close else (
         "`paretomerge ls methods` lists merge methods such as task_arithmetic; there are also ls evaluators, "
         "optimizers, presets, metrics and words"
     )  # fmt: skip
     return f"nothing is called {name!r}; {near}"
+
+
+def _either(names: list[str]) -> str:
+    """``a``, ``a or b``, ``a, b or c``."""
+    return " or ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])

@@ -96,7 +96,7 @@ def draft(wishes: Wishes) -> Draft:
         fill(wishes.preset, {})  # says which there are
     preset = PRESETS[wishes.preset]
     _check_names(wishes)
-    base = model_kind(_folder(wishes.base))
+    base = model_kind(folder_of(wishes.base))
     found = [f"base: {base.words}"]
     if base.kind not in preset.kinds:
         fitting = [each.name for each in PRESETS.values() if base.kind in each.kinds]
@@ -105,7 +105,7 @@ def draft(wishes: Wishes) -> Draft:
             f"that fit: {', '.join(fitting)}"
         )
     for alias, expert in wishes.experts.items():
-        found += _difference(alias, base, model_kind(_folder(expert)))
+        found += _difference(alias, base, model_kind(folder_of(expert)))
     sections: dict[str, dict[str, Any]] = {}
     for asked in wishes.evaluators:
         sections[asked.name], line = _section(asked, preset, base.kind, wishes)
@@ -222,7 +222,8 @@ def _check_names(wishes: Wishes) -> None:
             raise SearchError(f"--evaluator {name}=…: two evaluators of this name; give one of them another")
 
 
-def _folder(reference: str) -> Path:
+def folder_of(reference: str) -> Path:
+    """Where a model or data lie that a user names: a path from here, or a ``zoo://`` reference."""
     import zoo
 
     return zoo.resolve(reference) if zoo.is_reference(reference) else Path(reference).expanduser()
@@ -257,7 +258,7 @@ def _section(asked: Asked, preset: Preset, kind: Kind, wishes: Wishes) -> tuple[
             f"one: --evaluator {asked.name}=TYPE:{asked.data} (`paretomerge ls evaluators`)"
         )
     path = _path(asked.data, folder)
-    data: Any = {"file": path} if _folder(asked.data).is_file() else path
+    data: Any = {"file": path} if folder_of(asked.data).is_file() else path
     if made is None:
         return {"type": asked.type, "data": data}, f"{asked.type}; its options must say which of {fields} it reads"
     return {"type": made.type, "data": data, **made.options}, made.why

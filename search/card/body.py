@@ -46,7 +46,7 @@ def _lead(facts: CardFacts) -> str:
         return text + "Made with paretomerge; it was not scored."
     text += f"Found by paretomerge, which searches for Pareto-optimal merges: candidate {facts.candidate} of "
     text += f"{len(facts.results.candidates)} in the run {plain(facts.results.name)}"
-    return text + (f", taken as {plain(facts.rule)}." if facts.rule else ".")
+    return text + (f", {plain(facts.rule)}." if facts.rule else ".")
 
 
 def _picture(facts: CardFacts) -> str:
@@ -56,8 +56,10 @@ def _picture(facts: CardFacts) -> str:
         return ""
     said = plain(describe_picture(facts.results, facts.candidate), 1500)
     split = facts.results.split
+    own = split if facts.scored in facts.results.scores[split] else "search"
+    star = "the star" if own == split else f"the star, at its {own} scores"
     caption = (
-        f"Dots are candidates by their search scores; the front, this merge (the star), the parents and the baselines "
+        f"Dots are candidates by their search scores; the front, this merge ({star}), the parents and the baselines "
         f"stand at their {split} scores with 95 % intervals. The holdout is not in the picture."
     )
     return f"![{said}]({facts.picture})\n\n*{caption}*"
@@ -129,6 +131,9 @@ def _search(facts: CardFacts) -> str:
         return ""
     settings = results.config.search
     optimizer = getattr(settings.optimizer, "name", str(settings.optimizer))
+    # what "auto" took, where the optimizers said so
+    names = dict.fromkeys(str(each["optimizer"]) for each in results.notes.values() if "optimizer" in each)
+    took = f" ({plain(listed(list(names)))})" if set(names) - {optimizer} else ""
     states = [each.state for each in results.candidates]
     seconds = results.seconds.get("materialize", 0.0) + results.seconds.get("evaluate", 0.0)
     counts = [
@@ -138,7 +143,7 @@ def _search(facts: CardFacts) -> str:
     ]
     fate = ", ".join(f"{number} {what}" for number, what in counts if number)
     text = (
-        f"Search: optimizer {plain(optimizer)}, seed {settings.seed}; {len(states)} of "
+        f"Search: optimizer {plain(optimizer)}{took}, seed {settings.seed}; {len(states)} of "
         f"{count(settings.budget.candidates, 'candidate')} proposed{f' ({fate})' if fate else ''}, "
         f"{results.items} items scored, {duration(seconds)} of merging and evaluating. "
         f"Engine: {plain(results.started.engine)}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from evaluators.contract import Split
+from evaluators.contract import SPLITS, Split
 from search.card.facts import CardFacts
 from search.card.markdown import plain, table
 from search.ledger import Ledger
@@ -114,7 +114,7 @@ def _others(results: Results, split: Split, id: int) -> str:
 def _constraints(results: Results, id: int) -> Iterator[str]:
     for place, each in enumerate(results.constraints.all):
         said = []
-        for split in ("selection", "holdout"):
+        for split in SPLITS:
             violations = results.violations[split].get(id)
             if violations is not None and place < len(violations):
                 said.append(f"{'kept' if violations[place] <= 0.0 else '**broken**'} on {split}")

@@ -20,6 +20,7 @@ from search.checks.machine import (
     check_trackers,
     check_workers,
 )
+from search.checks.memory import check_memory
 from search.checks.models import Models, check_models
 from search.checks.plans import Plan, check_plan
 from search.checks.scoring import LIVE_BYTES, check_evaluators, check_power, fit_models
@@ -101,6 +102,7 @@ def _look(found: Checked, subject: Subject, runs: Path, live: bool | None) -> No
     found.plan = check_plan(subject, models.sources, found.evaluators)
     found.sizes = _sizes(subject, models)
     if found.sizes is not None:
+        check_memory(subject, found.sizes, device)
         if found.plan.stages:
             found.disk = _disk(subject, runs, found.plan, found.evaluators, found.sizes)
         fit_models(subject, models, found.evaluators, device, _loads(subject, found.sizes, live))

@@ -153,6 +153,6 @@ def _compare_with_genes(findings: Findings, plan: Plan, sizes: list[int]) -> Non
         if not stage.fixed and 0 < size < genes:
             findings.note(
                 ("search", "budget", "candidates"),
-                f"the stage {stage.name} has {size} candidates for {genes} genes: too few to find its way; more of "
-                "them, or a coarser space.granularity",
+                f"the stage {stage.name} has {size} candidate{'s' * (size > 1)} for {genes} genes, too few to find its "
+                "way: take more, or a coarser space.granularity",
             )

@@ -136,14 +136,14 @@ def independent(evaluator: Evaluator, metric: Metric, split: Split) -> int:
 
 def _warn_of_few(subject: Subject, name: str, evaluator: Evaluator, metric: Metric, short: list[Split]) -> None:
     numbers = ", ".join(f"{independent(evaluator, metric, split)} {split}" for split in short)
-    worst = max(
-        (_resolves(evaluator, metric, split) for split in short), default=math.nan, key=lambda x: (math.isnan(x), x)
-    )
-    least = "none however large" if math.isnan(worst) else f"only from {worst * (metric.high - metric.low):.2g} on"
+    found = [_resolves(evaluator, metric, split) for split in short]
+    least = "no difference would"
+    if not any(map(math.isnan, found)):
+        least = f"only a difference of {max(found) * (metric.high - metric.low):.2g} or more would"
     subject.findings.warn(
         data_of(subject, name),
-        f"{numbers} items are few for {metric.name}: of two merges that differ on a fifth of them, a difference is "
-        f"found reliably {least}; `paretomerge power` says what how many would tell",
+        f"{numbers} items are few for {metric.name}: of two merges that differ on a fifth of them, {least} be found "
+        "reliably; `paretomerge power` says what how many would tell",
     )
 
 

@@ -72,11 +72,9 @@ def _rows(checked: Checked) -> Iterator[tuple[str, str]]:
     if summary["constraints"]:
         yield "constraints", "; ".join(summary["constraints"])
     for stage in summary["stages"]:
-        genes = f"{stage['continuous']} numbers" + (f", {stage['categorical']} choices" if stage["categorical"] else "")
-        yield (
-            f"stage {stage['name']}",
-            f"{stage['candidates']:,} candidates" + (f" of {genes}" if genes and not stage["fixed"] else ""),
-        )
+        total, choices = stage["continuous"] + stage["categorical"], stage["categorical"]
+        genes = f", {total} genes" + (f", {choices} of them choices" if choices else "")
+        yield f"stage {stage['name']}", f"{stage['candidates']:,} candidates" + ("" if stage["fixed"] else genes)
     yield "optimizer", f"{summary['optimizer']}, seed {summary['seed']}"
     yield "rungs", f"{', '.join(f'{each:,}' for each in summary['rungs'])} items a candidate"
     yield "limits", _limits_text(summary["budget"])

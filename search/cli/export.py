@@ -129,7 +129,7 @@ def _picked(results: Results, candidate: int | None, wish: Wish | None) -> tuple
     from search.judge import CHOICE_RULE
 
     if wish is not None:
-        return choose(results, wish), wish.rule()
+        return choose(results, wish), f"chosen for {wish.rule()}"
     if candidate is not None and candidate != results.chosen:
         return candidate, "picked by its number"
     id = results.knee()

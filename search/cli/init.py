@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -12,7 +13,11 @@ from search.cli.completing import complete_presets
 from search.cli.options import JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from search.new_config import Asked, Draft, Wishes
+
+T = TypeVar("T")
 
 
 def init(
@@ -116,45 +121,67 @@ def _check_said(wishes: Wishes) -> None:
 
 
 def _ask(wishes: Wishes, budget: bool, out: bool) -> None:
-    """Fill in, in place, what was not said."""
-    from search.new_config import parse_budget, parse_expert
-    from search.presets import PRESETS
+    """Fill in, in place, what was not said. What cannot be used is asked for again."""
+    from search.model_kind import model_kind
+    from search.new_config import folder_of, parse_budget, parse_expert
+    from search.presets import PRESETS, template
 
     if not wishes.preset:
         for each in PRESETS.values():
             typer.echo(f"  {each.name:12} {each.summary}")
-        wishes.preset = str(typer.prompt("preset", default="two_experts"))
+        wishes.preset = _answer("preset", lambda text: template(text) and text, "two_experts")
     if not wishes.base:
-        wishes.base = str(typer.prompt("base model (a folder)"))
+        wishes.base = _answer("base model (a folder)", lambda text: model_kind(folder_of(text)) and text)
     if not wishes.experts:
         typer.echo("experts: NAME=PATH each; an empty line ends")
-        while True:
-            given = str(typer.prompt(f"expert {len(wishes.experts) + 1}", default="", show_default=False)).strip()
-            if not given:
-                break
-            name, path = parse_expert(given)
-            wishes.experts[name] = path
+
+        def expert(text: str) -> tuple[str, str] | None:
+            if not text.strip():
+                return None
+            name, path = parse_expert(text.strip())
+            model_kind(folder_of(path))
+            return name, path
+
+        while (found := _answer(f"expert {len(wishes.experts) + 1}", expert, "")) is not None:
+            wishes.experts[found[0]] = found[1]
     if not wishes.evaluators:
         wishes.evaluators = _ask_evaluators(wishes)
     if budget:
-        default = PRESETS[wishes.preset].candidates if wishes.preset in PRESETS else 400
-        wishes.candidates, wishes.hours = parse_budget(
-            str(typer.prompt("budget (400, 8h, 400,8h)", default=str(default)))
-        )
+        default = str(PRESETS[wishes.preset].candidates) if wishes.preset in PRESETS else "400"
+        wishes.candidates, wishes.hours = _answer("budget (400, 8h, 400,8h)", parse_budget, default)
     if out:
-        wishes.out = Path(str(typer.prompt("config", default=str(wishes.out))))
+        wishes.out = Path(_answer("config", str, str(wishes.out)))
 
 
 def _ask_evaluators(wishes: Wishes) -> list[Asked]:
-    from search.new_config import parse_evaluator
+    from search.data_guess import first_records
+    from search.new_config import OF_THE_HUB, parse_evaluator
 
-    found = []
+    def data(name: str, text: str) -> Asked | None:
+        if not text.strip():
+            return None
+        asked = parse_evaluator(f"{name}={text.strip()}")
+        if not (asked.type == "lm_eval" or wishes.preset == "lm_eval" or asked.data.startswith(OF_THE_HUB)):
+            first_records(asked.data, Path())
+        return asked
+
     typer.echo("data of each skill: a file or folder of records, or TYPE:DATA; an empty line for none")
     names = [*wishes.experts, *(["safety"] if wishes.preset == "safety" and "safety" not in wishes.experts else [])]
-    for name in names:
-        given = str(typer.prompt(f"data for {name}", default="", show_default=False)).strip()
-        if given:
-            found.append(parse_evaluator(f"{name}={given}"))
+    answers = [_answer(f"data for {name}", partial(data, name), "") for name in names]
+    return [each for each in answers if each is not None]
+
+
+def _answer(question: str, read: Callable[[str], T], default: str | None = None) -> T:
+    """What somebody types, as ``read`` makes it; asked again where it raises one of our errors."""
+    from search.errors import user_errors
+
+    def tried(text: str) -> T:
+        try:
+            return read(text)
+        except user_errors() as error:
+            raise typer.BadParameter(str(error)) from error
+
+    found: T = typer.prompt(question, default=default, show_default=bool(default), value_proc=tried)
     return found
 
 

@@ -66,7 +66,7 @@ def power(
     console = Console()
     console.print(_table(found))
     for line in _sentences(found):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)
 
 
 def facts(
@@ -239,7 +239,11 @@ def _spread(values: Any, weights: Any) -> dict[str, Any] | None:
 
 
 def _table(found: Mapping[str, Any]) -> Table:
+    from itertools import groupby
+
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     usual = str(DISCORDANCES[1])
     table = Table(
@@ -248,21 +252,25 @@ def _table(found: Mapping[str, Any]) -> Table:
         "merges differ on so many of the items; in points, hundredths of the metric's range, or in its own unit if it "
         f"has none. Adjusted: for {_product(found)}."
         + (f" Measured: the median pair of baselines in {found['run']}." if found["run"] else ""),
+        title_justify="left",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("metric", overflow="fold")
-    table.add_column("split")
-    for name in ("items", "± 95%", *(f"{each:.0%}" for each in DISCORDANCES), f"{DISCORDANCES[1]:.0%} adj."):
-        table.add_column(name, justify="right")
-    for name in ("measured", "adj.", "differ") if found["run"] else ():
-        table.add_column(name, justify="right")
-    for row in found["rows"]:
-        plain, adjusted, width = row["resolves"] or {}, row["resolves_adjusted"] or {}, row["range"]
-        values = [row["half_width"], *(plain.get(str(each)) for each in DISCORDANCES), adjusted.get(usual)]
-        cells = [_points(each, width) for each in values]
-        if found["run"]:
-            cells += _measured_cells(row["measured"], width)
-        table.add_row(row["metric"], row["split"], str(row["items"]), *cells)
+    table.add_column("metric\n  split", overflow="fold")
+    names = ["items", "± 95%", *(f"{each:.0%}" for each in DISCORDANCES), f"{DISCORDANCES[1]:.0%}\nadj."]
+    for name in [*names, *(["meas-\nured", "adj.", "differ"] if found["run"] else [])]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for metric, rows in groupby(found["rows"], key=lambda row: row["metric"]):
+        table.add_row(Text(metric, "bold"))
+        for row in rows:
+            plain, adjusted, width = row["resolves"] or {}, row["resolves_adjusted"] or {}, row["range"]
+            values = [row["half_width"], *(plain.get(str(each)) for each in DISCORDANCES), adjusted.get(usual)]
+            cells = [_points(each, width) for each in values]
+            if found["run"]:
+                cells += _measured_cells(row["measured"], width)
+            table.add_row(f"  {row['split']}", str(row["items"]), *cells)
     return table
 
 

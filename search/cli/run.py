@@ -30,6 +30,9 @@ def run(
     display: Annotated[
         str, typer.Option("--display", metavar="KIND", help="auto, rich, plain, json or none.")
     ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, as `plan` does, and start nothing.")
+    ] = False,
 ) -> None:
     """Search. The same command resumes; one Ctrl-C ends tidily, two at once.
 
@@ -51,6 +54,11 @@ def run(
     if display not in kinds:
         raise SearchError(f"--display {display}: expected one of {', '.join(kinds)}")
     set = [*(set or []), *(["search.control=true"] if control else []), *_several(workers)]
+    if dry_run:
+        from search.cli.plan import plan
+
+        plan(config, set=set, runs=runs)
+        return
     loaded = load_config(config, set)
     folder = runs / _checked_name(name or loaded.config.name)
     shown = make_display(display, loaded.config.search.budget, name=folder.name)  # type: ignore[arg-type]

@@ -55,19 +55,18 @@ def list_families(json: JsonOption = False) -> None:
     from zoo.cache import seed_folder
     from zoo.references import members_of
 
-    rows = []
+    rows: list[tuple[str, str, list[str], list[str]]] = []
     for name, spec in families().items():
         folders = sorted(seed_folder(spec, 0).parent.glob("seed-*"))
         seeds = [folder.name.removeprefix("seed-") for folder in folders if not missing(folder, spec)]
-        rows.append({"family": name, "summary": spec.summary, "members": [*members_of(spec)], "seeds": seeds})
+        rows.append((name, spec.summary, [*members_of(spec)], seeds))
     if json:
-        _print_json(rows)
+        _print_json([dict(zip(("family", "summary", "members", "seeds"), each, strict=True)) for each in rows])
         return
-    for row in rows:
-        name = row["family"]
-        print(f"{name}: {row['summary']}")
-        print(f"  members: {', '.join(row['members'])}")
-        print(f"  built seeds: {', '.join(row['seeds']) or f'none; build one with: paretomerge zoo build {name}'}")
+    for name, summary, members, seeds in rows:
+        print(f"{name}: {summary}")
+        print(f"  members: {', '.join(members)}")
+        print(f"  built seeds: {', '.join(seeds) or f'none; build one with: paretomerge zoo build {name}'}")
 
 
 @app.command()

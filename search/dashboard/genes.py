@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging.recipe import Value
 from search.optimizers.contract import Genome
-from search.space import Space
+from search.space import Space, SpaceError
 from search.space.encoding import NO_EFFECT
 from search.space.genes import Gene
 from search.stages import Stage, translate
@@ -61,8 +61,14 @@ class Parameters:
         return len(self._shown)
 
     def of(self, stage: int, genome: Genome) -> dict[str, Any]:
-        """Name -> value of a candidate's genes; empty where it is no point of the last stage's space."""
-        named = self._coarse(stage, genome) if stage in self._coarser else self._named(stage, genome)
+        """Name -> value of a candidate's genes; empty where it is no point of the last stage's space, or of any: a log
+        may say anything."""
+        if not 0 <= stage < len(self._stages):
+            return {}
+        try:
+            named = self._coarse(stage, genome) if stage in self._coarser else self._named(stage, genome)
+        except SpaceError:
+            return {}
         found: dict[str, list[Value]] = {}
         for name, value in named.items():
             found.setdefault(self._names[name], []).append(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merging.methods import is_ready
@@ -20,7 +20,7 @@ from search.space import Space
 
 ROOM = 600_000
 """Bytes of JSON that the layers of all candidates may take together."""
-MOST = 2_000
+MOST = 1_000
 """Candidates whose recipes are decoded at most: each takes milliseconds."""
 STEP = 1000
 """Numbers are kept as whole thousandths."""
@@ -104,12 +104,29 @@ def layers_of(facts: Facts, room: int = ROOM, most: int = MOST) -> Layers | None
         except SearchError as error:
             unreadable[id] = str(error)
             continue
-        used += len(json.dumps(encoded, separators=(",", ":"))) + len(f'"{id}":,')
+        used += size_of(id, encoded)
         if used > room and found:
             break
         found[id] = encoded
     left_out = len(order) - len(found) - len(unreadable)
     return Layers(space.experts, space.groups, tuple(methods), found, left_out, unreadable)
+
+
+def thinned(layers: Layers, room: int) -> Layers:
+    """As many of these candidates as there is less room for, those of most interest first."""
+    found: dict[int, Encoded] = {}
+    used = 0
+    for id, encoded in layers.candidates.items():
+        used += size_of(id, encoded)
+        if used > room and found:
+            break
+        found[id] = encoded
+    return replace(layers, candidates=found, left_out=layers.left_out + len(layers.candidates) - len(found))
+
+
+def size_of(id: int, encoded: Encoded) -> int:
+    """Bytes of JSON that a candidate's layers take."""
+    return len(json.dumps(encoded, separators=(",", ":"))) + len(f'"{id}":,')
 
 
 def encode(space: Space, recipe: Recipe, methods: dict[str, int]) -> Encoded:
@@ -120,10 +137,10 @@ def encode(space: Space, recipe: Recipe, methods: dict[str, int]) -> Encoded:
         recipe: one of its sources and groups.
         methods: name -> index; new ones are added.
     """
-    by_group = space.chosen_methods(recipe)
-    indices = [methods.setdefault(by_group[group], len(methods)) for group in space.groups]
-    encoded: Encoded = {"c": _by_expert(space, space.table(recipe)), "m": _shortened(indices)}
-    densities = _by_expert(space, space.densities(recipe))
+    read = space.by_group(recipe)
+    indices = [methods.setdefault(read.methods[group], len(methods)) for group in space.groups]
+    encoded: Encoded = {"c": _by_expert(space, read.coefficients), "m": _shortened(indices)}
+    densities = _by_expert(space, read.densities)
     if any(each is not None for each in densities):
         encoded["d"] = densities
     if recipe.tensors:

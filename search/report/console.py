@@ -59,7 +59,7 @@ def _state_lines(results: Results) -> list[str]:
     left = "" if len(states) >= budget or results.state == "finished" else f" of at most {budget}"
     said = [f"{results.name}: {results.state}{doing}", counts.replace(" candidate", f"{left} candidate", 1)]
     volume = results.known_hypervolume
-    if volume is not None:
+    if volume is not None and results.front:
         said.append(f"hypervolume {volume:.4f} on the search split")
     now = time.time() if results.state == "running" else None
     return [*said, *estimate_lines(course, results.state, remaining(course, now))]

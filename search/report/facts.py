@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from evaluators.contract import Split
 from search.objectives import Target
@@ -43,13 +43,17 @@ class Facts:
 
     Args:
         results: of the run.
-        room: share of their usual room that sections with much data may take; less than 1 where the file would become
-            too large.
+        room: share of what they took at first that sections with much data may take; less than 1 where the file
+            became too large.
+
+    Attributes:
+        kept: what a section has worked out and needs again when it is made with less room, by the section's name.
     """
 
     def __init__(self, results: Results, room: float = 1.0) -> None:
         self.results = results
         self.room = room
+        self.kept: dict[str, Any] = {}
         self.targets: tuple[Target, ...] = results.objectives.targets
         self.candidates: dict[int, Candidate] = {each.id: each for each in results.candidates}
 
@@ -121,8 +125,14 @@ class Facts:
     @cached_property
     def names(self) -> dict[int, str]:
         """What a candidate is called beside its number: the pick and baselines by their names, and other labels."""
-        names = {each.id: each.label for each in self.results.candidates if each.label}
-        return names | {each.id: each.name for each in self.named}
+        asked = dict.fromkeys(self.picks, "asked for")
+        labels = {each.id: each.label for each in self.results.candidates if each.label}
+        return asked | labels | {each.id: each.name for each in self.named}
+
+    @cached_property
+    def picks(self) -> list[int]:
+        """Candidates that somebody asked for by another mix, in that order."""
+        return [id for id in dict.fromkeys(id for id, _ in self.results.picks) if id in self.candidates]
 
     def best_split(self, id: int) -> Split:
         """Where a named candidate is drawn: selection once the run compares there, if it was scored there."""

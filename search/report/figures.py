@@ -109,8 +109,8 @@ def page_data(facts: Facts, figures: Sequence[Figure]) -> Data:
     """What the page's scripts need: the figures, and every series that they name.
 
     ``columns`` holds the search scores of all complete candidates and who they are: id, label, stage, whether a
-    constraint is broken (1) or none (0); s0, s1, … and how far the 95 % intervals reach below (l0, …) and above
-    (h0, …), in units of the last digit shown. Scripts fill ``says`` with what marks say when they are pointed at.
+    constraint is broken (1) or none (0); s0, s1, …, and the limits of their 95 % intervals, l0, … and h0, …, in units
+    of the last digit shown. Scripts fill ``says`` with what marks say when they are pointed at.
     """
     return {
         "columns": _columns(facts),
@@ -133,9 +133,9 @@ def _columns(facts: Facts) -> Data:
     for index, target in enumerate(facts.targets):
         unit = 10.0 ** -decimals(target)
         found = [facts.interval(id, "search", target) for id in facts.scored]
-        data[f"s{index}"] = [None if each is None else placed(each.value, decimals(target) + 1) for each in found]
-        data[f"l{index}"] = [None if each is None else steps(each.value - each.low, unit) for each in found]
-        data[f"h{index}"] = [None if each is None else steps(each.high - each.value, unit) for each in found]
+        data[f"s{index}"] = [None if each is None else placed(each.value, decimals(target) + 2) for each in found]
+        data[f"l{index}"] = [None if each is None else steps(each.low, unit) for each in found]
+        data[f"h{index}"] = [None if each is None else steps(each.high, unit) for each in found]
     return data
 
 
@@ -149,6 +149,6 @@ def placed(value: float, digits: int) -> float | None:
     return round(value, digits) if abs(value) < float("inf") else None
 
 
-def steps(length: float, unit: float) -> int | None:
-    """A length in whole units; None where it is not finite."""
-    return round(length / unit) if abs(length) < float("inf") else None
+def steps(value: float, unit: float) -> int | None:
+    """A value in whole units; None where it is not finite."""
+    return round(value / unit) if abs(value) < float("inf") else None

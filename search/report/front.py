@@ -41,8 +41,6 @@ def front_section(facts: Facts) -> Section | None:
             "view": frame.view,
             "places": places(frame),
             "names": {str(id): name for id, name in facts.names.items()},
-            "members": facts.results.front,
-            "run": str(_run(facts)),
         }
     }
     return Section("The front", join([figure.html(), panel]), (figure,), data, scripts=("front",), styles=("details",))
@@ -184,7 +182,7 @@ def _numbers(frame: Frame) -> Html:
 def front_table(frame: Frame) -> Html:
     """The named candidates and the members of the front: scores with intervals, what they keep, recipes."""
     facts, view = frame.facts, frame.view
-    named = [each.id for each in facts.named]
+    named = list(dict.fromkeys([*(each.id for each in facts.named), *facts.picks]))
     members = [id for id in frame.front if id not in set(named)]
     splits: list[Split] = ["selection", "search"] if view == "selection" else ["search"]
     rows = [_row(frame, id, splits) for id in [*named, *members[:MOST_ROWS]]]

@@ -145,9 +145,9 @@ class Frame:
 
 
 def places(frame: Frame) -> Data:
-    """Marks for the page's script: candidate -> view -> its split, and (value, below, above) of every objective.
+    """Marks for the page's script: candidate -> view -> its split, and (value, low, high) of every objective.
 
-    below and above: how far the 95 % interval reaches, in units of the last digit shown.
+    low and high: the limits of the 95 % interval, in units of the last digit shown.
     """
     found: Data = {}
     for view in frame.views:
@@ -355,7 +355,7 @@ def _triple(facts: Facts, id: int, split: Split, target: Target) -> list[float |
     if found is None:
         return None
     unit = 10.0 ** -decimals(target)
-    return [rounded(found.value), steps(found.value - found.low, unit), steps(found.high - found.value, unit)]
+    return [rounded(found.value), steps(found.low, unit), steps(found.high, unit)]
 
 
 def _utility(target: Target, value: float) -> float | None:

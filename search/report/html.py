@@ -33,8 +33,8 @@ REPORT = "report.html"
 
 MOST_BYTES = 6_000_000
 """Of the file, plotly's 4.8 million among them: what opens at once, and can be sent by mail."""
-_SLACK = 20_000
-"""Bytes that the estimate of a thinner file may be off by."""
+_ATTEMPTS = 5
+"""How often a part that is too large is made again, each time in half of the room."""
 
 
 def write_report(results: Results, path: Path | None = None) -> Path:
@@ -86,14 +86,25 @@ def render(results: Results) -> str:
     built = {title: _built(title, build, facts) for title, build in SECTIONS}
     header, plotly = _head(facts), get_plotlyjs()
     text = _assembled(facts, header, built, plotly)
-    over = len(text.encode("utf-8", errors="replace")) - MOST_BYTES
-    if over > 0:  # what holds most data is made again with less room for it
-        much = {title: section for title in THINNED if (section := built[title]) is not None}
-        taken = sum(len(script_json(dict(section.data))) for section in much.values())
-        facts.room = max(0.02, 1.0 - (over + _SLACK) / max(1, taken))
+    over = _beyond(text)
+    if over <= 0:
+        return text
+    # what holds most data is made again with less room for it
+    much = {title: section for title in THINNED if (section := built[title]) is not None}
+    taken = sum(len(script_json(dict(section.data))) for section in much.values())
+    facts.room = max(0.05, 0.95 * (taken - over) / max(1, taken))
+    for _ in range(_ATTEMPTS):
         built |= {title: _built(title, build, facts) for title, build in SECTIONS if title in much}
         text = _assembled(facts, header, built, plotly)
+        if _beyond(text) <= 0:
+            break
+        facts.room /= 2.0
     return text
+
+
+def _beyond(text: str) -> int:
+    """Bytes by which the file is too large."""
+    return len(text.encode("utf-8", errors="replace")) - MOST_BYTES
 
 
 def _assembled(facts: Facts, header: Html, built: Mapping[str, Section | None], plotly: str) -> str:

@@ -83,9 +83,12 @@ def _caption(found: Sequence[Duels]) -> str:
     text = (
         "Bars to the right: items on which the merge is better than the other; to the left: on which it is worse. "
         "Items on which they are equal are not drawn; of these the table says how many both have right. "
-        f"“{BEST_EXPERT}” is no model: for every item it takes the expert that does best on it, so no choice among "
-        "experts can beat it; items won against it are those that no expert gets right. "
     )
+    if any(duel.other is None for each in found for own in each.duels.values() for duel in own):
+        text += (
+            f"“{BEST_EXPERT}” is no model: for every item it takes the expert that does best on it, so no choice among "
+            "experts can beat it; items won against it are those that no expert gets right. "
+        )
     for each in found:
         if each.split == "holdout":
             text += "Holdout items decided nothing; for the chosen merge p is the one of the comparisons above. "
@@ -166,7 +169,7 @@ def _texts(facts: Facts, found: Sequence[Duels]) -> tuple[dict[str, Said], list[
                 names.update(dict.fromkeys(each.id for each in (*duel.best, *duel.worst)))
     texts: dict[str, Said] = {}
     reasons = []
-    room = round(ROOM * facts.room)
+    room = ROOM if facts.room >= 1.0 else round(facts.kept.get("texts of items", ROOM) * facts.room)
     for evaluator, ids in wanted.items():
         known, reason = texts_of(facts.results, evaluator)
         if reason:
@@ -175,6 +178,7 @@ def _texts(facts: Facts, found: Sequence[Duels]) -> tuple[dict[str, Said], list[
             if id in known and room > 0:
                 texts[id] = known[id]
                 room -= len(known[id].text) + len(known[id].stratum)
+    facts.kept.setdefault("texts of items", sum(len(each.text) + len(each.stratum) for each in texts.values()))
     return texts, reasons
 
 

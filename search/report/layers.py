@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from merging.recipe import Group
-from search.report.coefficients import ROOM, Layers, column_of, columns_of, foreign_methods, layers_of, row_of
+from search.report.coefficients import (
+    ROOM,
+    Layers,
+    column_of,
+    columns_of,
+    foreign_methods,
+    layers_of,
+    row_of,
+    size_of,
+    thinned,
+)
 from search.report.facts import Facts, without_paths
 from search.report.figures import Data
 from search.report.markup import Html, count, element, join, listed, table
@@ -32,7 +42,7 @@ def layers_section(facts: Facts) -> Section | None:
             "report that the search itself writes has them."
         )
         return Section(TITLE, element("p", text))
-    layers = layers_of(facts, round(ROOM * facts.room))
+    layers = _found(facts)
     if layers is None or not layers.candidates:
         reasons = [] if layers is None else list(layers.unreadable.values())
         return Section(
@@ -47,6 +57,17 @@ def layers_section(facts: Facts) -> Section | None:
         _figure(facts, layers, shown),
     ]  # fmt: skip
     return Section(TITLE, join(body), data={NAME: _data(facts, layers, shown)}, scripts=(NAME,), styles=("details",))
+
+
+def _found(facts: Facts) -> Layers | None:
+    """The layers that there is room for; a page that became too large takes its share of those it had."""
+    if "layers" not in facts.kept:
+        facts.kept["layers"] = layers_of(facts, ROOM)
+    layers: Layers | None = facts.kept["layers"]
+    if layers is None or facts.room >= 1.0:
+        return layers
+    taken = sum(size_of(id, each) for id, each in layers.candidates.items())
+    return thinned(layers, round(facts.room * taken))
 
 
 def _controls(facts: Facts, layers: Layers, shown: int) -> Html:

@@ -13,13 +13,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.errors import SearchError
 from search.objectives import Target
 from search.report.facts import Facts
+from search.report.label_boxes import Box, cost, places
 from search.report.markup import count
 from search.report.scene import Mark, Scene
 from search.report.terminal import visible
@@ -71,6 +71,8 @@ def write_front_picture(results: Results, path: Path, *, highlight: int | None =
     """
     if path.suffix.lower() != ".png":
         raise SearchError(f"{path}: expected a file name that ends in .png for the picture; pictures are PNG files")
+    if not path.parent.is_dir():  # before the work of drawing
+        raise SearchError(f"{path}: the picture cannot be written: there is no folder {path.parent}; make it first")
     facts = Facts(results)
     if facts.pick is None:
         raise SearchError(
@@ -273,44 +275,44 @@ class _Painter:
         if not self._beside:
             return
         figure.draw_without_rendering()  # settles the layout: places are reckoned in pixels
-        places = {each.id: self._pixels(axes, each) for each in self._scene.marks}
-        taken = [box for each in places.values() if each is not None for box in each[1]]
+        found = {each.id: self._pixels(axes, each) for each in self._scene.marks}
+        taken = [box for each in found.values() if each is not None for box in each[1]]
         taken += self._border_boxes(axes)
         window = axes.get_window_extent()
-        frame = _Box(window.x0, window.y0, window.x1, window.y1)
+        frame = Box(window.x0, window.y0, window.x1, window.y1)
         for mark in reversed(self._scene.marks):  # the most important first: it has the free choice
-            place = places[mark.id]
+            place = found[mark.id]
             if not mark.label or place is None:
                 continue
             at, weight = place[0], "bold" if mark.role == "chosen" else "normal"
             width, height = self._size(figure, axes, mark.label, weight)
-            best = min(_places(*at, width, height), key=lambda box: _cost(box, taken, frame, at))
+            best = min(places(*at, width, height), key=lambda box: cost(box, taken, frame, at))
             taken.append(best)
             self._name(axes, mark, at, best, weight)
 
-    def _pixels(self, axes: Axes, mark: Mark) -> tuple[tuple[float, float], list[_Box]] | None:
+    def _pixels(self, axes: Axes, mark: Mark) -> tuple[tuple[float, float], list[Box]] | None:
         """Where a mark is, and what it and its bars cover."""
         one, other = (self._scene.interval(mark.id, each) for each in self._targets)
         if one is None or other is None:
             return None
         to = axes.transData.transform
         x, y = to((one.value, other.value))
-        boxes = [_Box(x - 6, y - 6, x + 6, y + 6)]
+        boxes = [Box(x - 6, y - 6, x + 6, y + 6)]
         if self._scene.with_bars(mark):
             left, bottom = to((one.value - one.below, other.value - other.below))
             right, top = to((one.value + one.above, other.value + other.above))
-            boxes += [_Box(left, y - 1, right, y + 1), _Box(x - 1, bottom, x + 1, top)]
+            boxes += [Box(left, y - 1, right, y + 1), Box(x - 1, bottom, x + 1, top)]
         return (x, y), boxes
 
-    def _border_boxes(self, axes: Axes) -> list[_Box]:
+    def _border_boxes(self, axes: Axes) -> list[Box]:
         """What the line of the front covers."""
         across, up = self._targets
         points = [tuple(axes.transData.transform(each)) for each in self._scene.border(across, up)]
         boxes = []
         for (left, before), (right, after) in itertools.pairwise(points):
             level, wall = (before, right) if across.metric.direction == "minimize" else (after, left)
-            boxes += [_Box(left, level - 1, right, level + 1)]
-            boxes += [_Box(wall - 1, min(before, after), wall + 1, max(before, after))]
+            boxes += [Box(left, level - 1, right, level + 1)]
+            boxes += [Box(wall - 1, min(before, after), wall + 1, max(before, after))]
         return boxes
 
     def _size(self, figure: Figure, axes: Axes, label: str, weight: str) -> tuple[float, float]:
@@ -320,7 +322,7 @@ class _Painter:
         text.remove()
         return extent.width, extent.height
 
-    def _name(self, axes: Axes, mark: Mark, at: tuple[float, float], box: _Box, weight: str) -> None:
+    def _name(self, axes: Axes, mark: Mark, at: tuple[float, float], box: Box, weight: str) -> None:
         from matplotlib.patheffects import withStroke
 
         def back(x: float, y: float) -> tuple[float, float]:
@@ -335,48 +337,6 @@ class _Painter:
             fontsize=8, va="center", color=self._colours["ink"], fontweight=weight, zorder=30, arrowprops=arrow,
             annotation_clip=False, path_effects=[withStroke(linewidth=2.0, foreground=self._colours["paper"])],
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Box:
-    """A rectangle in pixels."""
-
-    left: float
-    bottom: float
-    right: float
-    top: float
-
-    def overlap(self, other: _Box) -> float:
-        """Shared area."""
-        across = min(self.right, other.right) - max(self.left, other.left)
-        up = min(self.top, other.top) - max(self.bottom, other.bottom)
-        return max(0.0, across) * max(0.0, up)
-
-    @property
-    def area(self) -> float:
-        """In square pixels."""
-        return (self.right - self.left) * (self.top - self.bottom)
-
-    def gap(self, x: float, y: float) -> float:
-        """How far a point is from it."""
-        return math.hypot(max(self.left - x, x - self.right, 0.0), max(self.bottom - y, y - self.top, 0.0))
-
-
-def _places(x: float, y: float, width: float, height: float) -> list[_Box]:
-    """Where a name may stand around its mark, the nearest first."""
-    found = []
-    for distance in (8.0, 20.0, 34.0, 52.0):
-        for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
-            aside = distance * (0.7 if dy else 1.2)
-            left = x + aside if dx > 0 else x - aside - width if dx < 0 else x - width / 2
-            middle = y + dy * (0.7 * distance + height / 2)
-            found.append(_Box(left, middle - height / 2, left + width, middle + height / 2))
-    return found
-
-
-def _cost(box: _Box, taken: list[_Box], frame: _Box, at: tuple[float, float]) -> float:
-    """What covers something or leaves the frame is bad; what is far from its mark a little."""
-    return sum(box.overlap(each) for each in taken) + 3.0 * (box.area - box.overlap(frame)) + 3.0 * box.gap(*at)
 
 
 def _axis(target: Target, objectives: int) -> str:

@@ -14,8 +14,11 @@ from search.report.markup import count
 _REFERENCES = ("s", "D", "p", "h", "8", "d")
 _BASELINES = ("^", "v", "P", "X", "<", ">")
 _MOST_BARS = 60
+_ENOUGH = 20
 _TAIL = 0.02
-"""Share of the candidates that may lie outside the frame on either side: a few broken ones must not shrink the rest."""
+_FAR = 1.5
+"""Of at least :data:`_ENOUGH` candidates, the share :data:`_TAIL` may lie outside the frame on the bad side, where the
+frame would grow by this factor for them: a few broken ones must not shrink the rest."""
 
 
 @dataclass(frozen=True)
@@ -151,18 +154,17 @@ class Scene:
         return {target: self._range(target) for target in self.targets}
 
     def _range(self, target: Target) -> tuple[float, float]:
-        values = sorted(self.searched(id, target) for id in self.cloud)
-        if values:
-            # on the good side nothing is left out
-            good_is_high = better(target, 1.0, 0.0)
-            cut = int(_TAIL * len(values))
-            values = [values[cut] if good_is_high else values[0], values[-1] if good_is_high else values[-1 - cut]]
+        marks: list[float] = []
         for mark in self.marks:
             found = self.interval(mark.id, target)
             if found is not None:
                 bars = self.with_bars(mark)
-                values += [found.value - bars * found.below, found.value + bars * found.above]
-        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+                marks += [found.value - bars * found.below, found.value + bars * found.above]
+        cloud = sorted(self.searched(id, target) for id in self.cloud)
+        cut = math.ceil(_TAIL * len(cloud)) if len(cloud) >= _ENOUGH else 0
+        near = cloud[cut:] if better(target, 1.0, 0.0) else cloud[: len(cloud) - cut]
+        whole, most = _ends([*cloud, *marks]), _ends([*near, *marks])
+        low, high = most if whole[1] - whole[0] > _FAR * (most[1] - most[0]) else whole
         room = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
         return low - room, high + room
 
@@ -179,3 +181,7 @@ class Scene:
         split = self._facts.best_split(self._same(star))
         where = "" if split == self._results.split else f", {split} scores"
         return " = ".join([f"{first} ({star}{where})", *names])
+
+
+def _ends(values: list[float]) -> tuple[float, float]:
+    return (min(values), max(values)) if values else (0.0, 1.0)

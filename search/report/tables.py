@@ -13,8 +13,8 @@ from search.report.markup import (
     Html,
     element,
     join,
-    measured,
     percent,
+    ranged,
     scrolling,
     table,
 )
@@ -28,33 +28,15 @@ def scores_table(facts: Facts) -> Html:
         name = element("th", each.name, element("small", f" candidate {each.id}"), scope="row")
         cells = _cells(facts, each.id, splits, next(split for split in reversed(SPLITS) if _has(facts, each.id, split)))
         rows.append(element("tr", name, cells, class_="pick" if each.role == "chosen" else ""))
-    note = (
-        "Intervals are value ± 1.96 standard errors over the items, which are taken as independent; near the ends of a "
-        "metric's range they are too narrow. "
-    )
+    note = "Intervals are for the choice of items, each split's own. "
     if splits != ["search"]:
         note += "–: not scored on that split. "
     note += (
         "kept: (score − base) / (own expert − base) on the last split that has scores; – where there is no such scale."
     )
     corner = [element("th", "merge", rowspan="2", scope="col")]
-    whole = _by_objective(facts, "Scores with half-widths of 95 % intervals, by split", corner, splits, rows)
+    whole = _by_objective(facts, "Scores with 95 % intervals, by split", corner, splits, rows)
     return join([whole, element("p", note, class_="note")])
-
-
-def front_table(facts: Facts) -> Html:
-    """Every member of the front."""
-    split = facts.results.split
-    splits: list[Split] = ["search", "selection"] if split == "selection" else ["search"]
-    rows = []
-    for id in facts.results.front:
-        chosen = id == facts.results.chosen
-        name = element("th", str(id), element("small", " chosen") if chosen else "", scope="row")
-        code = element("td", element("code", facts.candidates[id].recipe_hash[:12]))
-        rows.append(element("tr", name, code, _cells(facts, id, splits, split), class_="pick" if chosen else ""))
-    corner = [element("th", each, rowspan="2", scope="col") for each in ("candidate", "recipe")]
-    caption = f"The front by {split} scores; kept: retention on {split} items"
-    return _by_objective(facts, caption, corner, splits, rows, tall=True)
 
 
 def _by_objective(
@@ -80,7 +62,7 @@ def _cells(facts: Facts, id: int, splits: list[Split], kept_on: Split) -> list[H
     retained = facts.retention(id, kept_on)
     cells = []
     for index, target in enumerate(facts.targets):
-        cells += [element("td", measured(target, facts.score(id, split, target))) for split in splits]
+        cells += [element("td", ranged(target, facts.interval(id, split, target))) for split in splits]
         scaled = retained is not None and facts.has_scale(target, kept_on)
         cells.append(element("td", percent(retained[index]) if retained is not None and scaled else "–"))
     return cells

@@ -86,7 +86,7 @@ class Duel:
         measure: by which.
         test: difference merge − other in the metric's own direction, its interval and p-value.
         p: two-sided, adjusted; nan where nothing is tested.
-        won, lost: items on which the merge is better, or worse.
+        won, lost, same: items on which the merge is better, worse, or neither.
         both, neither: of 0/1 scores, the items that both have right, or neither; None for other scores.
         best, worst: the items with the largest difference, the merge's gains and its losses.
     """
@@ -99,15 +99,11 @@ class Duel:
     p: float
     won: int
     lost: int
+    same: int
     both: int | None
     neither: int | None
     best: tuple[Listed, ...]
     worst: tuple[Listed, ...]
-
-    @property
-    def same(self) -> int:
-        """Items on which they are equal."""
-        return self.test.n - self.won - self.lost
 
 
 @dataclass(frozen=True)
@@ -166,8 +162,9 @@ def duels_on(facts: Facts, split: Split, effort: int = EFFORT) -> Duels:
     items = _read(facts, split, [*merges, *(each.id for each in parents)])
     names = {each.id: each.name for each in parents}
     per_merge = max(1, len(parents)) * sum(1 if _binary(items, each) else GRADED for each in measures)
-    room = round(DUELS * facts.room) // max(1, (len(parents) + 1) * len(measures))
-    compared = merges[: max(1, min(MERGES, room, effort // max(1, per_merge)))]
+    room = DUELS // max(1, (len(parents) + 1) * len(measures))
+    most = facts.kept.setdefault(f"duels on {split}", min(len(merges), MERGES, room, effort // max(1, per_merge)))
+    compared = merges[: max(1, round(facts.room * most))]
     arena = _Arena(facts, items, measures)
     found = {merge: tuple(arena.duels(merge, names)) for merge in compared}
     return Duels(split, tuple(compared), measures, _adjusted(facts, split, found), len(merges) - len(compared))
@@ -217,7 +214,7 @@ class _Arena:
         """Of one merge with everybody by every measure."""
         found = []
         for measure in self._measures:
-            others = [id for id in names if id != merge]
+            others = [id for id in names if id != merge and measure.evaluator in self._items[id]]
             if measure.evaluator not in self._items[merge] or not others:
                 continue
             table = self._table(measure, [merge, *others])
@@ -261,7 +258,7 @@ class _Arena:
         shown = other if measure.larger else -other
         mine, theirs = table.values[0] == right, shown == right
         return Duel(
-            merge, name, id, measure, test, math.nan, won, lost,
+            merge, name, id, measure, test, math.nan, won, lost, len(gained) - won - lost,
             int((mine & theirs).sum()) if binary else None,
             int((~mine & ~theirs).sum()) if binary else None,
             _largest(gained, signed, table, shown), _largest(-gained, -signed, table, shown),

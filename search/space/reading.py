@@ -27,6 +27,20 @@ class Reading(NamedTuple):
     densities: Array
 
 
+class ByGroup(NamedTuple):
+    """A recipe, group by group; single tensors are averaged.
+
+    Attributes:
+        coefficients: expert -> group -> coefficient; groups whose method takes none are absent.
+        densities: expert -> group -> kept fraction; groups without one are absent.
+        methods: group -> its method, the most frequent one of its tensors.
+    """
+
+    coefficients: dict[str, dict[Group, float]]
+    densities: dict[str, dict[Group, float]]
+    methods: dict[Group, str]
+
+
 class Reader:
     """Reads recipes over some models and some units.
 

@@ -16,7 +16,7 @@ from search.optimizers.contract import Genome
 from search.space.encoding import NO_EFFECT, canonical, nearest
 from search.space.methods import PLANNED, MethodChoice, searched
 from search.space.plan import Plan
-from search.space.reading import Reader, difference
+from search.space.reading import ByGroup, Reader, difference
 from search.space.scales import Bounds, Interval, SpaceError, density_steps
 from search.space.spelling import Speller
 from search.space.tracks import Granularity, unknown
@@ -249,6 +249,15 @@ class Space:
     def densities(self, recipe: Recipe) -> dict[str, dict[Group, float]]:
         """Kept fractions by expert and group, as :meth:`table`; groups without one are absent."""
         return self._reader.by_group(self._reader.read(recipe).densities)
+
+    def by_group(self, recipe: Recipe) -> ByGroup:
+        """:meth:`table`, :meth:`densities` and :meth:`chosen_methods` of one recipe, read once."""
+        reading = self._reader.read(recipe)
+        return ByGroup(
+            self._reader.by_group(reading.coefficients),
+            self._reader.by_group(reading.densities),
+            self._reader.methods(reading),
+        )
 
     def chosen_methods(self, recipe: Recipe) -> dict[Group, str]:
         """The method of every group, the most frequent one of its tensors; as :meth:`table`."""

@@ -415,7 +415,8 @@ def test_on_a_terminal_it_asks_for_everything(here: Path, small: Callable[..., A
     code, said = talk(
         here,
         [
-            (r"preset .*: $", "alpha_beta"), (r"base model .*: $", "base"), (r"expert 1: $", "math=math"),
+            (r"preset .*: $", "alphabeta"), (r"preset .*: $", "alpha_beta"), (r"base model .*: $", "nowhere"),
+            (r"base model .*: $", "base"), (r"expert 1: $", "math=math"),
             (r"expert 2: $", "chat"), (r"expert 3: $", ""), (r"data for math: $", "data/math.jsonl"),
             (r"data for chat: $", "data/chat.jsonl"), (r"budget .*: $", "30"), (r"config .*: $", "asked.yaml"),
         ],

@@ -167,11 +167,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a NaN expert": (broken_nan, "NaN"),
     "another shape": (broken_shape, "shape"),
     "a truncated file": (truncated, "model.safetensors"),
-    "no data": (lambda folder: shutil.rmtree(folder / "data/a"), "config.yaml:7:3: evaluators.a:"),
+    "no data": (lambda folder: shutil.rmtree(folder / "data/a"), "config.yaml:7:32: evaluators.a.data:"),
     "an empty split": (lambda folder: (folder / "data/a/selection.jsonl").write_text(""), "selection.jsonl"),
     "a split that repeats another": (
         lambda folder: shutil.copy(folder / "data/a/search.jsonl", folder / "data/a/holdout.jsonl"),
-        "config.yaml:7:3: evaluators.a:",
+        "config.yaml:7:32: evaluators.a.data:",
     ),
     "a line that is no JSON": (
         lambda folder: (folder / "data/a/search.jsonl").write_text("{}\nnonsense\n"),

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -85,6 +87,29 @@ def test_every_module_of_a_command_is_declared() -> None:
         module = import_module(f"search.cli.{name}")
         assert not callable(getattr(module, name, None)), f"{name} is no command of `paretomerge --help`"
     assert known <= names
+
+
+SAYS_NO_FACTS = {
+    "run": "--display json prints its events",
+    "schema": "is JSON itself",
+    "report": "writes a page",
+    "dashboard": "serves pages",
+}
+
+
+def options_of(command: Any) -> Iterator[tuple[str, set[str]]]:
+    """Every command below a group -> its options."""
+    for name in getattr(command, "commands", {}):
+        loaded = command.get_command(None, name)
+        if hasattr(loaded, "commands"):
+            yield from ((f"{name} {inner}", options) for inner, options in options_of(loaded))
+        else:
+            yield name, {option for parameter in loaded.params for option in parameter.opts}
+
+
+def test_every_command_that_prints_facts_prints_them_for_machines_too() -> None:
+    without = {name for name, options in options_of(typer.main.get_command(app)) if "--json" not in options}
+    assert without <= set(SAYS_NO_FACTS)
 
 
 def test_help_fits_eighty_columns_and_lists_every_command(

@@ -27,7 +27,7 @@ def shown(page: Page) -> list[Command]:
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory, nano_zoo: Path):
     """``played(page)``: the folder in which a page was done, from its beginning or from where another one ended."""
-    done: dict[str, Path] = {}
+    done: dict[str, Path | AssertionError] = {}
 
     def folder_of(page: Page) -> Path:
         if page.name not in done:
@@ -37,9 +37,15 @@ def played(tmp_path_factory: pytest.TempPathFactory, nano_zoo: Path):
             folder = tmp_path_factory.mktemp(page.path.stem)
             if page.after is not None:
                 shutil.copytree(folder_of(page.after), folder, dirs_exist_ok=True, symlinks=True)
-            play(page, Shell(folder))
             done[page.name] = folder
-        return done[page.name]
+            try:
+                play(page, Shell(folder))
+            except AssertionError as error:
+                done[page.name] = error
+        found = done[page.name]
+        if isinstance(found, AssertionError):  # of a page that others go on with: not done over for each of them
+            raise found
+        return found
 
     return folder_of
 

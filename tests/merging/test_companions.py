@@ -123,6 +123,13 @@ def test_no_file_says_where_a_model_lay(folders: dict[str, Path], uniform: Build
     assert (out / "special_tokens_map.json").read_text() == '{"eos_token":   "/"}'  # as it was
 
 
+def test_half_a_letter_is_handed_on(folders: dict[str, Path], uniform: Build, tmp_path: Path) -> None:
+    say(folders["base"], "generation_config.json", stop="\ud800", _name_or_path="/x")
+    sources = load(folders)
+    out = export(uniform(sources, HALF), sources, tmp_path / "out")
+    assert read(out, "generation_config.json")["stop"] == "\ud800"
+
+
 def test_settings_that_cannot_be_read_say_nothing(folders: dict[str, Path]) -> None:
     (folders["a"] / "tokenizer_config.json").write_text("{")
     (folders["b"] / "special_tokens_map.json").write_text("[]")

@@ -16,6 +16,7 @@ from merging.companions import Companions
 from merging.recipe import Assignment, Group, Recipe, SourceRef
 from merging.verification import Verified
 from search.card import CardFacts, write_card
+from search.card.loading import loading_of
 from search.card.parents import hub_id_of, is_hub_id, parents_of, read_metadata, shareable
 from search.errors import SearchError
 from search.results import Results
@@ -25,7 +26,7 @@ SyntheticRun = Callable[..., Results]
 
 @pytest.fixture(scope="module")
 def finished(synthetic_run: SyntheticRun, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic_run(tmp_path_factory.mktemp("runs") / "demo")
+    return synthetic_run(tmp_path_factory.mktemp("runs") / "demo", candidates=24)
 
 
 def model_folder(folder: Path, card: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None) -> Path:
@@ -208,7 +209,7 @@ def test_models_are_told_apart_whatever_their_folders_are_called(tmp_path: Path)
 def test_a_run_without_an_end_claims_nothing(
     synthetic_run: SyntheticRun, parents: dict[str, Path], tmp_path: Path
 ) -> None:
-    results = synthetic_run(tmp_path / "runs" / "half", finished=False)
+    results = synthetic_run(tmp_path / "runs" / "half", candidates=24, finished=False)
     card, text = card_of(results, results.knee(), tmp_path / "out", parents)
     assert card.data.eval_results is None and "nothing is claimed" in text and "has not been opened" in text
 
@@ -237,3 +238,38 @@ def _all_three(results: Results) -> int:
 
 def _part(text: str, title: str) -> str:
     return text.split(f"### {title}")[1].split("\n#")[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "model", "inputs", "task"),
+    [
+        (("llama", ["LlamaForCausalLM"]), ["tokenizer.json"], "AutoModelForCausalLM", "AutoTokenizer",
+         "text-generation"),
+        (("llama", None), [], "AutoModelForCausalLM", "", "text-generation"),
+        (("llama", ["LlamaForSequenceClassification"]), ["tokenizer.json"], "AutoModelForSequenceClassification",
+         "AutoTokenizer", "text-classification"),
+        (("whisper", ["WhisperForConditionalGeneration"]), ["tokenizer.json", "preprocessor_config.json"],
+         "AutoModelForSpeechSeq2Seq", "AutoProcessor", "automatic-speech-recognition"),
+        (("wav2vec2", ["Wav2Vec2ForCTC"]), ["vocab.json", "preprocessor_config.json"], "AutoModelForCTC",
+         "AutoProcessor", "automatic-speech-recognition"),
+        (("vit", ["ViTForImageClassification"]), ["preprocessor_config.json"], "AutoModelForImageClassification",
+         "AutoImageProcessor", "image-classification"),
+        (("clip", ["CLIPModel"]), ["tokenizer.json", "preprocessor_config.json"],
+         "AutoModelForZeroShotImageClassification", "AutoProcessor", "zero-shot-image-classification"),
+        (("t5", ["T5ForConditionalGeneration"]), ["spiece.model"], "AutoModelForSeq2SeqLM", "AutoTokenizer", ""),
+        (("bert", ["BertModel"]), [], "AutoModel", "", ""),
+        (("of nobody", ["Evil()"]), [], "AutoModel", "", ""),
+        ((None, "no list"), [], "AutoModel", "", ""),
+    ],
+)  # fmt: skip
+def test_a_model_is_loaded_by_its_own_class(
+    config: tuple[Any, Any], files: list[str], model: str, inputs: str, task: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": config[0], "architectures": config[1]}))
+    for name in files:
+        (tmp_path / name).write_text('{"image_processor_type": "x"}')
+    found = loading_of(tmp_path)
+    assert (found.model, found.inputs, found.task) == (model, inputs, task)
+    names: dict[str, Any] = {}
+    exec(found.lines("x").split("\n\n")[0], names)  # the classes are there to be imported
+    assert model in names

@@ -28,7 +28,7 @@ def one_line(text: str) -> str:
     return " ".join(visible(text).split())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(HOSTILE)
 def test_text_makes_no_markup(text: str) -> None:
     tags, read = shown(plain(text))
@@ -36,7 +36,7 @@ def test_text_makes_no_markup(text: str) -> None:
     assert " ".join(read.split()) == one_line(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(HOSTILE, min_size=2, max_size=2))
 def test_a_cell_stays_a_cell(cells: list[str]) -> None:
     page = RENDER.render(table(["a", "b"], [[plain(each) for each in cells]]))
@@ -45,7 +45,7 @@ def test_a_cell_stays_a_cell(cells: list[str]) -> None:
     assert [" ".join(each.split()) for each in read] == [one_line(each) for each in cells]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(HOSTILE)
 def test_code_ends_where_it_ends(text: str) -> None:
     if not one_line(text):

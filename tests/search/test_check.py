@@ -28,7 +28,7 @@ def test_a_good_config_has_nothing_to_say_but_what_will_run(tmp_path: Path) -> N
     assert summary["rungs"] == [80, 96]
 
 
-@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("width", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_summary_fits_the_terminal(tmp_path: Path, width: int) -> None:
     from io import StringIO
 
@@ -152,6 +152,7 @@ def test_a_broken_part_of_the_file_hides_nothing_of_the_rest(tmp_path: Path) -> 
     assert set(found(check(path), "error")) == {*errors, "objectives"}
 
 
+@pytest.mark.slow
 def test_overrides_are_checked_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = project(tmp_path)
     assert found(check(path, "models.experts.one=gone"), "error").keys() == {"models.experts.one"}
@@ -160,6 +161,7 @@ def test_overrides_are_checked_as_well(tmp_path: Path, capsys: pytest.CaptureFix
     assert run_command(["check", str(path), "--set", "nonsense"]) == 2
 
 
+@pytest.mark.slow
 def test_run_says_the_same_of_the_file(tmp_path: Path) -> None:
     path = broken(tmp_path)
     with pytest.raises(SearchError) as refused:
@@ -192,6 +194,7 @@ def test_what_is_logged_becomes_a_note_at_its_place(tmp_path: Path) -> None:
     assert [list(each.filters) for each in logging.getLogger("paretomerge").handlers] == handlers
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_mentioned(tmp_path: Path) -> None:
     path = project(tmp_path)
     (tmp_path / "runs/demo").mkdir(parents=True)

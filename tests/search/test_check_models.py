@@ -63,6 +63,7 @@ def test_a_small_sample_is_near_the_whole(tmp_path: Path) -> None:
     assert seen.cosines["one", "two"] == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_models_without_fault_are_not_mentioned(tmp_path: Path) -> None:
     checked = check(project(tmp_path))
     assert not checked.findings
@@ -77,6 +78,7 @@ def test_an_expert_that_is_the_base_is_an_error(tmp_path: Path) -> None:
     assert list(errors) == ["models.experts.two"] and "has the weights of the base" in errors["models.experts.two"]
 
 
+@pytest.mark.slow
 def test_two_experts_that_are_one_model(tmp_path: Path) -> None:
     path = project(tmp_path)
     shutil.copytree(tmp_path / "one", tmp_path / "two", dirs_exist_ok=True)
@@ -94,6 +96,7 @@ def test_task_vectors_of_one_direction_and_of_unequal_length(tmp_path: Path) -> 
     assert "4.0 times as long as that of 'two'" in notes["models.experts.one"]
 
 
+@pytest.mark.slow
 def test_a_model_of_another_base_and_one_of_long_training(tmp_path: Path) -> None:
     path = project(tmp_path)
     torch.manual_seed(1)
@@ -128,6 +131,7 @@ def test_one_that_does_not_fit_hides_no_other(tmp_path: Path) -> None:
     assert "has the weights of the expert 'two'" in found(checked, "warning")["models.experts.four"]
 
 
+@pytest.mark.slow
 def test_a_broken_base_is_said_once(tmp_path: Path) -> None:
     path = project(tmp_path)
     (tmp_path / "base/model.safetensors").write_bytes(b"short")
@@ -144,6 +148,7 @@ def test_a_base_that_transformers_does_not_know(tmp_path: Path) -> None:
         assert list(errors) == ["models.base"] and "transformers" in errors["models.base"]
 
 
+@pytest.mark.slow
 def test_other_dtypes_are_noted(tmp_path: Path) -> None:
     path = project(tmp_path, lambda config: config["models"].update(dtype="bfloat16"))
     reweigh(tmp_path / "two", lambda t: t.update({name: value.half() for name, value in t.items()}))
@@ -158,6 +163,7 @@ def tokenizer(folder: Path, change: Any) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(data))
 
 
+@pytest.mark.slow
 def test_tokens_that_the_base_lacks(tmp_path: Path) -> None:
     path = project(tmp_path)
     rows = ("model.embed_tokens.weight", "lm_head.weight")
@@ -184,12 +190,27 @@ def test_other_ends_and_other_templates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("licences", "level", "says"),
     [
-        (("mit", "mit", "mit"), "", ""),
-        (("mit", "apache-2.0", "mit"), "note", "(mit: base, two; apache-2.0: one): a merge has to carry"),
+        pytest.param(("mit", "mit", "mit"), "", "", marks=pytest.mark.slow),
+        pytest.param(
+            ("mit", "apache-2.0", "mit"),
+            "note",
+            "(mit: base, two; apache-2.0: one): a merge has to carry",
+            marks=pytest.mark.slow,
+        ),
         (("llama3.1", "llama3.1", "apache-2.0"), "warning", "whether they may be combined"),
         (("mit", "", "mit"), "warning", "no licence is stated for one "),
-        (("cc-by-nc-4.0", "cc-by-nc-4.0", "cc-by-nc-4.0"), "note", "may not be used commercially"),
-        (("cc-by-nd-4.0", "cc-by-nd-4.0", "cc-by-nd-4.0"), "warning", "lets nobody share what is derived"),
+        pytest.param(
+            ("cc-by-nc-4.0", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+            "note",
+            "may not be used commercially",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("cc-by-nd-4.0", "cc-by-nd-4.0", "cc-by-nd-4.0"),
+            "warning",
+            "lets nobody share what is derived",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_licences(tmp_path: Path, licences: tuple[str, ...], level: str, says: str) -> None:
@@ -200,6 +221,7 @@ def test_licences(tmp_path: Path, licences: tuple[str, ...], level: str, says: s
     assert all(each == level and says in message for each, message in told) and bool(told) == bool(level)
 
 
+@pytest.mark.slow
 def test_a_name_of_the_hub_is_no_folder(tmp_path: Path) -> None:
     path = project(tmp_path, lambda config: config["models"]["experts"].update(one="Qwen/Qwen2.5-7B", two="tow"))
     errors = found(check(path), "error")

@@ -125,15 +125,15 @@ def test_folder_as_given_in_commands(
 
 def test_chosen_and_baselines_on_every_split(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     results = shared_run(synthetic_run, tmp_path)
-    rows = page_of(results).tables["Scores with half-widths of 95 % intervals, by split"][2:]
+    rows = page_of(results).tables["Scores with 95 % intervals, by split"][2:]
     assert {int(row[0].rsplit(" ", 1)[1]) for row in rows} == {
         results.chosen, *(each.candidate for each in results.baselines)
     }  # fmt: skip
     for row in rows:
         id = int(row[0].rsplit(" ", 1)[1])
         for index, split in enumerate(("search", "selection", "holdout")):
-            value, error = results.scores[split][id]["string.accuracy"]  # type: ignore[index]
-            assert row[1 + index] == f"{value:.3f} ± {1.959964 * error:.3f}"
+            found = results.interval(id, split, "string.accuracy")  # type: ignore[arg-type]
+            assert row[1 + index] == f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def test_the_claim_is_that_of_the_paired_tests(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
@@ -180,7 +180,7 @@ def test_an_unfinished_run_says_what_is_not_known(tmp_path: Path, synthetic_run:
     assert "On holdout" not in page.text and "Optimism of the chosen merge" not in page.tables
     assert any(each.endswith("kept: retention on search items") for each in page.tables)
     assert "No mix can be recommended yet" in page.text and "mix" not in page.data
-    header = page.tables["Scores with half-widths of 95 % intervals, by split"][1]
+    header = page.tables["Scores with 95 % intervals, by split"][1]
     assert header == ["search", "kept"] * 2
     assert "To go on:" in page.text and "search.budget.candidates=" not in page.text
 

@@ -13,9 +13,10 @@ from report_pages import Page
 
 from merging.recipe import Assignment, Group, Recipe, SourceRef
 from search.report import coefficients, layers
-from search.report.coefficients import STEP, by_interest, columns_of, encode, layers_of
+from search.report.coefficients import STEP, by_interest, columns_of, encode, layers_of, thinned
 from search.report.facts import Facts
 from search.report.layers import layers_section, letters
+from search.report.section import Section
 from search.results import Results
 from search.space import Bounds, Space
 
@@ -34,8 +35,13 @@ def space() -> Space:
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory, synthetic_run: SyntheticRun) -> Facts:
-    return Facts(synthetic_run(tmp_path_factory.mktemp("layers") / "run", candidates=24))
+def results(tmp_path_factory: pytest.TempPathFactory, synthetic_run: SyntheticRun) -> Results:
+    return synthetic_run(tmp_path_factory.mktemp("layers") / "run", candidates=24)
+
+
+@pytest.fixture
+def facts(results: Results) -> Facts:
+    return Facts(results)
 
 
 def whole(value: object, groups: int) -> list[object]:
@@ -130,6 +136,22 @@ def test_those_who_are_asked_for_come_first_and_room_is_kept(facts: Facts) -> No
     assert list(few.candidates) == [id for id in order if id in every.candidates][: len(few.candidates)]
     one = layers_of(facts, most=1)
     assert one is not None and list(one.candidates) == [results.chosen]
+
+
+def test_a_page_that_is_too_large_takes_its_share_of_what_it_had(facts: Facts) -> None:
+    every = layers_of(facts)
+    assert every is not None
+    fresh = Facts(facts.results)
+    whole_section = layers_section(fresh)
+    fresh.room = 0.5
+    half = layers_section(fresh)
+    assert whole_section is not None and half is not None
+
+    def size(section: Section) -> int:
+        return len(json.dumps(section.data["layers"]["candidates"], separators=(",", ":")))
+
+    assert 0 < size(half) <= 0.5 * size(whole_section)
+    assert list(half.data["layers"]["candidates"]) == [str(id) for id in thinned(every, size(half)).candidates]
 
 
 def test_what_is_left_out_is_said(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,16 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from report_pages import shared_run
 
 from evaluators.contract import Metric
 from search.errors import SearchError
+from search.report import html
 from search.report.html import write_report
 from search.report.markup import duration, element, listed, measured
 from search.report.page import script_json
@@ -60,3 +64,40 @@ def test_digits_follow_the_range(tmp_path: Path, synthetic_run: SyntheticRun) ->
     assert measured(small, (0.12345, 0.01)) == "0.123 ± 0.020"
     assert measured(large, (-12.345, 1.0)) == "−12.3 ± 2.0"
     assert measured(large, None) == "–"
+
+
+def test_a_file_that_would_be_too_large_takes_less_of_what_is_largest(
+    tmp_path: Path, synthetic_run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = shared_run(synthetic_run, tmp_path)
+    whole = len(html.render(results).encode())
+    monkeypatch.setattr(html, "MOST_BYTES", whole - 6_000)
+    text = html.render(results)
+    assert len(text.encode()) <= whole - 6_000
+    left_out = re.search(r"To keep the file small, (\d+) candidates of 40 are left out", text)
+    assert left_out is not None and int(left_out[1]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objectives", "candidates"), [(3, 5000), (4, 5000)])
+def test_six_megabytes_hold_thousands_of_candidates(
+    tmp_path: Path, synthetic_run: SyntheticRun, objectives: int, candidates: int
+) -> None:
+    few = synthetic_run(tmp_path / "run", objectives=objectives, candidates=40)
+    chance = np.random.default_rng(0)
+    scored = [each for each in few.candidates if each.state == "complete"]
+    more, search = list(few.candidates), dict(few.scores["search"])
+    for id in range(len(more), candidates):
+        like = scored[id % len(scored)]
+        more.append(replace(like, id=id, label=""))
+        place = np.abs(chance.normal(size=objectives))  # on a ball: a long front
+        place *= 0.9 * chance.random() ** 0.1 / np.linalg.norm(place)
+        search[id] = {name: (float(each), 0.03) for name, each in zip(search[like.id], place, strict=True)}
+    results = replace(few, candidates=tuple(more), scores={**few.scores, "search": search})
+    path = write_report(results, tmp_path / "finished.html")
+    assert path.stat().st_size <= html.MOST_BYTES
+    unfinished = replace(results, chosen=None, finalists=(), state="interrupted")
+    assert len(unfinished.front) > 50
+    path = write_report(unfinished, tmp_path / "unfinished.html")
+    assert path.stat().st_size <= html.MOST_BYTES
+    assert f'"id":[{",".join(map(str, range(9)))}' in path.read_text(encoding="utf-8")

@@ -88,11 +88,11 @@ def test_hover_has_the_whole_interval(tmp_path: Path, synthetic_run: SyntheticRu
     for id in results.front:
         mark = found[str(id)]["selection"]
         assert mark["split"] == "selection"
-        for (value, below, above), name in zip(mark["scores"], results.objectives.names, strict=True):
+        for (value, low, high), name in zip(mark["scores"], results.objectives.names, strict=True):
             interval = results.interval(id, "selection", name)
             assert value == pytest.approx(interval.value, rel=1e-5)
-            assert value - below / 1000 == pytest.approx(interval.low, abs=5.1e-4)
-            assert value + above / 1000 == pytest.approx(interval.high, abs=5.1e-4)
+            assert low / 1000 == pytest.approx(interval.low, abs=5.1e-4)
+            assert high / 1000 == pytest.approx(interval.high, abs=5.1e-4)
 
 
 def test_the_table_has_every_member_with_its_scores_and_a_button(tmp_path: Path, synthetic_run: SyntheticRun) -> None:

@@ -139,6 +139,21 @@ def test_a_constraint_that_is_no_objective_is_compared_too(results: Results) -> 
     assert [each.why for each in measures_of(Facts(replace(results, started=started)))] == ["objective"] * 2
 
 
+def test_a_candidate_without_an_evaluators_items_is_left_out_there(
+    facts: Facts, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = next(each.id for each in facts.baselines if each.name == "base")
+    read = Store.item_scores
+
+    def without(self: Store, id: int, split: Split) -> dict[str, ItemScores]:
+        found = read(self, id, split)
+        return {name: each for name, each in found.items() if id != base or name != "language"}
+
+    monkeypatch.setattr(Store, "item_scores", without)
+    found = duels_on(facts, "selection").duels[facts.pick or 0]
+    assert {each.measure.name for each in found if each.against == "base"} == {"string.accuracy"}
+
+
 def test_effort_is_bounded_and_the_pick_is_always_there(results: Results, facts: Facts) -> None:
     found = duels_on(facts, "selection", effort=1)
     assert found.merges == (results.chosen,) and found.left_out > 0

@@ -7,13 +7,13 @@
   let view = front.view;
   let recommended = null;
 
-  /* [value, below, above], the last two in units of the last digit shown */
+  /* [value, low, high], the limits in units of the last digit shown */
   const score = (given, index) => {
     if (!given || given[0] === null) return "not measured";
     const digits = value => value.toFixed(decimals[index]).replace("-", "\u2212");
-    const [value, below, above] = given, unit = 10 ** -decimals[index];
-    if (below === null || above === null) return digits(value) + " (interval unknown)";
-    return digits(value) + " (" + digits(value - below * unit) + " to " + digits(value + above * unit) + ")";
+    const [value, low, high] = given, unit = 10 ** -decimals[index];
+    if (low === null || high === null) return digits(value) + " (interval unknown)";
+    return digits(value) + " (" + digits(low * unit) + " to " + digits(high * unit) + ")";
   };
   const searched = id => {
     const row = rows.get(id);

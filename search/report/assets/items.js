@@ -74,7 +74,7 @@
       data.measures[state.measure] + "; their numbers are in the table below");
     report.plot("items-0", [bars(shown, WON, 1, "front", "won"), bars(shown, LOST, -1, "chosen", "lost")], {
       barmode: "overlay", bargap: 0.35, yaxis: { autorange: "reversed", type: "category", showgrid: false },
-      xaxis: { title: { text: "items lost \u2190   \u2192 items won" }, range: [-1.18 * most, 1.18 * most],
+      xaxis: { title: { text: "items lost \u2190   \u2192 items won" }, range: report.narrow ? [-1.4 * most, 1.4 * most] : [-1.18 * most, 1.18 * most],
         tickformat: ",d", zeroline: true },
     });
 

@@ -117,9 +117,19 @@ window.report = (() => {
 
   dark.addEventListener("change", redrawAll);
   narrow.addEventListener("change", redrawAll);
-  /* paper is white: figures are redrawn in the light colours before they are printed */
-  addEventListener("beforeprint", () => { root.classList.add("print"); redrawAll(); });
-  addEventListener("afterprint", () => { root.classList.remove("print"); redrawAll(); });
+  /* paper is white and cannot be clicked: figures are redrawn in the light colours, and tables opened */
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open]):not(.fill)")];
+    for (const each of opened) each.open = true;
+    root.classList.add("print");
+    redrawAll();
+  });
+  addEventListener("afterprint", () => {
+    for (const each of opened) each.open = false;
+    root.classList.remove("print");
+    redrawAll();
+  });
   document.addEventListener("toggle", event => {
     for (const id of drawn.keys()) if (event.target.contains(document.getElementById(id))) redraw(id);
   }, true);
