@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from evaluators.contract import ItemScores, Split
 from search import pareto
+from search.errors import SearchError
 from search.judge import Baseline, Judge
 from search.objectives import Objectives, Target
 from search.results import Results
@@ -235,9 +236,16 @@ class Claims:
             assert wanted is not None
             store = Store.open(folder, read_only=True)
             try:
-                self._read[id, split] = store.item_scores(wanted, split)
+                found = store.item_scores(wanted, split)
             finally:
                 store.close()
+            missing = {each.name.partition(".")[0] for each in self._targets} - found.keys()
+            if missing:
+                raise SearchError(
+                    f"{folder}: expected item scores of candidate {wanted} on the {split} split, found none of "
+                    f"{', '.join(sorted(missing))}; `paretomerge doctor {folder}` says what the database lacks"
+                )
+            self._read[id, split] = found
         return self._read[id, split]
 
     @property

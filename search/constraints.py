@@ -43,13 +43,15 @@ class Constraint:
     clusters: Mapping[str, str] | None = None
 
     def bound(self, scores: Mapping[str, ItemScores]) -> float:
-        """The confidence bound of the score on the side of the limit; nan where no item has a verdict.
+        """The confidence bound of the score on the side of the limit; nan where no item has a verdict or is known.
 
         Args:
             scores: evaluator -> item scores.
         """
         evaluator, _, metric = self.name.partition(".")
-        found = scores[evaluator]
+        found = scores.get(evaluator)
+        if found is None:
+            return math.nan
         if self.confidence == 0.5:
             return weighted_mean(found, metric)
         return bound(

@@ -116,6 +116,7 @@ class Course:
         states: outcome state -> how many; "infeasible": how many of the complete ones break a constraint.
         running: by candidate.
         waiting: candidates that repeat the recipe of one that is under way.
+        infeasible: complete candidates that break a constraint.
         labels: candidate -> label, of those that have any.
         values, errors: candidate -> metric -> score on the search split, and its standard error.
         on: split -> candidate -> metric -> (value, standard error), of the finals.
@@ -144,6 +145,7 @@ class Course:
         self.states: Counter[str] = Counter()
         self.running: dict[int, Running] = {}
         self.waiting: set[int] = set()
+        self.infeasible: set[int] = set()
         self.labels: dict[int, str] = {}
         self.values: dict[int, Mapping[str, float]] = {}
         self.errors: dict[int, Mapping[str, float]] = {}
@@ -391,7 +393,9 @@ class Course:
         elif outcome.state == "complete":
             for place, violation in enumerate(outcome.violations[: len(self._kept)]):
                 self._kept[place] += violation <= 0.0
-            self.states["infeasible"] += not outcome.feasible
+            if not outcome.feasible:
+                self.infeasible.add(id)
+                self.states["infeasible"] += 1
         if outcome.state == "complete" and outcome.feasible:
             self._lead(id)
             if self._front.add(id, outcome.utilities):

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from evaluators.contract import Split
+from evaluators.contract import ItemScores, Split
 from search.config import LoadedConfig
 from search.errors import SearchError
 from search.setup import build_evaluators, prepare_evaluators
+from search.statistics import Interval, interval_of_score
 from search.workers.evaluation import Evaluation
 from search.workers.inline import score_model
 
 
-def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Evaluation:
+def counted(scores: ItemScores, metric: str) -> int:
+    """How many items a metric says something of: harmful prompts alone have a refusal rate."""
+    statuses = scores.statuses or ("ok",) * len(scores)
+    weights = scores.weights[metric]
+    return sum(bool(weight) and status != "unscored" for weight, status in zip(weights, statuses, strict=True))
+
+
+class Evaluated(NamedTuple):
+    """A model's scores.
+
+    Attributes:
+        evaluation: as of a candidate.
+        intervals: ``evaluator.metric`` -> its 95 % interval.
+    """
+
+    evaluation: Evaluation
+    intervals: dict[str, Interval]
+
+
+def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Evaluated:
     """Load a model as it lies on disk and score it.
 
     Args:
@@ -44,4 +65,11 @@ def evaluate_model(loaded: LoadedConfig, model_path: Path, split: Split) -> Eval
         vllm=settings.vllm,
     )
     prepare_evaluators(loaded, evaluators, engine)
-    return score_model(engine, evaluators, split)
+    found = score_model(engine, evaluators, split)
+    metrics = {f"{name}.{metric.name}": metric for name, each in evaluators.items() for metric in each.metrics}
+    intervals = {}
+    for name, value in found.values.items():
+        items = counted(found.scores[name.partition(".")[0]], metrics[name].name)
+        bounds = (metrics[name].low, metrics[name].high)
+        intervals[name] = interval_of_score(value, found.errors[name], items, bounds)
+    return Evaluated(found, intervals)

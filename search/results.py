@@ -16,7 +16,7 @@ from merging.recipe import Group, Recipe, SourceRef
 from search.config import LoadedConfig
 from search.consistency import check_consistent
 from search.constraints import Constraints
-from search.course import HEARD, MOST_FOR_VOLUME, Course
+from search.course import HEARD, MOST_FOR_VOLUME, Course, Running
 from search.errors import SearchError
 from search.events import Asked, EvaluationStarted, Incident, Opened, OptimizerNoted, Picked, RunStarted
 from search.judge import Baseline, Judge, Scores
@@ -226,6 +226,11 @@ class Results:
         """Of the front on the search split, in utilities, against the run's fixed reference point."""
         scores = self.scores["search"]
         return self.judge.hypervolume(scores, self.judge.front(scores))
+
+    @property
+    def running(self) -> tuple[Running, ...]:
+        """Evaluations under way; those that were, where nobody works on the run."""
+        return tuple(self.course.running.values())
 
     @property
     def known_hypervolume(self) -> float | None:

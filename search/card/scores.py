@@ -62,7 +62,7 @@ def claim_sections(facts: CardFacts) -> Iterator[str]:
 
         yield from (plain(each, 4000) for each in claim_sentences(results))
     yield from _constraints(results, id)
-    yield _openings(results)
+    yield _openings(results, other_runs=id != results.chosen)  # of which the claims speak themselves
 
 
 _HEADS: dict[Split, str] = {
@@ -122,10 +122,12 @@ def _constraints(results: Results, id: int) -> Iterator[str]:
             yield f"Constraint {plain(str(each))}: {', '.join(said)}."
 
 
-def _openings(results: Results) -> str:
+def _openings(results: Results, other_runs: bool) -> str:
     openings = Ledger(results.folder).openings(results.started.holdouts)
     often = {0: "has not been opened", 1: "was opened once"}
     text = f"The run's holdout {often.get(results.openings, f'was opened {results.openings} times')}"
+    if openings.runs > 1 and not other_runs:
+        return text + "."
     if openings.runs > 1:
         text += f"; {openings.runs} runs have looked at the same items, for {openings.recipes} merges in all"
     elif openings.recipes:

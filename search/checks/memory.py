@@ -22,7 +22,7 @@ def check_memory(subject: Subject, sizes: ModelSizes, device: str) -> None:
         device: one that is here.
     """
     config = subject.config
-    if config.workers.address is not None or torch.device(device).type != torch.device(config.engine.device).type:
+    if config.workers.address is not None or not config.engine.device.startswith(torch.device(device).type):
         return
     ray = config.workers.kind == "ray"
     on_gpus = torch.device(device).type == "cuda"

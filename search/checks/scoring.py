@@ -80,6 +80,10 @@ def fit_models(subject: Subject, models: Models, evaluators: Mapping[str, Evalua
                 evaluator.prepare(engine)
             except _NeedsWeights:
                 untried.append(name)
+            except (NotImplementedError, RuntimeError) as error:
+                if live or "meta" not in str(error):  # what torch says of tensors without content
+                    raise
+                untried.append(name)
     if untried:
         named = ", ".join(untried)
         subject.findings.note(

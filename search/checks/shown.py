@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from evaluators.contract import SPLITS
@@ -30,11 +31,18 @@ def facts(checked: Checked) -> dict[str, Any]:
     }
 
 
-def paragraphs(checked: Checked) -> Iterator[str]:
-    """Findings as text, and how many there are."""
+def paragraphs(checked: Checked, width: int | None = None) -> Iterator[str]:
+    """Findings as text, and how many there are.
+
+    Args:
+        checked: the outcome.
+        width: columns to break messages at, between words; None: one line each. Lines of the file stay whole.
+    """
     for each in checked.findings:
         if _CODE_IS_RUN not in each.placed.message:  # that was said before it ran
-            yield each.as_text(checked.file)
+            message, *excerpt = each.as_text(checked.file).split("\n")
+            lines = [message] if width is None else wrap(message, width, break_long_words=False, break_on_hyphens=False)
+            yield "\n".join([*lines, *excerpt])
     counts = [(sum(each.level == level for each in checked.findings), level) for level in LEVELS]
     told = ", ".join(f"{count} {level}{'s' * (count > 1)}" for count, level in counts if count and level != "note")
     if told:
@@ -72,9 +80,9 @@ def _rows(checked: Checked) -> Iterator[tuple[str, str]]:
     if summary["constraints"]:
         yield "constraints", "; ".join(summary["constraints"])
     for stage in summary["stages"]:
-        total, choices = stage["continuous"] + stage["categorical"], stage["categorical"]
-        genes = f", {total} genes" + (f", {choices} of them choices" if choices else "")
-        yield f"stage {stage['name']}", f"{stage['candidates']:,} candidates" + ("" if stage["fixed"] else genes)
+        choices = f", {stage['categorical']} choices" if stage["categorical"] else ""
+        genes = "" if stage["fixed"] else f" of {stage['continuous']} numbers{choices}"
+        yield f"stage {stage['name']}", f"{stage['candidates']:,} candidates{genes}"
     yield "optimizer", f"{summary['optimizer']}, seed {summary['seed']}"
     yield "rungs", f"{', '.join(f'{each:,}' for each in summary['rungs'])} items a candidate"
     yield "limits", _limits_text(summary["budget"])

@@ -30,6 +30,7 @@ def check(
     """
     import sys
     from json import dumps
+    from shutil import get_terminal_size
 
     from rich.console import Console
 
@@ -42,7 +43,8 @@ def check(
     if json:
         print(dumps(finite(facts(checked)), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        text = "\n\n".join(paragraphs(checked))
+        width = get_terminal_size().columns if sys.stderr.isatty() else None
+        text = "\n\n".join(paragraphs(checked, width))
         if set:
             text += f"\n(with {', '.join('--set ' + each for each in set)})" if text else ""
         if text:

@@ -21,31 +21,35 @@ def evaluate(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from evaluators.contract import SPLITS
     from search.config import load_config
     from search.errors import SearchError
-    from search.evaluate import evaluate_model
+    from search.evaluate import counted, evaluate_model
     from search.report.console import print_json
 
     if split not in SPLITS:
         raise SearchError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     loaded = load_config(Path(config), set or [])
-    evaluation = evaluate_model(loaded, loaded.resolve(model), split)
+    evaluation, intervals = evaluate_model(loaded, loaded.resolve(model), split)
     if json:
-        items = {name: len(scores) for name, scores in evaluation.scores.items()}
+        counts = {name: len(scores) for name, scores in evaluation.scores.items()}
         print_json(
             {
                 "model": model, "split": split, "values": evaluation.values, "standard_errors": evaluation.errors,
-                "items": items, "seconds": evaluation.seconds,
+                "intervals": {name: [each.low, each.high] for name, each in intervals.items()}, "items": counts,
+                "seconds": evaluation.seconds,
             }
         )  # fmt: skip
         return
-    table = Table(title=f"{model} on the {split} split (± half of the 95 % interval)", title_justify="left")
-    table.add_column("metric")
+    table = Table(title=Text(f"{model} on the {split} split"), title_justify="left")
+    table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
     table.add_column("items", justify="right")
     for name, value in evaluation.values.items():
-        scores = evaluation.scores[name.partition(".")[0]]
-        table.add_row(name, f"{value:.4g} ± {1.96 * evaluation.errors[name]:.2g}", str(len(scores)))
+        evaluator, _, metric = name.partition(".")
+        interval = f"{intervals[name].low:.3g} to {intervals[name].high:.3g}"
+        table.add_row(name, f"{value:.4g}", interval, str(counted(evaluation.scores[evaluator], metric)))
     Console().print(table)

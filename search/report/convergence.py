@@ -59,11 +59,12 @@ def convergence_section(facts: Facts) -> Section | None:
         return Section(TITLE, element("p", "No candidate kept the constraints so far, so there is no front to follow."))
     control = control_of(facts.results)
     stages = stage_starts(facts)
+    before = _before_last_stage(found, stages)
     body = [
         _controls(facts),
         element(
             "figure",
-            element("ul", _legend(facts, control), class_="legend"),
+            element("ul", _legend(facts, control, before is not None), class_="legend"),
             element(
                 "div",
                 _box("convergence-volume", "Line plot of the hypervolume; its numbers are in the table below it"),
@@ -74,7 +75,7 @@ def convergence_section(facts: Facts) -> Section | None:
             details("The numbers of this figure", _numbers(facts, found)),
         ),
     ]
-    data = _data(facts, found, control, stages)
+    data = {**_data(facts, found, control, stages), "before": before}
     return Section(TITLE, join(body), data={NAME: data}, scripts=(NAME,), styles=("details",))
 
 
@@ -120,10 +121,12 @@ def _box(id: str, label: str) -> Html:
     return element("div", class_="plot", id=id, role="img", aria_label=label, style="height:320px")
 
 
-def _legend(facts: Facts, control: Control | None) -> list[Html]:
+def _legend(facts: Facts, control: Control | None, staged: bool) -> list[Html]:
     rows = [("━━", "front", "hypervolume of this run")]
     if control is not None and control.progress is not None:
         rows.append(("╍╍", "muted", "of its control, a random search"))
+    if staged:
+        rows.append(("┈┈", "baseline", "what one coefficient per expert had reached"))
     rows += [
         (_LETTERS[index % len(_LETTERS)], SERIES[index % len(SERIES)], f"best {target.name}")
         for index, target in enumerate(facts.targets)
@@ -234,7 +237,6 @@ def _data(facts: Facts, found: Progress, control: Control | None, stages: Sequen
         "best": best,
         "stages": [{"name": name, **_place(step)} for name, step in stages],
         "restarts": [_restart(each, facts.history.steps) for each in facts.history.starts[1:]],
-        "before": _before_last_stage(found, stages),
     }
 
 

@@ -79,7 +79,9 @@ def _legend(frame: Frame) -> list[tuple[str, str, str]]:
         broken = ", breaks a constraint" if each.id in facts.infeasible else ""
         text = f"{each.name} · candidate {each.id}{broken}"
         legend.append((MARKS[frame.marks[each.id]], f"--{each.role}", text))
-    return legend
+    if facts.results.chosen is not None:
+        legend.append(("◯", "--recommended", "recommended for the mix below"))
+    return [*legend, ("◯", "--ink", "selected")]
 
 
 def _controls(frame: Frame, pairs: list[tuple[int, int]]) -> Html:

@@ -137,8 +137,9 @@ def _difference(duel: Duel) -> str:
     test = duel.test
     if math.isnan(test.difference):
         return "–"
+    value = test.difference if abs(test.difference) >= 5e-4 else 0.0  # no "−0.000"
     interval = f" ({test.low:+.3f} to {test.high:+.3f})" if math.isfinite(test.low + test.high) else ""
-    return f"{test.difference:+.3f}{interval}".replace("-", "−")
+    return f"{value:+.3f}{interval}".replace("-", "−")
 
 
 def _p(value: float) -> str:

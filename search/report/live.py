@@ -182,6 +182,8 @@ def estimate_lines(course: Course, state: str, estimate: Remaining | None) -> li
     said = [f"{what}: {estimate.seconds.duration()}{finals}"]
     if estimate.limit is not None and estimate.limit != "candidates":
         said.append(f"the search is expected to end by its limit of {estimate.limit.replace('_', '-')}")
+    if estimate.limit is not None and course.config.search.budget.plateau is not None:
+        said.append("it ends earlier where it stops getting better (search.budget.plateau)")
     return said
 
 
@@ -269,7 +271,7 @@ def constraint_lines(course: Course) -> list[RenderableType]:
     """Each constraint, and by how many of the scored candidates it is kept."""
     said = course.constraints_kept()
     total = course.states["complete"]
-    return [Text(visible(f"constraint {name}: kept by {kept} of {total} scored")) for name, kept in said.items()]
+    return [Text(visible(f"kept by {kept}/{total}: {name}")) for name, kept in said.items()]
 
 
 def under_way_lines(course: Course, running: bool, now: float, most: int = MOST_ROWS) -> list[RenderableType]:

@@ -45,11 +45,12 @@ def plot(course: Course, width: int, height: int, *, ascii_only: bool) -> Render
         return [(row[first], row[second]) for row in rows if first in row and second in row]
 
     front, labels = set(course.front), course.labels
-    behind = [id for id in course.values if id not in front]
+    behind = [id for id in course.values if id not in front and id not in course.infeasible]
     experts = [id for id in behind if labels.get(id, "").startswith("expert ")]
     marks = [
         Marks(points([id for id in behind if id not in labels]), "", ".", "", "scored"),
         Marks(points([id for id in behind if id in labels and id not in experts]), "+", "+", "", "baseline"),
+        Marks(points([id for id in course.values if id in course.infeasible]), "▿", "v", "", "breaks a constraint"),
         Marks(points(experts), "×", "x", "", "expert"),
         Marks(points([id for id in course.front if id not in labels]), "●", "o", "bold cyan", "front"),
         Marks(points([id for id in course.front if id in labels]), "◆", "#", "bold cyan", "baseline on the front"),
@@ -67,5 +68,10 @@ def _line_plot(course: Course, name: str, width: int, height: int, *, ascii_only
     metric = course.objectives.names[0]
     rows = [(float(id), row[metric]) for id, row in course.values.items() if metric in row]
     front = [point for point in rows if int(point[0]) in set(course.front)]
-    marks = [Marks(rows, "", ".", "", "scored"), Marks(front, "●", "o", "bold cyan", "best")]
+    broken = [point for point in rows if int(point[0]) in course.infeasible]
+    marks = [
+        Marks(rows, "", ".", "", "scored"),
+        Marks(broken, "▿", "v", "", "breaks a constraint"),
+        Marks(front, "●", "o", "bold cyan", "best"),
+    ]
     return scatter(marks, "candidate", name, width, height, ascii_only=ascii_only)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from evaluators.contract import SPLITS, Split
+from search.errors import SearchError
 from search.judge import CHOICE_RULE
 from search.report.claim import claim_sentences, headline
-from search.report.facts import Facts
+from search.report.facts import Facts, without_paths
 from search.report.markup import count, duration, listed, percent, ranged
 
 
@@ -22,10 +23,19 @@ def summary(facts: Facts) -> list[str]:
             f"items that no choice was made on is not known. On selection items it {_keeps(facts, facts.pick)}.",
         ]
     else:
-        claim = headline(facts.results)
-        said = [_holdout(facts, facts.pick), *claim_sentences(facts.results), _counted(facts)]
-        result = [claim[0], " ".join(claim[1:]), *said] if claim else said
+        claim, doubts = _claimed(facts)
+        result = [*claim, _holdout(facts, facts.pick), *doubts, _counted(facts)]
     return [*result, *_constraints(facts, facts.pick), *_cost(facts)]
+
+
+def _claimed(facts: Facts) -> tuple[list[str], list[str]]:
+    """The claim, and what stands behind it; where items of the run are damaged, only that."""
+    try:
+        claim, doubts = headline(facts.results), claim_sentences(facts.results)
+    except SearchError as error:
+        reason = without_paths(str(error), facts.results)
+        return [f"What may be claimed of candidate {facts.pick} cannot be worked out. {reason}"], []
+    return ([claim[0], " ".join(claim[1:])] if claim else []), doubts
 
 
 def _constraints(facts: Facts, id: int) -> list[str]:

@@ -124,10 +124,12 @@ def _account(facts: Facts) -> Html:
         text += f"; {duration(3600.0 * history.finals)} of it went to the finals"
     text += ". "
     if facts.results.config.workers.kind == "inline":
-        rest = max(0.0, wall - worked)
+        rest = wall - worked
         text += (
-            f"{duration(rest)} ({percent(rest / wall) if wall else '–'}) are in none of the parts: "
-            "choosing the finalists, comparing them, and waiting. "
+            f"{duration(rest)} ({percent(rest / wall)}) are in none of the parts: choosing the finalists, comparing "
+            "them, and waiting. "
+            if rest > 0.0
+            else "The parts add up to no less than that. "
         )
     elif wall:
         text += (

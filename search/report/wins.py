@@ -232,9 +232,18 @@ class _Arena:
         return found
 
     def _table(self, measure: Measure, ids: Sequence[int]) -> Table:
+        """The items that say something of the measure: harmless prompts, say, have no weight in a refusal rate."""
         clusters = self._facts.results.started.clusters.get(measure.evaluator)
         scores = [self._items[id][measure.evaluator] for id in ids]
-        return tabulate(scores, measure.metric, evaluator=measure.evaluator, clusters=clusters)
+        table = tabulate(scores, measure.metric, evaluator=measure.evaluator, clusters=clusters)
+        places = np.flatnonzero((table.weights > 0.0).all(axis=0))
+        return Table(
+            table.values[:, places],
+            table.weights[:, places],
+            tuple(table.ids[each] for each in places),
+            table.evaluator,
+            None if table.clusters is None else tuple(table.clusters[each] for each in places),
+        )
 
     def _test(self, table: Table, row: int, measure: Measure) -> Paired:
         finite = math.isfinite(measure.low) and math.isfinite(measure.high)

@@ -140,12 +140,13 @@ def test_convergence_against_what_the_reader_wants(sight: Any, results: Results)
     for axis, values in (
         ("evaluations", [each.evaluations for each in found.steps]),
         ("items", [each.items for each in found.steps]),
-        ("hours", [each.hours for each in found.steps]),
+        ("hours", [3600.0 * each.hours for each in found.steps]),  # a run of seconds is drawn in seconds
     ):
         page.check(f'input[name="convergence-axis"][value="{axis}"]')
         lines = drawn(page, "convergence-volume")
         assert len(lines) == 3  # what one coefficient per expert had reached, the control, the run
-        assert lines[-1]["x"] == pytest.approx([*values, getattr(last, axis)], rel=1e-4)
+        end = 3600.0 * last.hours if axis == "hours" else getattr(last, axis)
+        assert lines[-1]["x"] == pytest.approx([*values, end], rel=1e-4)
         assert lines[-1]["y"][:-1] == pytest.approx(found.hypervolume, abs=1e-5)
 
 

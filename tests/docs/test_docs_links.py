@@ -88,6 +88,18 @@ def test_the_vocabulary_is_the_same_everywhere():
         assert found is None, f"{page.name}:{page.prose.count(chr(10), 0, found.start()) + 1}: {found[0]}"
 
 
+def test_pages_that_the_code_names_are_there():
+    """Messages, docstrings, configs and scripts send people to pages."""
+    missing = []
+    for folder in ("search", "merging", "evaluators", "zoo", "configs", "benchmarks", "experiments"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix not in (".py", ".yaml", ".json", ".md"):
+                continue
+            named = re.findall(r"\bdocs/[\w/]+\.md", path.read_text(encoding="utf-8"))
+            missing += [f"{path.relative_to(ROOT)}: {name}" for name in named if not (ROOT / name).exists()]
+    assert not missing, "\n".join(missing)
+
+
 def test_pages_are_found():
     assert len(PAGES) > 20
     assert all(isinstance(page.path, Path) for page in PAGES)

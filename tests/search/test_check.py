@@ -214,3 +214,17 @@ def test_counts_close_the_text(tmp_path: Path) -> None:
     edited(tmp_path / "one/generation_config.json", eos_token_id=7)
     *_, last = paragraphs(check(path))
     assert last == f"{path}: 2 warnings"
+
+
+def test_messages_break_between_words_where_a_terminal_is_narrow(tmp_path: Path) -> None:
+    checked = check(broken(tmp_path))
+    whole, narrow = list(paragraphs(checked)), list(paragraphs(checked, 80))
+    assert len(whole) == len(narrow)
+    assert whole[-1] == narrow[-1] == f"{checked.file}: 13 errors"
+    for one, other in zip(whole[:-1], narrow[:-1], strict=True):
+        message, *excerpt = one.split("\n")
+        lines = other.split("\n")
+        assert lines[len(lines) - len(excerpt) :] == excerpt
+        broken_up = lines[: len(lines) - len(excerpt)]
+        assert " ".join(broken_up).split() == message.split()
+        assert all(len(line) <= 80 or " " not in line for line in broken_up)

@@ -215,3 +215,10 @@ def test_calibration_inputs_are_read(tmp_path: Path) -> None:
 
     errors = found(check(project(tmp_path, change)), "error")
     assert list(errors) == ["calibration.inputs.one"] and "expected a file at" in errors["calibration.inputs.one"]
+
+
+def test_memory_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project(tmp_path)
+    assert not check(path).findings
+    monkeypatch.setattr("search.checks.memory.free_memory", lambda: 10**6)
+    assert "of main memory, and 1 MB are free" in found(check(path), "warning")["models"]

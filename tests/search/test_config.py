@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from search.config import load_config, resolved_yaml
 from search.errors import SearchError
+from search.positions import ConfigError
 from search.schema import Config
+from search.setup import build_evaluator
 
 GOOD = """\
 name: demo
@@ -221,3 +224,38 @@ def test_files_that_are_no_configs(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match="expected UTF-8"):
         load_config(tmp_path / "config.yaml")
     assert "is required" in message(tmp_path, "")
+
+
+def test_of_a_long_line_the_part_around_the_caret_is_shown(tmp_path: Path) -> None:
+    experts = ", ".join(f"expert{number}: models/number{number}" for number in range(12))
+    text = GOOD.replace("    string: experts/string\n    language: experts/language\n", "")
+    text = text.replace("  experts:\n", f"  experts: {{string: a, language: b, {experts}, last: [3]}}\n")
+    first, line, caret = message(tmp_path, text).splitlines()
+    column = int(first.split(":")[2])
+    assert column > 300 and len(line) < 100
+    assert line.strip().startswith("…") and line[caret.index("^") :].startswith("last: [3]")
+    assert text.splitlines()[3][column - 1 :].startswith("last: [3]")
+
+
+def test_an_error_of_a_config_crosses_processes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, GOOD.replace("candidates: 50", "candidates: 0")), ["search.seed=3"])
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert (str(sent), sent.placed, sent.file) == (str(caught.value), caught.value.placed, caught.value.file)
+    assert str(sent).endswith("(with --set search.seed=3)")
+
+
+def test_a_mistake_without_a_place_gets_one(tmp_path: Path) -> None:
+    loaded = load_config(write(tmp_path, GOOD))
+    with pytest.raises(ConfigError, match=r"config\.yaml:14:3: search\.optimizer: too slow"):  # noqa: SIM117
+        with loaded.placing("search", "optimizer"):
+            raise SearchError("too slow")
+    with pytest.raises(ConfigError, match=r"config\.yaml:1:7: name: not nice"):  # noqa: SIM117
+        with loaded.placing("search", "optimizer"):
+            raise loaded.error(("name",), "not nice")
+
+
+def test_an_option_of_an_evaluator_that_an_error_speaks_of(tmp_path: Path) -> None:
+    loaded = load_config(write(tmp_path, GOOD))
+    with pytest.raises(ConfigError, match=r"config\.yaml:8:37: evaluators\.string\.data: data: expected a folder"):
+        build_evaluator(loaded, "string")

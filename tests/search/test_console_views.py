@@ -147,7 +147,8 @@ def test_status_of_an_interrupted_run_says_how_long_it_still_takes(half: Results
     assert estimate is not None
     assert f"once resumed, time left: {estimate.seconds.duration()}" in " ".join(text.split())
     kept = sum(row[0] <= 0.0 for row in half.violations["search"].values())
-    assert f"kept by {kept} of {half.course.states['complete']} scored" in " ".join(text.split())
+    assert f"kept by {kept}/{half.course.states['complete']}: language.accuracy >= 0.1" in text
+    assert "▿ breaks a constraint" in printed(Picture("run", Look("running", half.course)))
 
 
 def test_a_run_in_which_nothing_came_of_anything_has_a_status(synthetic_run: SyntheticRun, tmp_path: Path) -> None:

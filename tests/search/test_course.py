@@ -79,6 +79,7 @@ def test_it_agrees_with_the_judge_who_reads_everything(
     results: Results = synthetic_run(
         tmp_path / "run",
         objectives=objectives,
+        candidates=26,
         failures=lambda id: "not a number" if id % 13 == 12 else None,
         limits=[limit] if objectives > 1 else (),
         search={"fidelity": {"rungs": [40]}},
@@ -102,10 +103,8 @@ def test_it_agrees_with_the_judge_who_reads_everything(
     assert found[1] == pytest.approx(results.judge.retention(scores, found[0]))
 
 
-def test_every_earlier_hypervolume_is_that_of_what_was_told_by_then(
-    synthetic_run: SyntheticRun, tmp_path: Path
-) -> None:
-    results = synthetic_run(tmp_path / "run", objectives=3)
+def test_every_earlier_hypervolume_is_that_of_what_was_told(synthetic_run: SyntheticRun, tmp_path: Path) -> None:
+    results = synthetic_run(tmp_path / "run", objectives=3, candidates=36, finished=False)
     started, found = entries(tmp_path / "run")
     outcomes = [entry.event.outcome for entry in found if isinstance(entry.event, Told)]
     course = results.course
@@ -124,7 +123,7 @@ def test_a_metric_to_minimise_has_its_lowest_as_the_best(synthetic_run: Syntheti
     from evaluators.contract import Metric
 
     metrics = [Metric("accuracy", "maximize", 0.0, 1.0), Metric("wer", "minimize", 0.0, 2.0)]
-    results = synthetic_run(tmp_path / "run", metrics=metrics)
+    results = synthetic_run(tmp_path / "run", metrics=metrics, candidates=36, finished=False)
     values = {id: row["language.wer"][0] for id, row in results.scores["search"].items()}
     assert values[results.course.best["language.wer"]] == min(values.values())
     assert sorted(results.course.front) == results.judge.front(results.scores["search"])
@@ -323,4 +322,6 @@ def test_the_results_of_a_run_hold_its_incidents_and_what_runs(synthetic_run: Sy
     store.close()
     again = Results.load(tmp_path / "run")
     assert results.incidents == () and again.incidents == (Incident(3, "worker lost", "killed"),)
-    assert list(again.course.running) == [20] and np.isclose(again.course.at, again.course.running[20].since, atol=1.0)
+    assert [each.candidate for each in again.running] == list(again.course.running) == [20] and np.isclose(
+        again.course.at, again.course.running[20].since, atol=1.0
+    )

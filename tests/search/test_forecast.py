@@ -302,3 +302,18 @@ def test_an_outline_reads_rungs_and_splits(nano_zoo: Path) -> None:
     assert [each.name for each in made.stages] == ["baselines", "per-expert", "full"]
     # base, two experts, average, two presets, the best λ and the best with one coefficient per expert
     assert made.compared == 8 and made.stages[-1].numbers == 12
+
+
+def test_what_only_a_run_makes_is_not_made_for_a_plan() -> None:
+    from search.config import load_config
+    from search.forecast_plan import _notes, _with_real_experts
+
+    configs = Path(__file__).parents[2] / "configs"
+    virtual = load_config(configs / "virtual.yaml")
+    assert virtual.config.models.virtual and not _with_real_experts(virtual.config).models.virtual
+    said = " ".join(_notes(virtual, outline(workers=3), measured=True))
+    assert "Virtual experts" in said and "slow each other" in said and "look at inputs" not in said
+    calibrated = load_config(configs / "nano.yaml", ["space.methods=[regmean]", "space.coefficient=[0,1]"])
+    reduced = _with_real_experts(calibrated.config).space.methods
+    assert [each if isinstance(each, str) else each.name for each in reduced] == ["task_arithmetic"]
+    assert "look at inputs" in " ".join(_notes(calibrated, outline(), measured=True))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
 import re
+import shutil
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from plotly.offline import get_plotlyjs
-from report_pages import Page, page_of, shared_run
+from report_pages import Page, page_of, page_with, shared_run
 
 from evaluators.contract import SPLITS, Metric
 from search.constraints import Constraint
@@ -21,6 +24,7 @@ from search.errors import SearchError
 from search.report import html
 from search.report.facts import Facts
 from search.report.html import write_report
+from search.report.mix import mix_section
 from search.report.section import asset
 from search.report.summary import summary
 from search.results import Results
@@ -265,6 +269,23 @@ def test_a_section_that_cannot_be_made_does_not_lose_the_others(
     assert str(results.folder.absolute()) not in page.text and "front" in page.data
     monkeypatch.setattr(html, "summary", broken)
     assert page_of(results).text.count("<b>is damaged</b>") == 2
+
+
+def test_lost_items_are_said_where_they_are_missed(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(shared_run(synthetic_run, tmp_path).folder, folder)
+    results = Results.load(folder)
+    lost = next(id for id in results.finalists if id != results.chosen)
+    with contextlib.closing(sqlite3.connect(folder / "run.db")) as database:
+        database.execute("delete from item_scores where candidate = ? and split = 'selection'", (lost,))
+        database.commit()
+    text = page_of(Results.load(folder)).text
+    assert f"What may be claimed of candidate {results.chosen} cannot be worked out" in text
+    assert f"item scores of candidate {lost} on the selection split" in text
+    assert f"On holdout, items that no choice was made on, the chosen merge, candidate {results.chosen}, keeps" in text
+    mix = page_with(Results.load(folder), mix_section).data["mix"]
+    row = mix["ids"].index(lost)
+    assert [each["bounds"]["0.9"][row] for each in mix["metrics"]] == [None, None]  # no bound is shown to be kept
 
 
 def test_a_mistake_of_ours_is_not_swallowed(

@@ -17,9 +17,11 @@ from evaluators.contract import Metric
 from search.errors import SearchError
 from search.report import html
 from search.report.html import write_report
-from search.report.markup import duration, element, listed, measured
-from search.report.page import script_json
+from search.report.markup import Html, duration, element, listed, measured, ranged
+from search.report.page import page, script_json
+from search.report.section import Section, asset, merged_data
 from search.results import Results
+from search.statistics import Interval
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>%{x}"
 SyntheticRun = Callable[..., Results]
@@ -64,6 +66,9 @@ def test_digits_follow_the_range(tmp_path: Path, synthetic_run: SyntheticRun) ->
     assert measured(small, (0.12345, 0.01)) == "0.123 ± 0.020"
     assert measured(large, (-12.345, 1.0)) == "−12.3 ± 2.0"
     assert measured(large, None) == "–"
+    assert ranged(small, Interval(0.5, 0.4321, 0.61, 0.95, 9, "t")) == "0.500 (0.432 to 0.610)"
+    assert ranged(large, Interval(-1.0, -math.inf, math.inf, 0.95, 1, "none")) == "−1.0 (interval unknown)"
+    assert ranged(large, None) == "–"
 
 
 def test_a_file_that_would_be_too_large_takes_less_of_what_is_largest(
@@ -101,3 +106,20 @@ def test_six_megabytes_hold_thousands_of_candidates(
     path = write_report(unfinished, tmp_path / "unfinished.html")
     assert path.stat().st_size <= html.MOST_BYTES
     assert f'"id":[{",".join(map(str, range(9)))}' in path.read_text(encoding="utf-8")
+
+
+def test_sections_share_scripts_and_never_a_name(tmp_path: Path) -> None:
+    one = Section("How, and when", Html("<p>1</p>"), data={"one": 1}, scripts=("front",), styles=("details",))
+    two = Section("Two", Html("<p>2</p>"), data={"two": 2}, scripts=("mix", "front"), styles=("details",))
+    assert (one.key, two.key) == ("how", "two") and merged_data({"own": 0}, [one, two]) == {
+        "own": 0,
+        "one": 1,
+        "two": 2,
+    }
+    with pytest.raises(ValueError, match="a name of its own"):
+        merged_data({"one": 0}, [one])
+    text = page("title", Html(), [one, two], {}, "plotly")
+    order = [text.index(asset(f"{name}.js")) for name in ("report", "front", "mix")]
+    assert order == sorted(order) and text.count(asset("front.js")) == text.count(asset("details.css")) == 1
+    assert '<section id="how" aria-labelledby="how-title"><h2 id="how-title">How, and when</h2>' in text
+    assert '<a href="#two">Two</a>' in text

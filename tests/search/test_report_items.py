@@ -154,6 +154,26 @@ def test_a_candidate_without_an_evaluators_items_is_left_out_there(
     assert {each.measure.name for each in found if each.against == "base"} == {"string.accuracy"}
 
 
+def test_items_without_weight_in_a_metric_are_no_wins(
+    facts: Facts, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = next(each.id for each in facts.baselines if each.name == "base")
+    mine, theirs = (scores(results, id, "selection", "string.accuracy")[1::2] for id in (facts.pick or 0, base))
+    read = Store.item_scores
+
+    def half(self: Store, id: int, split: Split) -> dict[str, ItemScores]:
+        found = read(self, id, split)
+        weights = {"accuracy": np.array([k % 2 for k in range(len(found["string"]))], dtype=np.float64)}
+        return {**found, "string": replace(found["string"], weights=weights)}
+
+    monkeypatch.setattr(Store, "item_scores", half)
+    duels = {(each.against, each.measure.name): each for each in duels_on(facts, "selection").duels[facts.pick or 0]}
+    duel = duels["base", "string.accuracy"]
+    assert duel.test.n == len(mine) == duel.won + duel.lost + duel.same
+    assert (duel.won, duel.lost) == (int((mine > theirs).sum()), int((mine < theirs).sum()))
+    assert duel.test.difference == pytest.approx(float(mine.mean() - theirs.mean()))
+
+
 def test_effort_is_bounded_and_the_pick_is_always_there(results: Results, facts: Facts) -> None:
     found = duels_on(facts, "selection", effort=1)
     assert found.merges == (results.chosen,) and found.left_out > 0

@@ -18,27 +18,32 @@
 
   const draw = () => {
     const axis = (radios.find(each => each.checked) || radios[0]).value;
-    const run = data.run, end = data.end[axis];
+    /* nobody reads hundredths of an hour */
+    const [unit, factor] = axis !== "hours" || data.end.hours >= 2 ? ["hours", 1]
+      : data.end.hours >= 1 / 30 ? ["minutes", 60] : ["seconds", 3600];
+    const at = value => factor * value;
+    const scaled = line => ({ ...line, [axis]: line[axis].map(at) });
+    const run = scaled(data.run), end = at(data.end[axis]);
     const marks = [
-      ...data.stages.map((each, place) => upright(each[axis], "dot", each.name, place)),
-      ...data.restarts.map(each => upright(each[axis], "dash", "")),
+      ...data.stages.map((each, place) => upright(at(each[axis]), "dot", each.name, place)),
+      ...data.restarts.map(each => upright(at(each[axis]), "dash", "")),
     ];
     const layout = title => ({
-      xaxis: { title: { text: data.axes[axis] }, rangemode: "tozero" },
+      xaxis: { title: { text: data.axes[axis].replace("hours", unit) }, rangemode: "tozero" },
       yaxis: { title: { text: title }, rangemode: "tozero" },
       shapes: marks.map(each => each.line), annotations: marks.map(each => each.note).filter(Boolean), margin: { t: 30 },
     });
     const says = (line, place) => "after candidate " + line.id[place] + ": hypervolume " + line.value[place].toFixed(4);
     const volume = [steps(axis, run, run.value, run.id.map((_, place) => says(run, place)), { color: { css: "front" } }, end)];
     if (data.control) {
-      const line = data.control, last = line[axis][line[axis].length - 1];
+      const line = scaled(data.control), last = line[axis][line[axis].length - 1];
       const texts = line.id.map((_, place) => "control, " + says(line, place));
       volume.unshift(steps(axis, line, line.value, texts, { color: { css: "muted" }, dash: "dash" }, last));
     }
     if (data.before) {
       const text = "one coefficient per expert had reached " + data.before.value.toFixed(4);
       volume.unshift({
-        type: "scatter", mode: "lines", x: [data.before[axis], end], y: [data.before.value, data.before.value],
+        type: "scatter", mode: "lines", x: [at(data.before[axis]), end], y: [data.before.value, data.before.value],
         hovertext: [text, text], hoverinfo: "text", line: { width: 1, dash: "dot", color: { css: "baseline" } },
       });
     }

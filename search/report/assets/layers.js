@@ -32,8 +32,11 @@
   const axes = title => ({
     title: { text: report.plain(title), font: { size: 14 }, x: 0, xref: "paper", xanchor: "left" },
     margin: { t: 34 },
-    xaxis: { type: "category", title: { text: "depth" }, showgrid: false },
-    yaxis: { type: "category", autorange: "reversed", showgrid: false },
+    /* all places are there also where every cell is empty */
+    xaxis: { type: "category", title: { text: "depth" }, showgrid: false, categoryorder: "array",
+      categoryarray: layers.columns, range: [-0.5, layers.columns.length - 0.5] },
+    yaxis: { type: "category", showgrid: false, categoryorder: "array", categoryarray: layers.rows,
+      range: [layers.rows.length - 0.5, -0.5] },
   });
 
   const heat = (index, values, ends, signed, hover) => {
@@ -72,7 +75,11 @@
       trace.text = grid(texts).map(row => row.map(each => each ?? ""));
       Object.assign(trace, { texttemplate: "%{text}", textfont: { size: compared === null ? 12 : 10, color: { css: "ink" } } });
     }
-    report.plot("layers-methods", [trace], axes("method"));
+    const none = differs.some(each => each) ? [] : [{
+      text: "the same everywhere", showarrow: false, x: 0.5, y: 0.5, xref: "paper", yref: "paper",
+      font: { color: { css: "muted" } },
+    }];
+    report.plot("layers-methods", [trace], { ...axes("method"), annotations: none });
   };
 
   const drawScale = (what, ends, signed) => {
