@@ -189,7 +189,7 @@ def _optimizers(plug_ins: bool) -> Iterator[tuple[str, type[BaseModel] | None]]:
     from search.optimizers.contract import OptimizerError
     from search.optimizers.registry import BUILT_IN, optimizers, options_model
 
-    for name in optimizers() if plug_ins else BUILT_IN:
+    for name in optimizers() if plug_ins else sorted(BUILT_IN):
         try:
             yield name, options_model(name)
         except OptimizerError:
@@ -203,11 +203,13 @@ def _trackers() -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _methods(plug_ins: bool) -> Iterator[tuple[str, tuple[Parameter, ...]]]:
+    from importlib.metadata import entry_points
+
     from merging.methods import DELTA_SCALE, get, names
-    from merging.methods.registry import BUILT_IN
     from merging.recipe import MergingError
 
-    for name in names() if plug_ins else BUILT_IN:
+    others = () if plug_ins else tuple(each.name for each in entry_points(group="paretomerge.methods"))
+    for name in sorted(set(names()) - set(others)):
         try:
             method = get(name)
         except MergingError:

@@ -37,11 +37,11 @@ def check(
     from search.checks.course import check_config
     from search.checks.shown import facts, paragraphs, table
     from search.report.plain_data import finite
-    from search.report.terminal import visible
+    from search.report.terminal import forgiving, visible
 
     checked = check_config(config, set or [], runs=runs, live=live)
     if json:
-        print(dumps(finite(facts(checked)), indent=2, ensure_ascii=False, allow_nan=False))
+        print(dumps(finite(facts(checked)), indent=2, allow_nan=False))
     else:
         width = get_terminal_size().columns if sys.stderr.isatty() else None
         text = "\n\n".join(paragraphs(checked, width))
@@ -50,7 +50,8 @@ def check(
         if text:
             print(visible(text), file=sys.stderr)
         if not checked.errors:
-            print(f"{visible(str(config))}: good")
-            Console().print(table(checked))
+            out = forgiving()
+            print(f"{visible(str(config))}: good", file=out)
+            Console(file=out).print(table(checked))
     if checked.errors:
         raise typer.Exit(2)

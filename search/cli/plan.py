@@ -227,14 +227,13 @@ def _show(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement,
     from search.report.terminal import visible
 
     console = Console()
-    lines: list[str] = []
     if planned is not None:
         console.print(work_table(planned))
         for line in plan_sentences(planned):
             console.print(visible(line), markup=False, highlight=False)
         console.print(disk_table(planned))
     console.print(_table(placement))
-    for line in [*lines, *sentences(sizes, machine, work, placement)]:
+    for line in sentences(sizes, machine, work, placement):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

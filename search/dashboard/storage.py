@@ -18,8 +18,6 @@ from search import pareto
 from search.dashboard.trials import CONSTRAINTS
 from search.optimizers.optuna_table import quiet
 
-_DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
-
 
 class MirrorStorage(InMemoryStorage):  # type: ignore[misc,unused-ignore]
     """One study. Its trials are looked up by whoever serves them; they are numbered from 0 without a gap.

@@ -41,7 +41,7 @@ from search.report.live import (
 from search.report.plain_data import finite
 from search.report.terminal import forgiving, visible
 from search.schema import Budget
-from search.store import DATABASE, Store
+from search.store import CONTROL, DATABASE, Store
 
 Display = Literal["auto", "rich", "plain", "json", "none"]
 
@@ -150,6 +150,9 @@ class PlainDisplay:
     def turn_to(self, folder: Path) -> None:
         """What comes next is of the run in that folder."""
         self._following.turn_to(folder)
+        self._estimated = None
+        if folder.name == CONTROL:
+            self._say("now its control, a random search with the same budget")
 
     def on(self, event: Event) -> None:
         """Print what people want to know of it."""

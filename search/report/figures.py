@@ -19,6 +19,9 @@ Data = dict[str, Any]
 
 NOTHING = Html()
 
+MOST_INTERVALS = 30_000
+"""Search scores whose intervals go into a page: of more, they would take half of the room."""
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -110,7 +113,8 @@ def page_data(facts: Facts, figures: Sequence[Figure]) -> Data:
 
     ``columns`` holds the search scores of all complete candidates and who they are: id, label, stage, whether a
     constraint is broken (1) or none (0); s0, s1, …, and the limits of their 95 % intervals, l0, … and h0, …, in units
-    of the last digit shown. Scripts fill ``says`` with what marks say when they are pointed at.
+    of the last digit shown (left out where there are very many). Scripts fill ``says`` with what marks say when they
+    are pointed at.
     """
     return {
         "columns": _columns(facts),
@@ -120,6 +124,11 @@ def page_data(facts: Facts, figures: Sequence[Figure]) -> Data:
         "says": {},
         "figures": [plot for figure in figures for plot in figure.data()],
     }
+
+
+def has_intervals(facts: Facts) -> bool:
+    """Whether there is room for the intervals of all candidates, not only of those with a mark of their own."""
+    return len(facts.scored) * len(facts.targets) <= MOST_INTERVALS
 
 
 def _columns(facts: Facts) -> Data:
@@ -133,9 +142,10 @@ def _columns(facts: Facts) -> Data:
     for index, target in enumerate(facts.targets):
         unit = 10.0 ** -decimals(target)
         found = [facts.interval(id, "search", target) for id in facts.scored]
+        known = found if has_intervals(facts) else []
         data[f"s{index}"] = [None if each is None else placed(each.value, decimals(target) + 2) for each in found]
-        data[f"l{index}"] = [None if each is None else steps(each.low, unit) for each in found]
-        data[f"h{index}"] = [None if each is None else steps(each.high, unit) for each in found]
+        data[f"l{index}"] = [None if each is None else steps(each.low, unit) for each in known]
+        data[f"h{index}"] = [None if each is None else steps(each.high, unit) for each in known]
     return data
 
 

@@ -6,8 +6,8 @@ import itertools
 
 from evaluators.contract import Split
 from search.report.facts import Facts, shown_folder
-from search.report.figures import Figure
-from search.report.front_plots import MARKS, MOST_BARS, MOST_LINES, MOST_PAIRS, Frame, pair, parallel, places, strip
+from search.report.figures import Figure, has_intervals
+from search.report.front_plots import MARKS, MOST_LINES, MOST_PAIRS, Frame, has_bars, pair, parallel, places, strip
 from search.report.markup import (
     Html,
     candidate,
@@ -151,10 +151,12 @@ def _left_out(frame: Frame) -> list[str]:
     ]
     if missing:
         said.append(f"Not drawn, since they have no full scores: {listed(missing)} (see Failures).")
-    if len(facts.targets) > 1 and len(facts.results.front) > MOST_BARS:
-        said.append("The front is too long for bars of its own; they are in the table.")
+    if len(facts.targets) > 1 and not has_bars(frame):
+        said.append("The front has no bars of its own, which would cover each other; its intervals are in the table.")
     if frame.every > 1:
         said.append(f"To keep the page quick, one faint dot in {frame.every} is drawn; the table has all.")
+    if not has_intervals(facts):
+        said.append("To keep the file small, intervals are given for marks alone, not for every dot.")
     outside = frame.outside()
     if outside:
         said.append(f"{count(outside, 'candidate')} {_lies(outside)} outside the frame; a double click shows all.")
@@ -164,13 +166,14 @@ def _left_out(frame: Frame) -> list[str]:
 
 
 def _numbers(frame: Frame) -> Html:
+    intervals = ", with 95 % intervals" if has_intervals(frame.facts) else ""
     every = element(
         "details",
         element("summary", f"All {len(frame.facts.scored)} scored candidates"),
         scrolling(
             element(
                 "table",
-                element("caption", "Search scores of every scored candidate, with 95 % intervals"),
+                element("caption", f"Search scores of every scored candidate{intervals}"),
                 id="all-candidates",
             ),
             "all scored candidates, search scores",

@@ -144,6 +144,12 @@ class Frame:
         )
 
 
+def has_bars(frame: Frame) -> bool:
+    """Whether the members of the front have bars: not where they would cover each other, or fill the file."""
+    pairs = math.comb(len(frame.facts.targets), 2)
+    return len(frame.facts.results.front) <= MOST_BARS and pairs <= MOST_PAIRS
+
+
 def places(frame: Frame) -> Data:
     """Marks for the page's script: candidate -> view -> its split, and (value, low, high) of every objective.
 
@@ -252,8 +258,7 @@ def _front(frame: Frame, front: Sequence[int], across: Target, up: Target) -> Da
         # the border of what the front dominates; in more dimensions a pair of axes shows no such border
         shape = "hv" if across.metric.direction == "minimize" else "vh"
         mode, line = "lines+markers", {"line": {"shape": shape, "width": 1, "color": css("front")}}
-    bars = len(front) <= MOST_BARS
-    points = _points(frame, front, frame.view, across, up, bars=bars)
+    points = _points(frame, front, frame.view, across, up, bars=has_bars(frame))
     return points | line | {"mode": mode, "marker": _marker("circle", "front", 8)}
 
 

@@ -44,10 +44,12 @@ def texts_of(results: Results, evaluator: str) -> tuple[dict[str, Said], str]:
         results: of the run.
         evaluator: its name in the config.
     """
-    options = results.config.evaluators.get(evaluator)
-    kind = str(options.get("type")) if options else ""
+    options = results.config.evaluators.get(evaluator, {})
+    kind = str(options.get("type", ""))
     if kind not in READABLE:
         return {}, f"items of the kind {kind or 'unknown'} are not read by a report"
+    if options.get("judge", "prefix") != "prefix" or options.get("fluency") is not None:
+        return {}, "a model judges its answers, which a report does not look for"
     try:
         return _read(results, evaluator, kind)
     except (SearchError, EvaluatorError, OSError, ValueError):

@@ -182,6 +182,8 @@ def estimate_lines(course: Course, state: str, estimate: Remaining | None) -> li
     said = [f"{what}: {estimate.seconds.duration()}{finals}"]
     if estimate.limit is not None and estimate.limit != "candidates":
         said.append(f"the search is expected to end by its limit of {estimate.limit.replace('_', '-')}")
+    if course.config.search.control:
+        said.append("after that its control, a random search with the same budget")
     if estimate.limit is not None and course.config.search.budget.plateau is not None:
         said.append("it ends earlier where it stops getting better (search.budget.plateau)")
     return said

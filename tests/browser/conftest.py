@@ -102,7 +102,7 @@ def look(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Look]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)  # megabytes of script on a busy machine
         sight = Sight(page, f"{name or request.node.name}-{width}{'-dark' if dark else ''}")
         own = file.resolve().as_uri()
 

@@ -94,7 +94,7 @@ def test_eight_objectives_and_thousands_of_candidates(run: Results, tmp_path: Pa
     from search.report.picture import _LIGHT, _drawn
 
     scene = Scene(facts)
-    scene.cloud = scene.cloud * 125
+    scene.cloud = (scene.cloud * 5000)[:5000]
     content = _drawn(scene, _LIGHT)
     assert len(scene.cloud) == 5000 and len(content) <= LARGEST
 

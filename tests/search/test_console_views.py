@@ -322,7 +322,9 @@ def test_a_display_goes_on_where_a_resumed_run_stands(synthetic_run: SyntheticRu
     display.on(events_of(tmp_path / "run")[0])
     display.on(Asked(0, 0, Genome((0.5,)), "new", "base"))
     display.on(Told(0, 0, Outcome("failed", reason="NaN")))
-    assert out.getvalue().splitlines()[-1] == "[1/40] candidate 0 base: failed: NaN"
+    lines = out.getvalue().splitlines()
+    assert "now its control, a random search with the same budget" in lines
+    assert lines[-1] == "[1/40] candidate 0 base: failed: NaN"
 
 
 @pytest.mark.parametrize("width", [80, 200])

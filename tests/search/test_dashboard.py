@@ -222,6 +222,7 @@ def test_a_database_that_is_away_for_a_while_is_said_once_and_tried_again(tmp_pa
     assert len(mirror.storage.study.trials) == len(results.candidates)
 
 
+@pytest.mark.slow
 def test_another_database_in_its_place_is_read_from_the_start(tmp_path: Path, synthetic_run: Any) -> None:
     results = synthetic_run(tmp_path / "run", candidates=20, finished=False)
     mirror = Mirror(results.folder)
@@ -249,7 +250,7 @@ def test_nothing_can_be_changed_through_it(mirror: Mirror) -> None:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objectives", [1, 2, 4])
+@pytest.mark.parametrize("objectives", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_figures_of_any_number_of_objectives(tmp_path: Path, synthetic_run: Any, objectives: int) -> None:
     results = synthetic_run(tmp_path / "run", objectives=objectives, candidates=26)
     found = dict(figures(results))

@@ -24,7 +24,7 @@ SyntheticRun = Callable[..., Results]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, synthetic_run: SyntheticRun) -> Results:
-    return synthetic_run(tmp_path_factory.mktemp("convergence") / "run", objectives=3, candidates=36)
+    return synthetic_run(tmp_path_factory.mktemp("convergence") / "run", objectives=3, candidates=28)
 
 
 def told(results: Results) -> list[int]:
@@ -70,7 +70,7 @@ def test_many_objectives_are_estimated_within_what_is_said(results: Results, mon
 
 def test_what_breaks_a_constraint_is_not_followed(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     limit = Constraint("string.accuracy", "at_least", 0.5, 0.5, 0.0, 1.0)
-    run = synthetic_run(tmp_path / "run", candidates=30, limits=[limit])
+    run = synthetic_run(tmp_path / "run", candidates=20, limits=[limit])
     found = progress(Facts(run))
     assert found.hypervolume[-1] == pytest.approx(run.hypervolume)
     kept = [id for id in run.scores["search"] if run.judge.violation(id, "search") <= 0.0]
@@ -119,9 +119,9 @@ def test_stages_begin_where_the_log_says(results: Results) -> None:
 
 
 def test_a_control_is_drawn_where_there_is_one(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
-    run = synthetic_run(tmp_path / "run", candidates=20)
+    run = synthetic_run(tmp_path / "run", candidates=15)
     assert control_of(run) is None
-    control = synthetic_run(tmp_path / "run" / CONTROL, candidates=20, search={"optimizer": "random"})
+    control = synthetic_run(tmp_path / "run" / CONTROL, candidates=15, search={"optimizer": "random"})
     section = convergence_section(Facts(run))
     assert section is not None
     line = section.data["convergence"]["control"]

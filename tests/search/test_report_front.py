@@ -180,3 +180,16 @@ def test_marks_are_distinct_and_known_to_plotly(tmp_path: Path, synthetic_run: S
     traces = pair(frame, 0, 1).traces
     star = next(each for each in traces if each["marker"].get("symbol") == ["star"])
     assert star["customdata"] == [frame.facts.results.chosen]
+
+
+def test_very_many_dots_have_no_intervals_and_it_is_said(
+    tmp_path: Path, synthetic_run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = shared_run(synthetic_run, tmp_path)
+    assert len(page_with(results, front_section).data["columns"]["l0"]) == len(results.scores["search"])
+    monkeypatch.setattr("search.report.figures.MOST_INTERVALS", 10)
+    page = page_with(results, front_section)
+    assert page.data["columns"]["l0"] == page.data["columns"]["h1"] == []
+    assert "intervals are given for marks alone" in page.text
+    mark = page.data["front"]["places"][str(results.chosen)]["selection"]
+    assert all(len(each) == 3 for each in mark["scores"])

@@ -271,6 +271,8 @@ def test_nobodys_code_is_run_and_no_network_is_asked(with_data: Results, monkeyp
         {"type": "python", "data": "x"},
         {"type": "evil.py:Evaluator", "data": "x"},
         {"type": "lm_eval", "tasks": ["x"]},
+        {"type": "refusal", "data": str(with_data.folder), "judge": {"model": "x"}},
+        {"type": "refusal", "data": str(with_data.folder), "fluency": {"reference": "x"}},
         {"type": "exact_match", "data": {"dataset": "someone/something"}},
     ):
         config = with_data.config.model_copy(update={"evaluators": {"sums": options}})

@@ -12,6 +12,7 @@
     if (!given || given[0] === null) return "not measured";
     const digits = value => value.toFixed(decimals[index]).replace("-", "\u2212");
     const [value, low, high] = given, unit = 10 ** -decimals[index];
+    if (low === undefined || high === undefined) return digits(value);
     if (low === null || high === null) return digits(value) + " (interval unknown)";
     return digits(value) + " (" + digits(low * unit) + " to " + digits(high * unit) + ")";
   };
@@ -33,7 +34,8 @@
 
   const says = (id, place) => [
     titleOf(id),
-    (stageOf(id) ? "stage " + stageOf(id) + ", " : "") + place.split + " scores, 95 % intervals",
+    (stageOf(id) ? "stage " + stageOf(id) + ", " : "") + place.split + " scores" +
+      (place.scores.some(each => each && each[1] !== undefined) ? ", 95 % intervals" : ""),
     ...scoresOf(place),
     ...(isBroken(id) ? ["breaks a constraint"] : []),
     ...report.recipe(id),
