@@ -26,7 +26,7 @@ def complete_kinds(incomplete: str) -> list[str]:
 
 
 def complete_names(incomplete: str) -> list[str]:
-    """What can be explained: methods, evaluators, optimizers, presets, metrics, words; keys of a config from a dot on."""
+    """What can be explained by its name: methods, evaluators, …, words; keys of a config from a dot on."""
     from search.naming import key_paths, names
 
     return _beginning(key_paths() if "." in incomplete else names(), incomplete)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -82,6 +82,7 @@ def test_another_kind_of_number_is_a_difference(tmp_path: Path) -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 30), min_size=1))
 def test_ranges_name_exactly_the_numbers(numbers: set[int]) -> None:
     text = str(Difference(tuple(f"layers.{each}.weight" for each in sorted(numbers)), "there", ""))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators.contract import SPLITS, Items, Split
@@ -47,6 +47,7 @@ def test_within_one_evaluator_it_is_refused_as_well() -> None:
         check_disjoint(evaluators(math={"search": ["a"], "selection": ["a"]}))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("pqr"), st.sampled_from(SPLITS), st.sampled_from("abcdef")), max_size=12))
 def test_refused_exactly_where_some_content_has_two_splits(places: list[tuple[str, Split, str]]) -> None:
     held: dict[str, dict[Split, list[str]]] = {}
