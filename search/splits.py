@@ -30,9 +30,9 @@ class Leak:
         count = len(self.items) - 1
         more = f" So {'is' if count == 1 else 'are'} {count} more." if count else ""
         return (
-            f"item {id!r} of evaluator {self.evaluator!r} is in its {self.split} split, and the same item ({twin!r}) is "
-            f"in the {self.where} split of evaluator {self.other!r}.{more} What the search, the selection and the holdout "
-            f"see must be different items: remove {'them' if count else 'it'} from one of the two."
+            f"item {id!r} of evaluator {self.evaluator!r} is in its {self.split} split, and the same item ({twin!r}) "
+            f"is in the {self.where} split of evaluator {self.other!r}.{more} What the search, the selection and the "
+            f"holdout see must be different items: remove {'them' if count else 'it'} from one of the two."
         )
 
 

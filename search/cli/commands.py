@@ -107,12 +107,23 @@ def load(name: str) -> Any:
 
     module = import_module(f"search.cli.{name}")
     if isinstance(getattr(module, "app", None), typer.Typer):  # commands of its own
-        command = typer.main.get_command(module.app)
+        command = _flowing(typer.main.get_command(module.app))
         command.name = name
         return command
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     alone.command(name)(getattr(module, name))
-    return typer.main.get_command(alone)
+    return _flowing(typer.main.get_command(alone))
+
+
+def _flowing(command: Any) -> Any:
+    """A command whose help is wrapped to the terminal: typer keeps the line ends of a docstring's later paragraphs."""
+    from inspect import cleandoc
+
+    paragraphs = cleandoc(command.help or "").split("\n\n")
+    command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+    for each in getattr(command, "commands", {}).values():
+        _flowing(each)
+    return command
 
 
 def _panel(title: str, rows: list[tuple[str, str]], width: int | None) -> Panel:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from merging.sizes import ModelSizes
     from search.config import LoadedConfig
-    from search.forecast_plan import Plan
+    from search.forecast.plan import Plan
     from search.placement import Machine, Placement, Work
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -100,14 +100,14 @@ def _planned(loaded: LoadedConfig, sizes: ModelSizes, placement: Placement, meas
     import sys
     from functools import partial
 
-    from search.forecast_plan import make_plan
+    from search.forecast.plan import make_plan
 
     say = partial(print, file=sys.stderr, flush=True)
     return make_plan(loaded, sizes, placement, measure=measure, runs=runs, say=say)
 
 
 def _plan_facts(planned: Plan | None) -> dict[str, Any]:
-    from search.forecast_tables import facts_of
+    from search.forecast.tables import facts_of
 
     return {} if planned is None else facts_of(planned)
 
@@ -223,7 +223,7 @@ def _size(option: str, text: str) -> int:
 def _show(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement, planned: Plan | None = None) -> None:
     from rich.console import Console
 
-    from search.forecast_tables import disk_table, plan_sentences, work_table
+    from search.forecast.tables import disk_table, plan_sentences, work_table
     from search.report.terminal import visible
 
     console = Console()

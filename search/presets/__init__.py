@@ -1,7 +1,7 @@
 """Configs to start from: commented YAML, filled in by ``paretomerge init``.
 
-A preset is a file ``NAME.yaml`` in this folder. Its ``${…}`` are replaced by what a user names; everything else, comments
-above all, is written as it stands.
+A preset is a file ``NAME.yaml`` in this folder. Its ``${…}`` are replaced by what a user names; everything else,
+comments above all, is written as it stands.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ PRESETS = {
             "Merges by RegMean and WUDI as further experts, which the search mixes with the task vectors.",
             ("text", "images", "speech", "reward", "classifier", "embedding"), "exact_match", 400,
         ),
-        Preset("speech", "Speech recognizers, by word error rate; analogies are within reach.", ("speech",), "wer", 200),
+        Preset("speech", "Speech recognizers, by word error rate; analogies in reach.", ("speech",), "wer", 200),
         Preset("images", "Image classifiers, by accuracy.", ("images",), "classification", 300),
         Preset("reward", "Reward models, by which answer they prefer.", ("reward",), "reward_pairs", 200),
     )

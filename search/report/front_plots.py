@@ -76,8 +76,8 @@ class Frame:
     def front(self) -> list[int]:
         """Members of the front, those first that the rule of the choice prefers."""
         ids = self.facts.results.front
-        retained = [self.facts.retention(id, self.view) for id in ids]
-        if not ids or any(each is None for each in retained):
+        retained = [each for id in ids if (each := self.facts.retention(id, self.view)) is not None]
+        if not ids or len(retained) < len(ids):
             return list(ids)
         k = len(self.facts.targets)
         order = tchebycheff(retained, [1.0] * k, [0.0] * k)

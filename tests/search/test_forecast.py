@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from merging.recipe import Recipe
-from search.forecast import Costs, Forecast, Items, Outline, Pace, StageOutline, forecast
-from search.forecast_costs import REPEATS, Sample, costs_of, proposing, sample, spread, trials
-from search.forecast_disk import database_bytes, free_at
-from search.forecast_outline import compared, outline_of, stage_outlines
+from search.forecast.arithmetic import Costs, Forecast, Items, Outline, Pace, StageOutline, forecast
+from search.forecast.costs import REPEATS, Sample, costs_of, proposing, sample, spread, trials
+from search.forecast.disk import database_bytes, free_at
+from search.forecast.outline import compared, outline_of, stage_outlines
 from search.ranges import Range
 from search.schema import Budget, PlateauConfig
 from search.store import DATABASE
@@ -290,7 +290,7 @@ def test_free_space_is_asked_of_the_nearest_folder_that_is_there(tmp_path: Path)
 
 def test_an_outline_reads_rungs_and_splits(nano_zoo: Path) -> None:
     from search.config import load_config
-    from search.forecast_plan import _stages, opened
+    from search.forecast.plan import _stages, opened
     from search.setup import build_evaluators, model_paths
 
     loaded = load_config(Path(__file__).parents[2] / "configs" / "nano.yaml")
@@ -306,7 +306,7 @@ def test_an_outline_reads_rungs_and_splits(nano_zoo: Path) -> None:
 
 def test_what_only_a_run_makes_is_not_made_for_a_plan() -> None:
     from search.config import load_config
-    from search.forecast_plan import _notes, _with_real_experts
+    from search.forecast.plan import _notes, _with_real_experts
 
     configs = Path(__file__).parents[2] / "configs"
     virtual = load_config(configs / "virtual.yaml")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from merging.recipe import Recipe
-from search.forecast import Costs, Outline, Pace
+from search.forecast.arithmetic import Costs, Outline, Pace
 from search.optimizers.contract import Genome, Outcome, Trial
 from search.ranges import Range
 from search.space import Space

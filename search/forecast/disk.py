@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators.contract import Evaluator
-from search.forecast import Forecast, Outline
+from search.forecast.arithmetic import Forecast, Outline
 from search.ranges import Range
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 """How long a search will take, and of what: arithmetic on what its config asks for and on what one merge and one
-evaluation cost. Nothing is run here; :mod:`search.forecast_costs` measures.
+evaluation cost. Nothing is run here; :mod:`search.forecast.costs` measures.
 
 Three things are not known beforehand, and each has three cases: how quickly a candidate is merged and scored, how many
 candidates are stopped early, and whether a plateau ends the search. Every combination is played through, stage by
@@ -19,104 +19,8 @@ from search.finals import LEAST_FINALISTS
 from search.ranges import Range
 from search.schema import Budget
 
-Case = Literal["low", "middle", "high"]
-CASES: tuple[Case, ...] = ("low", "middle", "high")
-
-RACED = Range(0.5, 0.97, 1.0)
-"""Share of an optimizer's candidates that a race lets reach the last rung. In 50 runs of this package, from 100 to 1857
-candidates: the median 98 %, the least 74 %. Half is what remains of candidates that are drawn at random."""
-
-RACED_AT_RANDOM = Range(0.4, 0.55, 0.8)
-"""The same where candidates are proposed at random: 49 to 57 % in five runs."""
-
-
 STORE = Range(0.002, 0.01, 0.04)
 """Seconds in which a candidate's few transactions are on disk: fast and slow disks."""
-
-
-class Items(NamedTuple):
-    """How many items of each evaluator, by its name, are scored together."""
-
-    of: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Over all evaluators."""
-        return sum(self.of.values())
-
-
-@dataclass(frozen=True)
-class StageOutline:
-    """One stage, as planned.
-
-    Attributes:
-        name: "baselines", "per-expert" or "full".
-        candidates: planned; the last stage goes on to the budget.
-        numbers: genes that are numbers.
-        categories: genes that are choices.
-        climbs: whether its candidates climb rungs; baselines are scored on every item.
-    """
-
-    name: str
-    candidates: int
-    numbers: int
-    categories: int
-    climbs: bool
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What a config asks for.
-
-    Attributes:
-        stages: in order.
-        rungs: items that are new in each; one entry where nobody is stopped early.
-        splits: "search", "selection" and "holdout" -> all items of it.
-        rule: how candidates are stopped.
-        keep: share that goes on from a rung, under halving.
-        at_random: whether candidates are drawn at random, which a race stops more of.
-        budget: when the search ends.
-        reserve: share of all items that is kept for the finalists.
-        finalists: at most so many; what the reserve pays for if None.
-        compared: baselines that go to the finals with them.
-        workers: evaluating side by side.
-        gpus: that a worker keeps busy.
-        control: a random search with the same budget comes after.
-    """
-
-    stages: tuple[StageOutline, ...]
-    rungs: tuple[Items, ...]
-    splits: Mapping[str, Items]
-    budget: Budget
-    reserve: float
-    finalists: int | None
-    compared: int
-    rule: Literal["race", "halving"] = "race"
-    keep: float = 1 / 3
-    at_random: bool = False
-    workers: int = 1
-    gpus: float = 0.0
-    control: bool = False
-
-    @property
-    def staged(self) -> bool:
-        """Whether candidates can be stopped early."""
-        return len(self.rungs) > 1
-
-    def reaching(self, rung: int, case: Case) -> float:
-        """Share of a stage's candidates that are scored on a rung.
-
-        ``low`` is the case in which most are stopped early.
-        """
-        if rung == 0:
-            return 1.0
-        if self.rule == "halving":
-            # a stage's first candidates are judged leniently, and later ones tend to be better than those before them:
-            # more go on than the share that is kept, and the middle is taken half-way
-            share = self.keep**rung
-            return {"low": share, "middle": (1.0 + share) / 2.0, "high": 1.0}[case]
-        # a race stops most of those that it stops at the first rung
-        return float(getattr(RACED_AT_RANDOM if self.at_random else RACED, case))
 
 
 class Pace:
@@ -400,8 +304,3 @@ def _final(split: str, count: int, outline: Outline, costs: Costs, pace: Case) -
     one = float(getattr(costs.merge, pace)) + costs.scoring(items, pace) + float(getattr(costs.store, pace))
     rounds = math.ceil(count / outline.workers)
     return _Stage(split, count, float(count * items.total), rounds * one)
-
-
-def items_of(counts: Sequence[Mapping[str, int]]) -> tuple[Items, ...]:
-    """Rungs from plain counts."""
-    return tuple(Items(dict(each)) for each in counts)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from merging.recipe import SourceRef
 from search.config import LoadedConfig
 from search.errors import SearchError
-from search.forecast import Costs, Forecast, Outline, forecast
-from search.forecast_costs import Sample, costs_of, proposing, sample, trials
-from search.forecast_disk import Disk, disk_of
-from search.forecast_outline import outline_of
+from search.forecast.arithmetic import Costs, Forecast, Outline, forecast
+from search.forecast.costs import Sample, costs_of, proposing, sample, trials
+from search.forecast.disk import Disk, disk_of
+from search.forecast.outline import outline_of
 from search.schema import Config
 from search.stages import Stage, build_optimizer, build_stages
 from search.virtual import experts_of, needs_calibration
@@ -121,7 +121,7 @@ def opened(base: Path, experts: Mapping[str, Path]) -> Sources:
 
 def _nothing(outline: Outline) -> Costs:
     """Costs of a plan without times: counts follow from them all the same, unless hours end the search."""
-    from search.forecast import Pace
+    from search.forecast.arithmetic import Pace
     from search.ranges import Range
 
     free = Pace({1: Range.exactly(0.0)})

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from search.forecast import RACED, RACED_AT_RANDOM, Outline
+from search.forecast.arithmetic import RACED, RACED_AT_RANDOM, Outline
 from search.ranges import Range, duration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from search.forecast_costs import Sample
-    from search.forecast_disk import Disk
-    from search.forecast_plan import Plan
+    from search.forecast.costs import Sample
+    from search.forecast.disk import Disk
+    from search.forecast.plan import Plan
 
 _FINALS = ("selection", "holdout")
 
