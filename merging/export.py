@@ -221,9 +221,14 @@ def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise MergingError(
-            f"the merged model needs {needed / 1e9:.2f} GB at {out}, and {free / 1e9:.2f} GB are free there; free some "
-            "space or choose another disk"
+            f"the merged model needs {_size(needed)} at {out}, and {_size(free)} are free there; free some space or "
+            "choose another disk"
         )
+
+
+def _size(count: int) -> str:
+    """Bytes for people, also where they are few."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def _settle(partial: Path, out: Path) -> None:

@@ -70,6 +70,8 @@ def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
         location = prefix + tuple(part for part in each["loc"] if part != "[key]")  # said of a key itself
         # a union's tags ("Knots", "literal['model','layer']") are not keys of the file
         plain = tuple(part for part in location if isinstance(part, int) or not _is_tag(str(part)))
+        if not plain and each["msg"].startswith("Value error, objectives:"):  # said of the whole config, about one key
+            plain, each["msg"] = ("objectives",), each["msg"].replace("objectives: ", "", 1)
         if each["type"] == "extra_forbidden":
             parent = _model_at(plain[:-1])
             known = list(parent.model_fields) if parent is not None else []

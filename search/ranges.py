@@ -1,4 +1,4 @@
-"""Estimates with their range, and durations as people say them."""
+"""Estimates with their range; durations and sizes as people say them."""
 
 from __future__ import annotations
 
@@ -69,3 +69,17 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes and hours < 24 else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def precise(seconds: float) -> str:
+    """The same for what may be very short: ``3.1 ms``, ``0.42 s``, ``12 min``."""
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms"
+    return f"{seconds:.2g} s" if seconds < 9.95 else duration(seconds)
+
+
+def size_text(size: float) -> str:
+    """``14.0 GB``, ``16.6 MB``, ``0.59 MB``, of bytes; a size that is lacking is negative."""
+    if abs(size) >= 1e8:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if abs(size) >= 1e6 else f"{size / 1e6:.2g} MB"

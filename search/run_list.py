@@ -70,7 +70,7 @@ def _read(folder: Path) -> Facts:
             "objectives": [] if started is None else [each["name"] for each in started.objectives],
             "chosen": chosen, "began": times[0][0] if times else None, "latest": times[-1][0] if times else None,
         }  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise SearchError(
             f"{folder}: its log lacks what every run's has ({error!r}); see `paretomerge doctor`"
         ) from error

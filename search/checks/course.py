@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluators.contract import SPLITS, Evaluator
+from evaluators.contract import Evaluator
+from merging.calibration.store import default_cache
 from merging.memory import free_memory
 from merging.recipe import MergingError
 from merging.sizes import ModelSizes, sizes_of
 from search.checks.findings import Finding, Findings
 from search.checks.licences import check_licences
 from search.checks.machine import (
-    Disk,
     check_devices,
     check_disk,
     check_run_directory,
@@ -28,6 +28,9 @@ from search.checks.subject import Subject, read_subject
 from search.checks.tokens import check_tokens
 from search.config import read_source
 from search.errors import SearchError
+from search.forecast.arithmetic import forecast, no_costs
+from search.forecast.disk import Disk, disk_of
+from search.forecast.outline import outline_of
 from search.positions import ConfigError, Placed
 
 
@@ -103,8 +106,9 @@ def _look(found: Checked, subject: Subject, runs: Path, live: bool | None) -> No
     found.sizes = _sizes(subject, models)
     if found.sizes is not None:
         check_memory(subject, found.sizes, device)
-        if found.plan.stages:
-            found.disk = _disk(subject, runs, found.plan, found.evaluators, found.sizes)
+        if found.plan.stages and found.plan.rungs:
+            found.disk = _disk(subject, runs, models, found.evaluators, found)
+            check_disk(subject, found.disk, runs)
         fit_models(subject, models, found.evaluators, device, _loads(subject, found.sizes, live))
 
 
@@ -126,17 +130,19 @@ def _loads(subject: Subject, sizes: ModelSizes, live: bool | None) -> bool:
     return sizes.live <= LIVE_BYTES and 3 * sizes.live < free_memory()
 
 
-def _disk(subject: Subject, runs: Path, plan: Plan, evaluators: Mapping[str, Evaluator], sizes: ModelSizes) -> Disk:
-    box = plan.stages[-1].space.box
-    scores = {
-        split: sum(len(each.metrics) * len(each.items(split)) for each in evaluators.values()) for split in SPLITS
-    }
-    return check_disk(
-        subject,
-        runs,
-        candidates=subject.config.search.budget.candidates,
-        genes=box.continuous + len(box.categories),
-        scores=scores,
-        parameters=sizes.parameters,
-        live=sizes.live,
+def _disk(subject: Subject, runs: Path, models: Models, evaluators: Mapping[str, Evaluator], found: Checked) -> Disk:
+    """What a search writes at most, as far as that follows from the config alone."""
+    if found.plan is None or found.sizes is None:
+        raise RuntimeError("the plan comes before the disk")
+    outline = outline_of(subject.loaded, evaluators, found.plan.stages)
+    return disk_of(
+        outline,
+        forecast(outline, no_costs(outline)),
+        evaluators,
+        found.sizes,
+        base=models.folders["base"],
+        virtual=len(subject.config.models.virtual),
+        from_files=False,
+        runs=runs,
+        cache=default_cache(),
     )

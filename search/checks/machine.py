@@ -4,53 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from evaluators.contract import Split
 from search.checks.subject import Subject
 from search.errors import SearchError
+from search.forecast.disk import Disk
+from search.ranges import size_text
 
 _REACHABLE = 3.0
 """Seconds to wait for the head of a cluster."""
 
-_EVENT = 3000
-"""Bytes of a candidate in the run's log, its genome apart: 3.1 kB in a run of 400 candidates with 30 genes."""
-
-_GENE = 24
-"""Bytes of a gene in the log, as text."""
-
-_ITEM = 20
-"""Bytes of one item's score of one metric, with what belongs to it: 17 to 20 in runs of this package."""
-
-_REPORT = 6 * 10**6
-"""Bytes that a report has at most."""
-
 _SPARE = 1.1
-
-_FINALISTS = 256
-_BASELINES = 24
-"""Candidates beyond these, at most, are scored on what comes after the search."""
-
-
-@dataclass(frozen=True)
-class Disk:
-    """What a search writes, at most, in bytes.
-
-    Attributes:
-        run: the run directory, with its report.
-        cache: virtual experts, beside what is in the cache already.
-        export: one model.
-        runs_free, cache_free: bytes that are free where the run directory and the cache lie.
-    """
-
-    run: int
-    cache: int
-    export: int
-    runs_free: int
-    cache_free: int
+"""Beyond what a search is expected to write at most."""
 
 
 def check_devices(subject: Subject) -> str:
@@ -163,57 +128,35 @@ def check_run_directory(subject: Subject, runs: Path) -> None:
         )
 
 
-def check_disk(
-    subject: Subject,
-    runs: Path,
-    *,
-    candidates: int,
-    genes: int,
-    scores: Mapping[Split, int],
-    parameters: int,
-    live: int,
-) -> Disk:
+def check_disk(subject: Subject, disk: Disk, runs: Path) -> None:
     """Whether what a search writes fits on the disks that it writes to.
 
     Args:
         subject: the config.
+        disk: what it writes, by the same arithmetic as ``paretomerge plan``.
         runs: where run directories lie.
-        candidates: of the whole search.
-        genes: of its last stage.
-        scores: split -> item scores of one candidate, over all metrics.
-        parameters: of a model.
-        live: bytes of what is exported.
     """
     from merging.calibration.store import default_cache
 
-    final = min(candidates, subject.config.search.finalists or candidates, _FINALISTS) + _BASELINES
-    scored = candidates * scores["search"] + final * scores["selection"] + _BASELINES * scores["holdout"]
-    run = candidates * (_EVENT + genes * _GENE) + scored * _ITEM + _REPORT
-    made = 4 * parameters * len(subject.config.models.virtual)  # float32
-    runs_free, cache_free = _free(runs), _free(default_cache())
-    found = Disk(run, made, live, runs_free, cache_free)
-    budget = ("search", "budget", "candidates")
-    if run * _SPARE > runs_free:
+    run, export, made = disk.run.high, disk.export.high, disk.virtual.high
+    budget, free = ("search", "budget", "candidates"), size_text(disk.free)
+    if run * _SPARE > disk.free:
         subject.findings.error(
-            budget, f"the run directory will need about {_gb(run)} at {runs}, and {_gb(runs_free)} are free there"
+            budget,
+            f"the run directory will need up to {size_text(run)} at {runs}, and {size_text(disk.free)} are free there",
         )
-    elif (run + live) * _SPARE > runs_free:
+    elif (run + export) * _SPARE > disk.free:
         subject.findings.warn(
             budget,
-            f"the run needs about {_gb(run)} and an export {_gb(live)} more; {_gb(runs_free)} are free at {runs}: "
+            f"the run needs up to {size_text(run)} and an export {size_text(export)} more; {free} are free at {runs}: "
             "free some space, or export to another disk",
         )
-    if made * _SPARE > cache_free:
+    if made * _SPARE > disk.free_cache:
         subject.findings.error(
             ("models", "virtual"),
-            f"virtual experts are kept in float32 in {default_cache()}: they need up to {_gb(made)}, and "
-            f"{_gb(cache_free)} are free there; PARETOMERGE_CACHE names another folder",
+            f"virtual experts are kept in float32 in {default_cache()}: they need up to {size_text(made)}, and "
+            f"{size_text(disk.free_cache)} are free there; PARETOMERGE_CACHE names another folder",
         )
-    return found
-
-
-def _free(place: Path) -> int:
-    return shutil.disk_usage(_existing(place)).free
 
 
 def _existing(place: Path) -> Path:
@@ -222,7 +165,3 @@ def _existing(place: Path) -> Path:
     while not place.is_dir():
         place = place.parent
     return place
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e7 else f"{size / 1e6:.2g} MB"

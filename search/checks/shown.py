@@ -11,10 +11,13 @@ from search.calibration import calibrated, options_of, settings_of
 from search.checks.course import Checked
 from search.checks.findings import LEVELS
 from search.checks.plans import sizes_of
+from search.ranges import size_text
 from search.virtual import members
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from search.forecast.disk import Disk
 
 _CODE_IS_RUN = "the code of a plug-in is run"
 
@@ -82,7 +85,8 @@ def _rows(checked: Checked) -> Iterator[tuple[str, str]]:
     for stage in summary["stages"]:
         choices = f", {stage['categorical']} choices" if stage["categorical"] else ""
         genes = "" if stage["fixed"] else f" of {stage['continuous']} numbers{choices}"
-        yield f"stage {stage['name']}", f"{stage['candidates']:,} candidates{genes}"
+        many = "candidate" if stage["candidates"] == 1 else "candidates"
+        yield f"stage {stage['name']}", f"{stage['candidates']:,} {many}{genes}"
     yield "optimizer", f"{summary['optimizer']}, seed {summary['seed']}"
     yield "rungs", f"{', '.join(f'{each:,}' for each in summary['rungs'])} items a candidate"
     yield "limits", _limits_text(summary["budget"])
@@ -141,14 +145,14 @@ def _summary(checked: Checked) -> dict[str, Any] | None:
         "rungs": list(plan.rungs),
         "budget": config.search.budget.model_dump(mode="json"),
         "workers": _workers_text(checked),
-        "disk": None if checked.disk is None else vars(checked.disk),
+        "disk": None if checked.disk is None else _disk_data(checked.disk),
     }
 
 
 def _model_text(model: dict[str, Any]) -> str:
     parts = [model["given"]]
     if model["parameters"] is not None and model["bytes"] is not None:
-        parts.append(f"{_counted(model['parameters'])} parameters, {_size(model['bytes'])}")
+        parts.append(f"{_counted(model['parameters'])} parameters, {size_text(model['bytes'])}")
     if model["distance"] is not None:
         sampled = "" if model["looked_at"] == 1.0 else f" in {model['looked_at']:.2%} of the weights"
         parts.append(f"‖τ‖/‖θ0‖ = {model['distance']:.3g}{sampled}")
@@ -184,10 +188,22 @@ def _workers_text(checked: Checked) -> str:
     return f"{kind}; {config.engine.kind} on {config.engine.device}{threads}"
 
 
+def _disk_data(disk: Disk) -> dict[str, int]:
+    """What a search writes at most, in bytes: the run directory, virtual experts beside what is in the cache already,
+    one export; and what is free."""
+    return {
+        "run": round(disk.run.high),
+        "cache": round(disk.virtual.high),
+        "export": round(disk.export.high),
+        "runs_free": disk.free,
+        "cache_free": disk.free_cache,
+    }
+
+
 def _disk_text(disk: dict[str, Any]) -> str:
-    parts = [f"run {_size(disk['run'])} at most", f"export {_size(disk['export'])}"]
-    parts += [f"virtual experts {_size(disk['cache'])}"] if disk["cache"] else []
-    return ", ".join(parts) + f"; free: {_size(disk['runs_free'])}"
+    parts = [f"run {size_text(disk['run'])} at most", f"export {size_text(disk['export'])}"]
+    parts += [f"virtual experts {size_text(disk['cache'])}"] if disk["cache"] else []
+    return ", ".join(parts) + f"; free: {size_text(disk['runs_free'])}"
 
 
 def _counted(number: int) -> str:
@@ -195,7 +211,3 @@ def _counted(number: int) -> str:
         if number >= bound:
             return f"{number / bound:.3g} {word}"
     return str(number)
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

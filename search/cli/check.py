@@ -51,6 +51,8 @@ def check(
             print(visible(text), file=sys.stderr)
         if not checked.errors:
             out = forgiving()
+            if text and sys.stderr.isatty() and sys.stdout.isatty():
+                print(file=out)
             print(f"{visible(str(config))}: good", file=out)
             Console(file=out).print(table(checked))
     if checked.errors:

@@ -138,7 +138,9 @@ def _print(found: Examination, mended: Salvage | None) -> None:
     if "events" in facts:
         print(f"  database: format {facts['format']}, {facts['journal']} journal, {facts['bytes'] / 1e6:.1f} MB")
         print(f"  events: {facts['events']}")
+    if "candidates" in facts:  # of a damaged one as much as could be read
         print(f"  candidates: {_counted(facts['candidates'])}")
+    if "item_scores" in facts:
         print(f"  scores: {_counted(facts['scores'])}, and {facts['item_scores']} arrays of item scores")
     if facts.get("interrupted_transactions"):
         print("  the last transaction was interrupted, by a power cut for instance; it is done again")

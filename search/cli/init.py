@@ -101,8 +101,10 @@ def _check_free(out: Path, force: bool) -> None:
 def _check_said(wishes: Wishes) -> None:
     """Without a terminal nobody can be asked."""
     from search.errors import SearchError
+    from search.presets import template
 
     wishes.preset = wishes.preset or "two_experts"
+    template(wishes.preset)  # a mistyped one is said before what is missing for it
     missing = [
         flag
         for flag, value in (
@@ -128,12 +130,12 @@ def _ask(wishes: Wishes, budget: bool, out: bool) -> None:
 
     if not wishes.preset:
         for each in PRESETS.values():
-            typer.echo(f"  {each.name:12} {each.summary}")
+            _tell(f"  {each.name:12} {each.summary}", hanging=15)
         wishes.preset = _answer("preset", lambda text: template(text) and text, "two_experts")
     if not wishes.base:
         wishes.base = _answer("base model (a folder)", lambda text: model_kind(folder_of(text)) and text)
     if not wishes.experts:
-        typer.echo("experts: NAME=PATH each; an empty line ends")
+        _tell("experts: NAME=PATH each; an empty line ends")
 
         def expert(text: str) -> tuple[str, str] | None:
             if not text.strip():
@@ -165,7 +167,7 @@ def _ask_evaluators(wishes: Wishes) -> list[Asked]:
             first_records(asked.data, Path())
         return asked
 
-    typer.echo("data of each skill: a file or folder of records, or TYPE:DATA; an empty line for none")
+    _tell("data of each skill: a file or folder of records, or TYPE:DATA; an empty line for none")
     names = [*wishes.experts, *(["safety"] if wishes.preset == "safety" and "safety" not in wishes.experts else [])]
     answers = [_answer(f"data for {name}", partial(data, name), "") for name in names]
     return [each for each in answers if each is not None]
@@ -174,15 +176,30 @@ def _ask_evaluators(wishes: Wishes) -> list[Asked]:
 def _answer(question: str, read: Callable[[str], T], default: str | None = None) -> T:
     """What somebody types, as ``read`` makes it; asked again where it raises one of our errors."""
     from search.errors import user_errors
+    from search.report.terminal import visible
 
     def tried(text: str) -> T:
         try:
             return read(text)
         except user_errors() as error:
-            raise typer.BadParameter(str(error)) from error
+            start = "Error: "  # of the line that it is printed on
+            raise typer.BadParameter(_fitted(start + visible(str(error))).removeprefix(start)) from error
 
     found: T = typer.prompt(question, default=default, show_default=bool(default), value_proc=tried)
     return found
+
+
+def _tell(text: str, hanging: int = 2) -> None:
+    typer.echo(_fitted(text, hanging))
+
+
+def _fitted(text: str, hanging: int = 0) -> str:
+    """Broken between words, so that no line is wider than the terminal."""
+    import shutil
+    import textwrap
+
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    return textwrap.fill(text, width, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False)
 
 
 def _write(out: Path, made: Draft) -> None:
@@ -198,7 +215,7 @@ def _write(out: Path, made: Draft) -> None:
         except SearchError as error:
             raise SearchError(str(error).replace(str(beside), str(out))) from error
 
-    write_whole(out, f"# yaml-language-server: $schema={committed()}\n{made.text}", reads_as_one)
+    write_whole(out, f"# yaml-language-server: $schema={committed()}\n{made.text}", "the config", check=reads_as_one)
 
 
 def _print(out: Path, made: Draft) -> None:

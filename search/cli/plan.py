@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from search.cli.options import JsonOption, SetOption
+from search.ranges import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -243,22 +244,24 @@ def _table(placement: Placement) -> Table:
     table = Table("what", "where", "size", "for", title="Memory")
     table.columns[2].justify = "right"
     for part in placement.parts:
-        table.add_row(part.what, _WHERE[part.where], _shown(part.size), "the machine" if part.once else "each worker")
+        table.add_row(
+            part.what, _WHERE[part.where], size_text(part.size), "the machine" if part.once else "each worker"
+        )
     return table
 
 
 def sentences(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement) -> list[str]:
     """What the table does not say."""
-    lines = [f"{_counted(sizes.parameters)} parameters a model; {_shown(machine.host)} of main memory free."]
+    lines = [f"{_counted(sizes.parameters)} parameters a model; {size_text(machine.host)} of main memory free."]
     if placement.fits and machine.devices:
         count = len(machine.devices)
-        devices = f"{count} device{'s' * (count > 1)} of {_shown(min(machine.devices))}"
+        devices = f"{count} device{'s' * (count > 1)} of {size_text(min(machine.devices))}"
         lines.append(
             f"{devices}: {placement.workers} worker{'s' * (placement.workers > 1)}, {placement.gpus:g} of them each."
         )
     if placement.fits:
-        left = "" if placement.device_left is None else f"{_shown(placement.device_left)} of the fullest device and "
-        lines.append(f"Left: {left}{_shown(placement.host_left)} of main memory.")
+        left = "" if placement.device_left is None else f"{size_text(placement.device_left)} of the fullest device and "
+        lines.append(f"Left: {left}{size_text(placement.host_left)} of main memory.")
     if placement.fits and placement.batch_tokens < placement.asked_tokens:
         lines.append(
             f"Batches of {placement.asked_tokens} tokens do not fit: the engine will halve them to "
@@ -276,7 +279,3 @@ def sentences(sizes: ModelSizes, machine: Machine, work: Work, placement: Placem
 
 def _counted(number: int) -> str:
     return f"{number / 1e9:.3g} billion" if number >= 1e9 else f"{number / 1e6:.3g} million"
-
-
-def _shown(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -35,5 +35,5 @@ def schema(
         return
     from search.writing import write_whole
 
-    write_whole(out, text)
+    write_whole(out, text, "the schema")
     print(f"schema: {out}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from merging.recipe import Group
+from search.course import MOST_FOR_VOLUME
 from search.errors import SearchError
 from search.events import Told
 from search.growing_front import Front, GrowingFront
@@ -29,8 +30,6 @@ MOST_STEPS = 250
 """Points of the hypervolume's course: with three objectives and more, each takes milliseconds."""
 MOST_PAIRS = 6
 """Pairs of objectives that have a plot."""
-MOST_OBJECTIVES = 5
-"""With more, a hypervolume takes seconds each, and its course is left out."""
 
 _INK, _FAINT, _FRONT, _CHOSEN, _BASELINE = "#333333", "#9aa0a6", "#0072b2", "#d55e00", "#009e73"
 
@@ -43,7 +42,7 @@ def figures(results: Results) -> Iterator[tuple[str, Figure]]:
     """
     if results.scores["search"]:
         yield "front", front(results)
-        if len(results.objectives.targets) <= MOST_OBJECTIVES:
+        if len(results.objectives.targets) <= MOST_FOR_VOLUME:
             yield "convergence", convergence(results)
     if results.front:
         found = recipe(results)

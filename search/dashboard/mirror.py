@@ -12,7 +12,7 @@ from search.dashboard.figures import figures
 from search.dashboard.genes import Parameters
 from search.dashboard.storage import MirrorStorage
 from search.dashboard.trials import Candidates, Trials
-from search.errors import SearchError
+from search.errors import user_errors
 from search.events import Asked, Chosen, Failed, Finished, RungReached, Scored, Told
 from search.objectives import Objectives
 from search.optimizers.optuna_table import quiet
@@ -86,11 +86,12 @@ class Mirror:
     def follow(self, stop: threading.Event, every: float = 2.0) -> None:
         """Poll until told to stop. Trouble is said once, and tried again: the run may be starting anew, or its file
         system be away for a while."""
+        passing: tuple[type[Exception], ...] = (*user_errors(), OSError)
         while True:
             try:
                 self.poll()
                 self._trouble = ""
-            except (SearchError, OSError) as error:
+            except passing as error:  # a thread that ends would say nothing
                 if str(error) != self._trouble:
                     self._trouble = str(error)
                     self._say(f"not up to date: {error}")

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from search.finals import LEAST_FINALISTS
+from search.forecast.outline import CASES, Case, Items, Outline, StageOutline
 from search.ranges import Range
-from search.schema import Budget
 
 STORE = Range(0.002, 0.01, 0.04)
 """Seconds in which a candidate's few transactions are on disk: fast and slow disks."""
@@ -117,6 +117,17 @@ class Forecast:
     start: Range
     seconds: Range
     busy: Range
+
+
+def no_costs(outline: Outline) -> Costs:
+    """Costs of a plan without times: counts follow from them all the same, unless hours end the search."""
+    free = Pace({1: Range.exactly(0.0)})
+    return Costs(
+        Range.exactly(0.0),
+        Range.exactly(0.0),
+        dict.fromkeys(outline.splits["search"].of, free),
+        store=Range.exactly(0.0),
+    )
 
 
 def forecast(outline: Outline, costs: Costs) -> Forecast:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from merging.recipe import Recipe
-from search.forecast.arithmetic import Costs, Outline, Pace
+from search.forecast.arithmetic import Costs, Pace
+from search.forecast.outline import Outline
 from search.optimizers.contract import Genome, Outcome, Trial
 from search.ranges import Range
 from search.space import Space

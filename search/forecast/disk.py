@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators.contract import Evaluator
-from search.forecast.arithmetic import Forecast, Outline
+from search.forecast.arithmetic import Forecast
+from search.forecast.outline import Outline
 from search.ranges import Range
 
 if TYPE_CHECKING:

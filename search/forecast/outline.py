@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 from evaluators.contract import SPLITS, Evaluator
 from search.config import LoadedConfig
-from search.forecast.arithmetic import Items, Outline, StageOutline, items_of
+from search.judge import GRID
 from search.objectives import Objectives
 from search.racing import Racer
+from search.ranges import Range
+from search.schema import Budget
 from search.stages import Stage
 
 Case = Literal["low", "middle", "high"]

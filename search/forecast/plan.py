@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from merging.recipe import SourceRef
 from search.config import LoadedConfig
 from search.errors import SearchError
-from search.forecast.arithmetic import Costs, Forecast, Outline, forecast
+from search.forecast.arithmetic import Costs, Forecast, forecast, no_costs
 from search.forecast.costs import Sample, costs_of, proposing, sample, trials
 from search.forecast.disk import Disk, disk_of
-from search.forecast.outline import outline_of
+from search.forecast.outline import Outline, outline_of
 from search.schema import Config
 from search.stages import Stage, build_optimizer, build_stages
 from search.virtual import experts_of, needs_calibration
@@ -88,7 +88,7 @@ def make_plan(
     start = time.perf_counter() - began
     outline = outline_of(loaded, evaluators, stages, workers=max(1, placement.workers), gpus=placement.gpus)
     costs = measured.costs(outline, stages, start) if measured is not None else None
-    found = forecast(outline, costs or _nothing(outline))
+    found = forecast(outline, costs or no_costs(outline))
     return Plan(
         outline=outline,
         found=found,
@@ -117,20 +117,6 @@ def opened(base: Path, experts: Mapping[str, Path]) -> Sources:
 
     paths = {"base": base, **experts}
     return Sources.opened({alias: Checkpoint.open(path) for alias, path in paths.items()})
-
-
-def _nothing(outline: Outline) -> Costs:
-    """Costs of a plan without times: counts follow from them all the same, unless hours end the search."""
-    from search.forecast.arithmetic import Pace
-    from search.ranges import Range
-
-    free = Pace({1: Range.exactly(0.0)})
-    return Costs(
-        Range.exactly(0.0),
-        Range.exactly(0.0),
-        dict.fromkeys(outline.splits["search"].of, free),
-        store=Range.exactly(0.0),
-    )
 
 
 class _Measured:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from search.forecast.arithmetic import RACED, RACED_AT_RANDOM, Outline
-from search.ranges import Range, duration
+from search.forecast.outline import RACED, RACED_AT_RANDOM, Outline
+from search.ranges import Range, duration, precise, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,10 +138,10 @@ def disk_table(plan: Plan) -> Table:
     disk = plan.disk
     table = Table("what", "size", "free there", title="Disk")
     table.columns[1].justify = table.columns[2].justify = "right"
-    table.add_row("run directory: log, item scores, report", stored(disk.run), shown(disk.free))
-    table.add_row("each export", stored(disk.export), shown(disk.free))
+    table.add_row("run directory: log, item scores, report", stored(disk.run), size_text(disk.free))
+    table.add_row("each export", stored(disk.export), size_text(disk.free))
     if disk.virtual.high:
-        table.add_row("virtual experts, in the cache", stored(disk.virtual), shown(disk.free_cache))
+        table.add_row("virtual experts, in the cache", stored(disk.virtual), size_text(disk.free_cache))
     table.add_row("read from models at the start", stored(disk.read_first), "")
     if disk.read_each.high:
         table.add_row("read from models for each candidate", stored(disk.read_each), "")
@@ -234,20 +234,8 @@ def grouped(number: float) -> str:
 
 def stored(found: Range) -> str:
     """Sizes with their range."""
-    low, middle, high = shown(found.low), shown(found.middle), shown(found.high)
+    low, middle, high = size_text(found.low), size_text(found.middle), size_text(found.high)
     return middle if low == middle == high else f"{middle} ({low} to {high})"
-
-
-def shown(size: float) -> str:
-    """A size for people."""
-    return f"{size / 1e9:.1f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def precise(seconds: float) -> str:
-    """Short durations, too: ``3.1 ms``, ``0.42 s``, ``12 min``."""
-    if seconds < 0.1:
-        return f"{1000 * seconds:.2g} ms"
-    return f"{seconds:.2g} s" if seconds < 9.95 else duration(seconds)
 
 
 def brief(found: Range) -> str:

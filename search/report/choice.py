@@ -46,7 +46,7 @@ def print_choice(results: Results, id: int, rule: str, console: Console, split: 
 
     if split == "selection":
         say(f"candidate {id}: {rule}")
-        say(f"on the selection split ({items_shown(results, 'selection')}; 95 % intervals)")
+        say(f"its scores there ({items_shown(results, 'selection')}; 95 % intervals)")
         tables = _scores(results, id, "selection", console.width)
     else:
         seen = items_shown(results, "holdout")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from search.errors import SearchError
+from search.ranges import duration
 from search.report.facts import Facts, without_paths
 from search.report.figures import Data
 from search.report.history import Start, Step
-from search.report.markup import Html, details, duration, element, join, listed, number, table
+from search.report.markup import Html, details, element, join, listed, number, table
 from search.report.progress import POINTS, Progress, progress
 from search.report.section import Section
 from search.results import Results

@@ -11,8 +11,9 @@ from evaluators.contract import SPLITS
 from merging.bounded import read_json
 from search.errors import SearchError
 from search.ledger import Ledger, Openings
+from search.ranges import duration
 from search.report.facts import Facts, shown_reference, without_paths
-from search.report.markup import Html, count, duration, element, join, listed, table
+from search.report.markup import Html, count, element, join, listed, table
 from search.report.section import Section
 from search.virtual import references
 

@@ -28,7 +28,7 @@ MOST_ROWS = 150
 
 def front_section(facts: Facts) -> Section | None:
     """The front, what is known of the candidate that the reader points at, and the numbers; None before any score."""
-    if facts.pick is None:
+    if facts.pick is None and not facts.scored:
         return None
     frame = Frame(facts)
     figure = front_figure(frame)
@@ -191,9 +191,14 @@ def front_table(frame: Frame) -> Html:
     members = [id for id in frame.front if id not in set(named)]
     splits: list[Split] = ["selection", "search"] if view == "selection" else ["search"]
     rows = [_row(frame, id, splits) for id in [*named, *members[:MOST_ROWS]]]
-    corner = [element("th", each, rowspan="2", scope="col") for each in ("candidate", "who")]
+    corner = [
+        element("th", each, rowspan="2", scope="col", class_=kind)
+        for each, kind in (("candidate", ""), ("who", "words"))
+    ]
     groups = [element("th", each.name, colspan=str(len(splits) + 1), scope="colgroup") for each in facts.targets]
-    ends = [element("th", each, rowspan="2", scope="col") for each in ("recipe", "hash")]
+    ends = [
+        element("th", each, rowspan="2", scope="col", class_=kind) for each, kind in (("recipe", "words"), ("hash", ""))
+    ]
     under = [element("th", each, scope="col") for _ in facts.targets for each in (*splits, "kept")]
     caption = f"The front and the named candidates, with 95 % intervals; kept: retention on {view} items"
     if len(members) > MOST_ROWS:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from search.report.label_boxes import Box
+
 _SIDES = (
     "top right", "bottom right", "top left", "bottom left", "middle right", "middle left", "top center",
     "bottom center",
 )  # fmt: skip
 _CROWDED = 250.0
 """Covered pixels² beyond which a name is left to the legend."""
-
-_Box = tuple[float, float, float, float]
 
 
 def label_sides(
@@ -34,12 +34,13 @@ def label_sides(
     xs = _stretched([places[id][0] for id in ids], width)
     ys = _stretched([places[id][1] for id in ids], 320.0)
     at = dict(zip(ids, zip(xs, ys, strict=True), strict=True))
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at.values()]
+    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at.values()]
     found = {}
     for place, (id, name) in enumerate(names.items()):
         boxes = [_box(*at[id], 6.5 * len(name), side) for side in _SIDES]
         costs = [
-            sum(_overlap(box, other) for other in taken) + 20 * (max(0.0, -30 - box[0]) + max(0.0, box[2] - width - 60))
+            sum(box.overlap(other) for other in taken)
+            + 20 * (max(0.0, -30 - box.left) + max(0.0, box.right - width - 60))
             for box in boxes
         ]
         best = costs.index(min(costs))
@@ -55,13 +56,7 @@ def _stretched(values: Sequence[float], length: float) -> list[float]:
     return [(value - low) / ((high - low) or 1.0) * length for value in values]
 
 
-def _box(x: float, y: float, length: float, side: str) -> _Box:
+def _box(x: float, y: float, length: float, side: str) -> Box:
     left = x + 8 if "right" in side else x - 8 - length if "left" in side else x - length / 2
     bottom = y + 8 if "top" in side else y - 22 if "bottom" in side else y - 7
-    return (left, bottom, left + length, bottom + 14)
-
-
-def _overlap(one: _Box, other: _Box) -> float:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    up = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, across) * max(0.0, up)
+    return Box(left, bottom, left + length, bottom + 14)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from evaluators.contract import EvaluatorError
-from merging.durable import clear_abandoned, hold
 from merging.recipe import MergingError
 from search.errors import SearchError
 from search.report import mix, tables
@@ -28,6 +24,7 @@ from search.report.section import Builder, Section, merged_data
 from search.report.summary import choice_rule, summary
 from search.report.timing import time_section
 from search.results import Results
+from search.writing import write_whole
 
 REPORT = "report.html"
 
@@ -53,28 +50,8 @@ def write_report(results: Results, path: Path | None = None) -> Path:
         SearchError: it cannot be written.
     """
     path = path or results.folder / REPORT
-    # what a stranger's database holds may not be valid text; it is shown with question marks
-    text = render(results).encode("utf-8", errors="replace")
-    temporary: Path | None = None
-    held = -1
-    try:
-        clear_abandoned(path.parent, f".{glob.escape(path.name)}.partial-*")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.partial-", delete=False) as file:
-            temporary = Path(file.name)
-            held = hold(temporary)
-            file.write(text)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise SearchError(
-            f"{path}: the report cannot be written: {error.strerror}. Expected a place in an existing folder that may "
-            "be written to; the run itself is safe, `paretomerge report RUN` writes the report again."
-        ) from error
-    finally:
-        if held >= 0:
-            os.close(held)
+    advice = "The run itself is safe: `paretomerge report RUN` writes the report again."
+    write_whole(path, render(results), "the report", advice=advice)
     return path
 
 
@@ -182,9 +159,3 @@ THINNED = ("Coefficients by layer", "Items won and lost")
 def _unbroken(text: str) -> str:
     """No line ends between a number and what belongs to it."""
     return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 from search.objectives import Target
 from search.statistics import Interval
 
+_TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 Z95 = NormalDist().inv_cdf(0.975)
 """Standard errors in the half-width of a two-sided 95 % interval (normal approximation)."""
 
@@ -29,7 +31,12 @@ Content = str | Sequence[str]
 
 def escape(text: str) -> Html:
     """Text as markup, unless it is markup already."""
-    return text if isinstance(text, Html) else Html(html.escape(text, quote=True))
+    return text if isinstance(text, Html) else Html(html.escape(readable(text), quote=True))
+
+
+def readable(text: str) -> str:
+    """The text with the signs spelled out that would turn the order of what stands around it."""
+    return _TURNING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def join(parts: Iterable[str], between: str = "") -> Html:
@@ -141,20 +148,6 @@ def percent(share: float) -> str:
     """``83 %``; negative where it is."""
     rounded = round(100.0 * share)
     return f"{rounded} %".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    """``12 ms``, ``2.4 s``, ``35 s``, ``4 min 10 s``, ``3 h 5 min``."""
-    if 0.0 < seconds < 1.0:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def decimals(target: Target) -> int:

@@ -27,6 +27,9 @@ DEFAULT_CONFIDENCE = "0.9"
 
 def mix_section(facts: Facts) -> Section | None:
     """Sliders, bounds and the candidate that they lead to; before the finals, why there is none."""
+    if facts.results.chosen is None and facts.scored and len(facts.infeasible) == len(facts.scored):
+        broken = listed(facts.results.constraints.names)
+        return Section(TITLE, element("p", f"No candidate keeps the constraints on the search split: {broken}."))
     if facts.results.chosen is None:
         text = (
             "No mix can be recommended yet: the finalists have no selection scores, so there is nothing honest to "

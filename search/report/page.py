@@ -9,12 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from search.report.markup import Html, element, escape
 from search.report.plain_data import finite
 from search.report.section import Section, asset, in_order
+
+_TURNING = re.compile(r"(?<!\\)((?:\\\\)*)\\(u(?:200[ef]|202[a-e]|206[6-9]))")
+"""In JSON: a sign that turns the order of what stands around it (:func:`search.report.markup.readable`)."""
 
 
 def page(title: str, header: Html, sections: Sequence[Section], data: dict[str, Any], plotly: str) -> str:
@@ -69,6 +73,7 @@ def page(title: str, header: Html, sections: Sequence[Section], data: dict[str, 
 def script_json(data: Any) -> str:
     """JSON that is safe between script tags: no character can end the element, and NaN and infinity become null."""
     text = json.dumps(finite(data), separators=(",", ":"), allow_nan=False)  # ASCII only: separators are escaped too
+    text = _TURNING.sub(r"\1\\\\\2", text)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from search.report.markup import count
 from search.report.scene import Mark, Scene
 from search.report.terminal import visible
 from search.results import Results
+from search.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +78,7 @@ def write_front_picture(results: Results, path: Path, *, highlight: int | None =
             f"{results.folder}: no candidate has scores yet, so there is no front to draw; resume the run with the "
             "same command"
         )
-    _replace(path, _drawn(Scene(facts, highlight), _DARK if dark else _LIGHT))
+    write_whole(path, _drawn(Scene(facts, highlight), _DARK if dark else _LIGHT), "the picture")
     return path
 
 
@@ -352,23 +351,3 @@ def _short(text: str, most: int = _LONGEST_NAME) -> str:
     """A stranger's text as one line of so many letters."""
     line = " ".join(visible(text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside and rename: nobody meets half of a picture."""
-    temporary: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.partial-", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise SearchError(
-            f"{path}: the picture cannot be written: {error.strerror}. Expected a place in an existing folder that may "
-            "be written to."
-        ) from error

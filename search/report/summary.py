@@ -5,15 +5,16 @@ from __future__ import annotations
 from evaluators.contract import SPLITS, Split
 from search.errors import SearchError
 from search.judge import CHOICE_RULE
+from search.ranges import duration
 from search.report.claim import claim_sentences, headline
 from search.report.facts import Facts, without_paths
-from search.report.markup import count, duration, listed, percent, ranged
+from search.report.markup import count, listed, percent, ranged
 
 
 def summary(facts: Facts) -> list[str]:
     """Paragraphs of plain text: the claim, what it rests on, what is doubtful, what it cost."""
     if facts.pick is None:
-        return [_counted(facts), *_cost(facts)]
+        return [_counted(facts), *_constraints(facts), *_cost(facts)]
     if facts.results.chosen is None:
         result = [_counted(facts), _not_chosen(facts, facts.pick)]
     elif facts.results.chosen not in facts.results.scores["holdout"]:
@@ -38,14 +39,14 @@ def _claimed(facts: Facts) -> tuple[list[str], list[str]]:
     return ([claim[0], " ".join(claim[1:])] if claim else []), doubts
 
 
-def _constraints(facts: Facts, id: int) -> list[str]:
-    """Which constraints the pick keeps, on every split where that is known."""
+def _constraints(facts: Facts, id: int | None = None) -> list[str]:
+    """How many candidates keep the constraints, and which the pick keeps, on every split where that is known."""
     constraints = facts.results.constraints.all
     if not constraints:
         return []
     said = []
     for split in SPLITS:
-        found = facts.results.violations[split].get(id)
+        found = None if id is None else facts.results.violations[split].get(id)
         if found is None or len(found) != len(constraints):
             continue
         broken = [str(each) for each, by in zip(constraints, found, strict=True) if by > 0.0]
@@ -57,6 +58,8 @@ def _constraints(facts: Facts, id: int) -> list[str]:
     rules = count(len(constraints), "constraint")
     text = f"{rules}: {listed(facts.results.constraints.names)}. "
     text += f"{kept} of {count(len(facts.scored), 'scored candidate')} kept {_all(len(constraints))} on search items"
+    if facts.scored and not kept:
+        return [f"{text}, so there is nothing to choose from: bounds or their confidence may ask for too much."]
     return [f"{text}; candidate {id}: {listed(said)}." if said else f"{text}."]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from search.ranges import duration, precise
 from search.report.facts import Facts
 from search.report.figures import Data, Figure, Plot, css
-from search.report.markup import Html, count, duration, element, for_plot, join, percent, table
+from search.report.markup import Html, count, element, for_plot, join, percent, table
 from search.report.section import Section
 from search.stages import stage_names
 
@@ -59,7 +60,7 @@ def _figure(phases: Phases) -> Figure:
         {
             "type": "bar", "orientation": "h", "y": rows, "x": [phases[row].get(part, 0.0) for row in rows],
             "marker": {"color": css(COLOURS[index % len(COLOURS)])}, "hoverinfo": "text",
-            "hovertext": [for_plot(f"{row}: {_name(part)} {duration(phases[row].get(part, 0.0))}") for row in rows],
+            "hovertext": [for_plot(f"{row}: {_name(part)} {precise(phases[row].get(part, 0.0))}") for row in rows],
         }
         for index, part in enumerate(parts)
     ]  # fmt: skip
@@ -73,7 +74,7 @@ def _figure(phases: Phases) -> Figure:
         "Seconds by phase and part",
         ["phase", *(_name(part) for part in parts), "all"],
         [
-            [row, *(duration(phases[row].get(part, 0.0)) for part in parts), duration(sum(phases[row].values()))]
+            [row, *(precise(phases[row].get(part, 0.0)) for part in parts), precise(sum(phases[row].values()))]
             for row in rows
         ],
     )
@@ -104,10 +105,10 @@ def _totals(facts: Facts) -> Html:
     whole = sum(seconds.values())
     evaluations = max(1, facts.results.evaluations)
     rows = [
-        [_name(part), duration(value), percent(value / whole) if whole else "–", duration(value / evaluations)]
+        [_name(part), precise(value), percent(value / whole) if whole else "–", precise(value / evaluations)]
         for part, value in sorted(seconds.items(), key=lambda item: -item[1])
     ]
-    rows.append(["all", duration(whole), percent(1.0) if whole else "–", duration(whole / evaluations)])
+    rows.append(["all", precise(whole), percent(1.0) if whole else "–", precise(whole / evaluations)])
     label = f"Wall time of {count(facts.results.evaluations, 'evaluation')} on all splits"
     return table(label, ["part", "time", "share", "per evaluation"], rows)
 

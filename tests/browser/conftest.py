@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
+AUDIT = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
 ARTEFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"
 WIDTHS = {"phone": (390, 844), "desktop": (1440, 900)}
 
@@ -50,6 +51,13 @@ class Sight:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path, full_page=True)
         return path
+
+    def complaints(self) -> list[str]:
+        """What is wrong with the page as it is now: for eyes, keyboards, screen readers, and what it did meanwhile."""
+        found = [f"said: {each}" for each in self.errors] + [f"asked for: {each}" for each in self.requests]
+        if self.overflow() > 0:
+            found.append(f"scrolls sideways by {self.overflow()} pixels")
+        return found + list(self.page.evaluate(AUDIT))
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than the window: more than 0 means that it scrolls sideways."""

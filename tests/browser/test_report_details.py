@@ -44,7 +44,7 @@ def sight(request: pytest.FixtureRequest, look: Look, report: Path) -> Iterator[
     found = look(report, width=request.param, dark=request.param == "phone")
     yield found
     found.keep()
-    assert found.errors == [] and found.requests == [] and found.overflow() <= 0
+    assert found.complaints() == []
 
 
 def drawn(page: Page, id: str) -> list[dict[str, Any]]:

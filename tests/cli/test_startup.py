@@ -133,6 +133,18 @@ def test_help_in_every_way_of_asking(arguments: list[str], capsys: pytest.Captur
     assert "Usage: paretomerge" in captured.out + captured.err
 
 
+def test_a_commands_help_is_wrapped_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line ends of a docstring are not those of the terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command(["export", "--help"]) == 0
+    said = capsys.readouterr().out
+    lines = [line.strip() for line in said.partition("Arguments")[0].splitlines() if line.strip()]
+    assert " equivalent, README.md (the model card) and front.png." in said and max(map(len, lines)) <= 80
+    assert typer.main.get_command(app).get_command(None, "init").help.count("\n\n") == 1
+
+
 def test_help_works_on_a_terminal_that_knows_ascii_only() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C", "TERM": "dumb"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, "--help"], capture_output=True, check=False, env=environment)

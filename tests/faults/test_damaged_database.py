@@ -297,6 +297,25 @@ def test_the_doctor_says_what_is_intact(
     assert "intact" in capsys.readouterr().out
 
 
+def test_the_doctor_says_what_it_could_read_before_it_could_not(
+    closed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events can be counted, and then a page of a later table is broken."""
+    folder = tmp_path / "run"
+    place(closed, folder)
+    count = search.doctor._count
+
+    def broken(connection: sqlite3.Connection, query: str) -> int:
+        if "item_scores" in query:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return count(connection, query)
+
+    monkeypatch.setattr("search.doctor._count", broken)
+    assert run_command(["doctor", str(folder)]) == 2
+    out = capsys.readouterr().out
+    assert "damaged: database disk image is malformed" in out and "candidates: " in out and "--salvage" in out
+
+
 def test_without_a_run_there_is_nothing_to_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["doctor", str(tmp_path)]) == 2
     assert "expected a run directory" in capsys.readouterr().err

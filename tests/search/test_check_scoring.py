@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import json
 import shutil
 from collections import namedtuple
@@ -164,9 +165,11 @@ def test_what_this_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_workers_that_cannot_be_had(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    workers: dict[str, Any] = {"kind": "ray", "address": "127.0.0.1:1"}
-    path = project(tmp_path, lambda config: config.update(workers=workers))
-    errors = found(check(path), "error")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        workers: dict[str, Any] = {"kind": "ray", "address": f"127.0.0.1:{taken.getsockname()[1]}"}
+        path = project(tmp_path, lambda config: config.update(workers=workers))
+        errors = found(check(path), "error")
     assert list(errors) == ["workers.address"] and "cannot be joined" in errors["workers.address"]
     workers |= {"address": "ray://head:10001"}
     path = project(tmp_path, lambda config: config.update(workers=workers))
@@ -198,12 +201,12 @@ def test_disks_that_are_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made = {"both": {"method": "task_arithmetic", "coefficients": 0.5}}
     path = project(tmp_path, lambda config: config["models"].update(virtual=made))
     checked = check(path)
-    assert checked.disk is not None and checked.disk.cache == 4 * 5776
+    assert checked.disk is not None and checked.disk.virtual.high == 4 * 5776
     monkeypatch.setattr("shutil.disk_usage", lambda place: usage(0, 0, 20_000))
     errors = found(check(path), "error")
     assert "20000 B" in errors["search.budget.candidates"] or "0.02 MB" in errors["search.budget.candidates"]
     assert "virtual experts are kept in float32" in errors["models.virtual"]
-    monkeypatch.setattr("shutil.disk_usage", lambda place: usage(0, 0, checked.disk.run * 1.1 + 1000))  # type: ignore[union-attr]
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage(0, 0, checked.disk.run.high * 1.1 + 1000))  # type: ignore[union-attr]
     assert "an export" in found(check(path), "warning")["search.budget.candidates"]
 
 

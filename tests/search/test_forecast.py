@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from merging.recipe import Recipe
-from search.forecast.arithmetic import Costs, Forecast, Items, Outline, Pace, StageOutline, forecast
+from search.forecast.arithmetic import Costs, Forecast, Pace, forecast
 from search.forecast.costs import REPEATS, Sample, costs_of, proposing, sample, spread, trials
 from search.forecast.disk import database_bytes, free_at
-from search.forecast.outline import compared, outline_of, stage_outlines
+from search.forecast.outline import Items, Outline, StageOutline, compared, outline_of, stage_outlines
 from search.ranges import Range
 from search.schema import Budget, PlateauConfig
 from search.store import DATABASE

@@ -173,7 +173,7 @@ def test_what_racing_saved_is_what_stopped_candidates_were_not_asked(results: Re
 def test_pauses_and_finals_are_told(facts: Facts) -> None:
     starts = [Start(0.0, 0, 0.0), Start(9e5, 10, 1.0)]
     body = time_section(with_history(facts, hours=2.0, finals=0.5, starts=starts)).body
-    assert "at work for 2 h 0 min by the clock, in 2 starts" in body and "30 min 0 s of it went to the finals" in body
+    assert "at work for 2 h by the clock, in 2 starts" in body and "30 min of it went to the finals" in body
 
 
 # -- environment ------------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_starts_and_a_grown_budget(facts: Facts) -> None:
     assert Page(body).tables["Starts of the run"][1:] == [
         ["1", "1970-01-01 00:00 UTC", "0", "0.0 s", "40", "–"],
         ["2", "1970-01-01 02:00 UTC", "12", "1 h 30 min", "40", "0"],
-        ["3", "1970-01-01 02:30 UTC", "20", "2 h 0 min", "40 → 80", "3"],
+        ["3", "1970-01-01 02:30 UTC", "20", "2 h", "40 → 80", "3"],
     ]
     assert "the search ended at 50 candidates without a gain (plateau)" in body
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +15,17 @@ import pytest
 from report_pages import shared_run
 
 from evaluators.contract import Metric
+from search.constraints import Constraint
 from search.errors import SearchError
+from search.ranges import precise
 from search.report import html
 from search.report.html import write_report
-from search.report.markup import Html, duration, element, listed, measured, ranged
+from search.report.markup import Html, element, listed, measured, ranged
 from search.report.page import page, script_json
 from search.report.section import Section, asset, merged_data
 from search.results import Results
 from search.statistics import Interval
+from search.writing import write_whole
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>%{x}"
 SyntheticRun = Callable[..., Results]
@@ -39,6 +43,26 @@ def test_a_report_that_cannot_be_written_is_one_paragraph_and_leaves_nothing(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["holdouts.jsonl", "run", "taken"]
 
 
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    place = tmp_path / "a.txt"
+    write_whole(place, "old \ud800", "the text")
+    assert place.read_bytes() == b"old ?"
+    (tmp_path / ".a.txt.partial-dead").write_text("left by somebody who was killed")
+
+    def refuse(beside: Path) -> None:
+        assert beside.read_text() == "new"
+        raise SearchError("no")
+
+    with pytest.raises(SearchError, match="no"):
+        write_whole(place, "new", "the text", check=refuse)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"] and place.read_bytes() == b"old ?"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SearchError, match=r"the text cannot be written: this is no file; .*\. Or else$"):
+        write_whole(tmp_path / "pipe", "new", "the text", advice="Or else")
+    with pytest.raises(SearchError, match="there is no folder"):
+        write_whole(tmp_path / "none" / "a", "new", "the text")
+
+
 def test_the_same_run_gives_the_same_report(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     results = synthetic_run(tmp_path / "run", candidates=12)
     first = write_report(results, tmp_path / "a.html").read_bytes()
@@ -52,11 +76,19 @@ def test_json_between_script_tags() -> None:
     assert json.loads(text) == {"a": [EVIL, "\u2028", None, None, 1.5, None], "b": [True, "<!--"]}
 
 
+def test_signs_that_turn_the_order_of_words_are_spelled_out() -> None:
+    evil, shown = "\u202eevil\u2066 \u05d0", "\\u202eevil\\u2066 \u05d0"
+    assert element("p", evil, title=evil) == f'<p title="{shown}">{shown}</p>'
+    for text in (evil, f"\\{evil}", "\\u202e", "\\\\\u200f"):  # also behind backslashes, and already spelled out
+        spelled = json.loads(script_json([text]))[0]
+        assert spelled == text.replace("\u202e", "\\u202e").replace("\u2066", "\\u2066").replace("\u200f", "\\u200f")
+
+
 def test_words() -> None:
     assert element("p", "<b>", title='"', hidden=True, lang=False) == '<p title="&quot;" hidden>&lt;b&gt;</p>'
     assert listed(["a"]) == "a" and listed(["a", "b"]) == "a and b" and listed(["a", "b", "c"]) == "a, b and c"
-    assert [duration(each) for each in (0.0, 0.0123, 3.21, 59.4, 250, 11100)] == [
-        "0.0 s", "12 ms", "3.2 s", "59 s", "4 min 10 s", "3 h 5 min",
+    assert [precise(each) for each in (0.0, 0.0123, 0.0996, 3.21, 59.4, 250, 11100)] == [
+        "0 ms", "12 ms", "0.1 s", "3.2 s", "59 s", "4 min", "3 h 5 min",
     ]  # fmt: skip
 
 
@@ -81,6 +113,15 @@ def test_a_file_that_would_be_too_large_takes_less_of_what_is_largest(
     assert len(text.encode()) <= whole - 6_000
     left_out = re.search(r"To keep the file small, (\d+) candidates of 40 are left out", text)
     assert left_out is not None and int(left_out[1]) > 0
+
+
+def test_where_nothing_is_feasible_the_candidates_are_shown_all_the_same(
+    tmp_path: Path, synthetic_run: SyntheticRun
+) -> None:
+    limits = [Constraint(f"{each}.accuracy", "at_least", 0.95, 0.9, 0.0, 1.0) for each in ("string", "language")]
+    text = html.render(synthetic_run(tmp_path / "run", candidates=14, limits=limits))
+    assert "0 of 14 scored candidates kept both on search items, so there is nothing to choose from" in text
+    assert "breaks a constraint (14)" in text and "No candidate keeps the constraints on the search split" in text
 
 
 @pytest.mark.slow
