@@ -48,8 +48,8 @@ class Wish:
         if not 0.5 <= confidence < 1.0:
             raise SearchError(f"--confidence: expected a number in [0.5, 1), found {confidence:g}")
         weights = _numbers("--mix", mix.split(",")) if mix is not None else {}
-        if any(weight < 0 for weight in weights.values()) or (weights and not sum(weights.values()) > 0):
-            raise SearchError(f"--mix {mix}: expected weights >= 0 that are not all 0")
+        if any(weight < 0 for weight in weights.values()) or (weights and not 0 < sum(weights.values()) < float("inf")):
+            raise SearchError(f"--mix {mix}: expected finite weights >= 0 that are not all 0")
         return Wish(weights, _numbers("--at-least", at_least), maximize, confidence)
 
     def rule(self) -> str:

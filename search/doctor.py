@@ -111,8 +111,8 @@ def _look_inside(connection: sqlite3.Connection, found: Examination) -> None:
     found.facts["journal"] = connection.execute("PRAGMA journal_mode").fetchone()[0]
     if written not in schema.READABLE:
         found.problems.append(
-            f"run format {written!r}: another version wrote it. If that is a newer one, read the run with it: a salvage "
-            "keeps only what this version knows"
+            f"run format {written!r}: another version wrote it. If that is a newer one, read the run with it: a "
+            "salvage keeps only what this version knows"
         )
         return
     if int(written) == FORMAT:

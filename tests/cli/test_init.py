@@ -426,3 +426,11 @@ def test_on_a_terminal_it_asks_for_everything(here: Path, small: Callable[..., A
     assert config.search.budget.candidates == 30 and config.space.granularity == "model"
     assert list(config.models.experts) == ["math", "chat"] and list(config.evaluators) == ["math", "chat"]
     assert "two_experts" in said and "next: paretomerge check asked.yaml" in said
+
+
+def test_a_mistyped_preset_is_said_before_what_is_missing_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["init", "safty"]) == 2
+    assert "there is no preset 'safty'" in capsys.readouterr().err and list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from launching import Launcher
 from searches import Searches, Snapshot, inconsistencies
 
 from evaluators.contract import ItemScores
+from search import doctor
 from search.cli import run_command
 from search.doctor import examine, mend
 from search.errors import SearchError
@@ -303,7 +304,7 @@ def test_the_doctor_says_what_it_could_read_before_it_could_not(
     """Events can be counted, and then a page of a later table is broken."""
     folder = tmp_path / "run"
     place(closed, folder)
-    count = search.doctor._count
+    count = doctor._count
 
     def broken(connection: sqlite3.Connection, query: str) -> int:
         if "item_scores" in query:

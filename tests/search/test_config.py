@@ -66,6 +66,10 @@ WRONG = {
         "search: is required",
     ),
     "a missing budget": (("  budget: {candidates: 50}\n", ""), "config.yaml:13:1: search.budget: is required"),
+    "a metric twice": (
+        ("[string.accuracy, language.accuracy]", "[string.accuracy, string.accuracy]"),
+        "config.yaml:10:1: objectives: a metric is named twice",
+    ),
     "a wrong type": (("candidates: 50", "candidates: many"), "config.yaml:15:24: search.budget.candidates: "),
     "a number out of range": (("candidates: 50", "candidates: 0"), "greater than or equal to 1"),
     "an unknown optimizer": (
