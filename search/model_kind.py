@@ -72,12 +72,7 @@ def _kind(architecture: str, config: dict[str, Any], folder: Path) -> Kind:
         labels = config.get("id2label")
         one = config.get("num_labels") == 1 or (isinstance(labels, dict) and len(labels) == 1)
         return "reward" if one else "classifier"
-    if (folder / "modules.json").is_file() or architecture in (
-        "BertModel",
-        "RobertaModel",
-        "MPNetModel",
-        "XLMRobertaModel",
-    ):
+    if (folder / "modules.json").is_file() or architecture in _ENCODERS:
         return "embedding"
     return "text"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import json
 import shutil
+import socket
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
