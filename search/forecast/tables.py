@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from search.forecast.disk import Disk
     from search.forecast.plan import Plan
 
-_FINALS = ("selection", "holdout")
-
 
 def facts_of(plan: Plan) -> dict[str, Any]:
     """Everything that a plan says but for memory; every estimate as {low, middle, high}. Seconds and bytes."""
