@@ -123,6 +123,7 @@ def test_luck_belongs_to_the_evaluation_not_to_who_asks() -> None:
     assert problem.observe(0, one).tolist() != landscape("smooth-10d-2o", 8).observe(0, one).tolist()
 
 
+@pytest.mark.slow
 def test_observations_are_binomial_around_the_truth() -> None:
     problem = landscape("smooth-10d-3o", 2)
     genome = problem.starts[0]

@@ -16,6 +16,7 @@ from benchmarks.searching.trials import Result, Task, read, run, run_all
 LANDSCAPE = "smooth-4d-2o"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["random", "sms_emoa", *contenders.OUTSIDE])
 @pytest.mark.filterwarnings("ignore")  # the libraries' experimental features
 def test_contenders_begin_with_the_starts_and_stay_in_the_box(name: str) -> None:

@@ -39,6 +39,7 @@ def test_a_range_narrower_than_the_metric_ends_in_a_claim(
     assert run_command(["report", "runs/tiny"]) == 0
 
 
+@pytest.mark.slow
 def test_a_function_that_exits_fails_the_run(
     tiny_project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_wishes_that_are_none(finished: Path, capsys: pytest.CaptureFixture[str]
     assert not Path("x").exists()
 
 
+@pytest.mark.slow
 def test_export_takes_the_same_wish(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from safetensors.torch import load_file
 
@@ -177,6 +178,7 @@ def test_a_budget_of_items_ends_a_search_and_may_grow(tiny_project: Project) -> 
     assert grown.items == 720 and grown.state == "finished" and grown.finalists and grown.chosen is not None
 
 
+@pytest.mark.slow
 def test_constraints_are_kept_reported_and_refused(tiny_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_project(candidates=15)
     config = (folder / "config.yaml").read_text()
@@ -235,6 +237,7 @@ def test_a_control_is_a_run_of_its_own_and_a_baseline(
     assert "finished before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_evaluators_that_share_an_item_across_splits_are_refused(
     tiny_project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

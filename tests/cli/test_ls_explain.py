@@ -271,6 +271,7 @@ TEXTUAL = ("exact_match", "choice", "perplexity", "length", "throughput", "pytho
            "similarity", "refusal")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTUAL)
 def test_the_example_of_an_evaluator_reads_its_example_record_and_reports_these_metrics(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -121,6 +121,7 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(
     assert hashes["one"] != hashes["three"]
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused(tiny_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     from search.lock import RunLock
 
@@ -220,6 +221,7 @@ def test_commands_on_what_is_no_run(tiny_project: Project, capsys: pytest.Captur
     assert run_command(["nonsense"]) == 2
 
 
+@pytest.mark.slow
 def test_export_refuses_what_it_cannot_promise(tiny_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_project(candidates=12)
     assert run_command(["run", "config.yaml", "--display", "none"]) == 0

@@ -50,6 +50,7 @@ def same_weights(one: str | Path, other: str | Path) -> bool:
     return (Path(one) / name).read_bytes() == (Path(other) / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_merge_that_needs_no_data_goes_the_whole_way(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """TIES as a virtual expert is TIES as a baseline, and after the cache is gone it is made again."""
     folder = project({"half": HALF}, candidates=13)  # the baselines

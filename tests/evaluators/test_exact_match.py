@@ -364,6 +364,7 @@ def test_limits_are_nested_and_stratified(data: Path) -> None:
     assert set(kept) != set(in_file[:10])
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=st.integers(0, 1000))
 def test_every_prefix_has_the_strata_in_proportion(sizes: list[int], seed: int) -> None:
     items = [

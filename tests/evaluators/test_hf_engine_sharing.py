@@ -69,7 +69,7 @@ def tokens_read(model: torch.nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-@pytest.mark.parametrize("shots", [0, 20])
+@pytest.mark.parametrize("shots", [0, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", every_family())
 def test_shared_contexts_change_nothing(family: str, shots: int) -> None:
     model = random_model(family, seed=4)
@@ -148,6 +148,7 @@ def any_requests(draw: st.DrawFn) -> list[Request]:
     return [Request([*one, *other], last) for one, other, last in draw(st.lists(pick, min_size=1, max_size=14))]
 
 
+@pytest.mark.slow
 @given(requests=any_requests(), batch_tokens=st.integers(1, 120), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_company_and_order_never_change_an_answer(requests: list[Request], batch_tokens: int, seed: int) -> None:
@@ -219,6 +220,7 @@ class Refuses(DeafToMasks):
         return super().forward(input_ids, attention_mask, position_ids, past_key_values, use_cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DeafToMasks, Refuses])
 def test_models_that_take_no_trees_are_asked_the_plain_way(kind: type[DeafToMasks]) -> None:
     model = kind().eval()

@@ -243,6 +243,7 @@ def small_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_reference_model_finds_grammatical_nonsense(small_language: Path) -> None:
     options = {"data": small_language / "data", "fluency": {"model": small_language / "model"}}
     plain, fluent = Refusal(RefusalOptions(data=small_language / "data")), Refusal(RefusalOptions(**options))

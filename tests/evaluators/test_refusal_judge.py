@@ -147,6 +147,7 @@ def test_any_prose_said_again_and_again_is_a_loop(text: str, times: int) -> None
     assert degenerate(ASK, text * times) in ("loop", "repetition")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda t: any(map(str.isalnum, t))),

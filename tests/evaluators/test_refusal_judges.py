@@ -74,6 +74,7 @@ def _answers(texts: Sequence[str]) -> list[Answer]:
     return [Answer("how", text) for text in texts]
 
 
+@pytest.mark.slow
 def test_a_classifier_rules_by_its_labels(classifier: Path) -> None:
     rulings = _judge(classifier).rule(_answers([*_NO, *_YES]))
     assert [each.call for each in rulings] == ["refusal"] * 4 + ["compliance"] * 4

@@ -193,6 +193,7 @@ def assert_is_part(found: Content, truth: Content, case: str) -> None:
         assert aggregates.get(each.id) == true_aggregates.get(each.id), case
 
 
+@pytest.mark.slow
 def test_of_a_damaged_log_that_was_not_merged_nothing_is_lost(killed: dict[str, bytes], tmp_path: Path) -> None:
     """Each page has several images there, and every row says itself whether it is whole. What SQLite silently takes
     for the end of the log is found; but for the very last transaction, which a power cut may have torn, too."""

@@ -94,6 +94,7 @@ def test_a_write_that_is_broken_off_is_made_again(bench: Bench, monkeypatch: pyt
     bench.is_fresh(first)
 
 
+@pytest.mark.slow
 def test_alarms_at_any_moment_leave_nothing_behind(bench: Bench) -> None:
     """Whatever instruction the alarm meets, the next candidate is scored as in a fresh process."""
     recipes = [bench.recipe(0.1 * step, 1.0 - 0.1 * step) for step in range(4)]

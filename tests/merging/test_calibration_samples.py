@@ -37,6 +37,7 @@ def test_order_is_nothing_and_every_sample_is_in_one_batch(
     assert all(len(batch) <= size for batch in batches)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SENTENCES, SENTENCES)
 def test_the_hash_is_that_of_the_contents_with_duplicates(

@@ -119,6 +119,7 @@ def test_live_and_exported_are_the_same_bits(
         assert written(families("llama", dtype).load(), recipe, home="mmap") == live
 
 
+@pytest.mark.slow
 @settings(max_examples=7, deadline=None, derandomize=True)
 @given(
     st.lists(

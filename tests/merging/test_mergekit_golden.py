@@ -78,6 +78,7 @@ def test_arcee_fusion_is_bit_exact(run: Run) -> None:
     assert all(torch.equal(found.ours[name], theirs) for name, theirs in found.theirs.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BFLOAT16)
 def test_our_bfloat16_is_the_exact_value_rounded_once(case: str, run: Run) -> None:
     found = run(case)
@@ -309,6 +310,7 @@ def probabilities(sources: Tensor, shape: tuple[int, ...], density: float, epsil
     return (density - epsilon + 2 * epsilon * ranks).view(len(sources), -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "density", "epsilon", "rescales"),
     [("dare_linear", 0.3, 0.0, True), ("dare_linear_norescale", 0.5, 0.0, False), ("della_linear", 0.4, 0.15, True)],
@@ -344,6 +346,7 @@ def test_random_sums_keep_and_rescale_as_mergekit_does(
             assert large[0] / large[1] - small[0] / small[1] == pytest.approx(epsilon, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "density", "epsilon", "normalizes"), [("dare_ties", 0.3, 0.0, False), ("della", 0.4, 0.15, True)]
 )

@@ -235,6 +235,7 @@ def test_shared_sources_hold_what_the_files_do(families: Callable[..., Any]) -> 
     assert torch.equal(two.tensor("a", layout_order(one)[0]), plain.tensor("a", layout_order(one)[0]))
 
 
+@pytest.mark.slow
 def test_candidates_from_shared_sources_are_those_from_private_ones(
     families: Callable[..., Any], uniform: Callable[..., Recipe]
 ) -> None:

@@ -76,6 +76,7 @@ def test_another_candidate_can_have_the_star(run: Results) -> None:
         describe_picture(run, 99)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 4))])
 def test_any_number_of_objectives(objectives: int, synthetic_run: SyntheticRun, tmp_path: Path) -> None:
     results = synthetic_run(tmp_path / "run", objectives=objectives, candidates=14)

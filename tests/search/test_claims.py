@@ -173,6 +173,7 @@ def wins(
     return claimed
 
 
+@pytest.mark.slow
 def test_of_a_constant_score_no_win_is_claimed(
     synthetic_run: SyntheticRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,6 +251,7 @@ def test_where_nothing_is_feasible_nothing_is_chosen_and_nothing_opened(
     store.close()
 
 
+@pytest.mark.slow
 def test_violations_draw_the_search_inside(synthetic_run: SyntheticRun, tmp_path: Path) -> None:
     """The later half of a search breaks the constraint by less than random candidates do."""
     rule = Constraint("language.accuracy", "at_least", 0.6, 0.9, 0.0, 1.0)

@@ -11,6 +11,7 @@ from search.optimizers.contract import Box, Genome, OptimizerError, Outcome, Set
 from search.optimizers.kernel import Kernel
 
 
+@pytest.mark.slow
 class TestCatCma(OptimizerConformance):
     name = "catcma"
 
@@ -61,6 +62,7 @@ def test_catcma_learns_choices_whose_order_means_nothing():
     assert np.mean(best["catcma"]) > np.mean(best["cma"])
 
 
+@pytest.mark.slow
 def test_catcma_restarts_with_twice_the_population_where_it_has_converged():
     optimizer, points = search("catcma", Box(2), 900)
     assert optimizer._restart > 0
@@ -155,6 +157,7 @@ utility = st.floats(-1, 1, width=16)
 points = st.lists(st.tuples(utility, utility), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(points, st.lists(st.tuples(utility, utility), max_size=6))
 def test_improvements_are_those_of_cmaes(candidates, others):
     from cmaes._uhvi_archiving import UHVIArchive2D

@@ -113,6 +113,7 @@ def test_it_goes_on_as_if_it_had_proposed_everything(name: str, options: dict[st
     assert getattr(again.inner, "diagnosis", dict)() == diagnosis
 
 
+@pytest.mark.slow
 def test_models_are_fitted_once_and_then_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     from search.optimizers.surrogates import GaussianProcess
 

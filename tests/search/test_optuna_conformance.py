@@ -6,6 +6,7 @@ from search.optimizers.conformance import OptimizerConformance
 from search.optimizers.contract import Box
 
 
+@pytest.mark.slow
 class TestTpe(OptimizerConformance):
     name = "tpe"
     asks = 24
@@ -14,6 +15,7 @@ class TestTpe(OptimizerConformance):
     learning_seeds = 2
 
 
+@pytest.mark.slow
 class TestNsga2(OptimizerConformance):
     name = "nsga2"
     options = {"population": 12}  # noqa: RUF012

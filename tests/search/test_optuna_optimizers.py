@@ -139,6 +139,7 @@ def test_the_first_proposal_is_the_start(name):
     assert np.mean([point.values for point in around], axis=0) == pytest.approx([0.2, 0.9], abs=0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gp", "tpe"])
 def test_pending_trials_keep_others_away(name):
     away, near = [], []
@@ -153,6 +154,7 @@ def test_pending_trials_keep_others_away(name):
     assert np.mean(away) > 1.2 * np.mean(near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "nsga3"])
 def test_the_feasible_share_rises(name):
     """The best utilities are where the constraint is broken."""
@@ -218,6 +220,7 @@ def test_asks_leave_no_trace(name):
 # gp
 
 
+@pytest.mark.slow
 def test_gp_finds_a_smooth_optimum_in_few_evaluations():
     reached = {}
     for name in ("gp", "random"):

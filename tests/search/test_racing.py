@@ -381,6 +381,7 @@ def decisions(folder: Path) -> list[Any]:
     return [found, items]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rung", [0, 1])
 def test_killed_between_two_rungs_the_next_process_pays_for_new_items_only(rung: int, tmp_path: Path) -> None:
     benches = [Bench("a"), Bench("b")]

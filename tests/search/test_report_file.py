@@ -103,6 +103,7 @@ def test_digits_follow_the_range(tmp_path: Path, synthetic_run: SyntheticRun) ->
     assert ranged(large, None) == "–"
 
 
+@pytest.mark.slow
 def test_a_file_that_would_be_too_large_takes_less_of_what_is_largest(
     tmp_path: Path, synthetic_run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

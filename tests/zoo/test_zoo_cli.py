@@ -37,6 +37,7 @@ def test_list_names_families_members_and_what_is_built(nano_zoo, monkeypatch, tm
     assert "none; build one with: paretomerge zoo build skills-nano" in invoke("list").stdout
 
 
+@pytest.mark.slow
 def test_scores_prints_a_markdown_table(nano_zoo):
     lines = invoke("scores", "skills-nano", "--split", "search").stdout.splitlines()
     assert lines[0] == "Per cent of items answered right; search split, seed 0."

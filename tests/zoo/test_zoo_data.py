@@ -117,6 +117,7 @@ def test_no_evaluation_prompt_is_trained_on(family, member):
     assert not asked & {example.prompt for example in trained}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_evaluation_requests_are_about_nouns_that_no_other_split_and_no_training_request_names(family):
     nouns = {
@@ -141,6 +142,7 @@ def noun_of(example):
     return example.prompt.split()[-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_replay_is_a_fifth_of_what_an_expert_sees(family):
     examples = list(itertools.islice(training_examples("string", family.difficulty, "a seed"), 8_000))

@@ -32,6 +32,7 @@ def generated_texts(family):
         yield from itertools.islice(training_examples(member, family.difficulty, "a seed"), 2_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [SKILLS, SKILLS_NANO], ids=lambda family: family.name)
 def test_every_generated_text_round_trips_without_unknown_tokens(tokenizer, family):
     examples = list(generated_texts(family))

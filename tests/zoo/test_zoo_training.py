@@ -58,6 +58,7 @@ def test_another_seed_or_another_member_gives_other_weights():
     assert not same_bits(new_model(NANO.shape, "0"), new_model(NANO.shape, "1"))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_far_below_chance():
     chance = math.log(len(build_tokenizer()))
     losses = []
