@@ -29,6 +29,9 @@ from search.schema import Config
 _OBJECT_IN_FILE = re.compile(r"\.py:\w+$")
 """What ends a reference to something in a Python file: ``my_eval.py:score``."""
 
+_DEEPEST = 64
+"""Keys around a key, far above what a config has: data nested much deeper can be neither copied nor validated."""
+
 
 @dataclass(frozen=True)
 class LoadedConfig:
@@ -160,6 +163,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     except plain_yaml.PlainYamlError as error:
         raise SearchError(f"--set {shown}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
+    if len(parents) >= _DEEPEST:
+        raise SearchError(f"--set {shown}: unknown key: no key of a config has {len(parents)} others around it")
     place: Any = data
     part = last
     try:

@@ -102,8 +102,10 @@ class Struck:
 
     def strike_report(self) -> None:
         """Kill it while the report of the finished run is written; the same command then writes it."""
-        for target, after in (("search.report.html:render", True), ("search.report.html:_umask", False)):
+        for target, after in (("search.report.html:render", True), ("merging.durable:flush", False)):
             self.strike(("kill_at_call", {"target": target, "after": after}), what=f"in the report, {target}")
+            if not after and not list(self.folder.glob(".report.html.partial-*")):
+                self.faults.append("not killed between the report's writing and its name")
             report = self.folder / "report.html"
             if report.exists() and not report.read_text(encoding="utf-8").rstrip().endswith("</html>"):
                 self.faults.append("half a report")
