@@ -127,6 +127,16 @@ class Checkpoint:
             )
         return info
 
+    @property
+    def home(self) -> Path:
+        """Folder of its ``config.json``."""
+        return self.path
+
+    @property
+    def companions(self) -> Path:
+        """Folder of its tokenizer."""
+        return self.path
+
     @cached_property
     def content(self) -> str:
         """``sha256:…`` of the sorted (name, dtype, shape, bytes): the same however the tensors are spread over files.

@@ -46,7 +46,7 @@ def declares_ties(checkpoint: Checkpoint) -> bool:
     from transformers import AutoConfig  # only the architecture's class knows its default
 
     try:
-        loaded = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        loaded = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=False)
     except Exception:  # an architecture that this transformers does not know: what is stored is what there is
         return False
     return bool(getattr(loaded, "tie_word_embeddings", False))

@@ -14,6 +14,7 @@ from merging.checkpoint import Checkpoint, TensorInfo
 from merging.compatibility import declares_ties, is_frozen, optional_heads
 from merging.kernel import torch_dtype
 from merging.layout import block_of
+from merging.opening import open_models
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def sizes_of(base: Path | str, experts: Mapping[str, Path | str], dtype: str | N
     Raises:
         MergingError: a folder is no readable checkpoint.
     """
-    origin = Checkpoint.open(base)
-    models = {"base": origin} | {alias: Checkpoint.open(path) for alias, path in experts.items()}
+    models = open_models(base, experts)
+    origin = models["base"]
     heads = optional_heads(origin)
     tied = {head for head in heads if declares_ties(origin)}
     held = {name: info for name, info in origin.tensors.items() if name not in tied}

@@ -16,9 +16,11 @@ from merging.alignment import Alignment, renumbered, resized
 from merging.bounded import read_json
 from merging.checkpoint import Checkpoint, TensorInfo, check_finite, check_room, content_hash
 from merging.compatibility import check_plain, check_ties, is_frozen, is_tied, may_lack, optional_heads
+from merging.composed import Factors, factors_of
 from merging.differences import check_compatible
 from merging.files import Read
 from merging.layout import Layout
+from merging.opening import open_model, open_models
 from merging.pool import Pool
 from merging.recipe import MergingError, Recipe, SourceRef
 from merging.scan import PLAUSIBLE, scan
@@ -63,6 +65,7 @@ class Sources:
         self.companions = companions or checkpoints[base].path
         self.distance: dict[str, float] = {}
         self.notes: tuple[str, ...] = () if alignment is None else alignment.notes
+        self.notes += tuple(note for each in checkpoints.values() for note in getattr(each, "notes", ()))
         self._alignment = alignment
         self._vocabulary: Path | str = "base"
         self._read: dict[tuple[str, str], Tensor] = {}
@@ -83,7 +86,8 @@ class Sources:
 
         Args:
             base: folder of the base; its alias is ``base``.
-            experts: alias -> folder. May be empty.
+            experts: alias -> folder of a model, an adapter or a task vector (:func:`merging.opening.open_model`). May
+                be empty.
             tokenizer: whose tokens the merged model has, where the models' differ: ``base``, ``union`` (the base's and
                 those that only experts have), or a folder with tokenizer files.
             allow_pickle: read ``pytorch_model.bin`` where there is nothing better.
@@ -94,8 +98,7 @@ class Sources:
         """
         if BASE in experts:
             raise MergingError(f"an expert may not be called {BASE!r}: that is the base's name; choose another alias")
-        paths = {BASE: base} | dict(experts)
-        checkpoints = {alias: Checkpoint.open(path, allow_pickle=allow_pickle) for alias, path in paths.items()}
+        checkpoints = open_models(base, experts, name=BASE, allow_pickle=allow_pickle)
         sources = Sources._checked(checkpoints, tokenizer)
         sources._scan(tuple(experts))
         return sources
@@ -110,7 +113,7 @@ class Sources:
         Raises:
             MergingError: as :meth:`load`.
         """
-        more = {alias: Checkpoint.open(path) for alias, path in experts.items()}
+        more = {alias: open_model(path, self.checkpoints[self.base]) for alias, path in experts.items()}
         sources = Sources._checked({**self.checkpoints, **more}, self._vocabulary)
         sources.distance = dict(self.distance)
         sources._scan(tuple(more))
@@ -254,6 +257,13 @@ class Sources:
             return info
         dtype = self._alignment.dtype(alias, info.dtype, self.checkpoints[self.base].tensors[name].dtype)
         return replace(info, dtype=dtype, shape=self._alignment.shape(name, info.shape))
+
+    def factors(self, alias: str, name: str) -> Factors | None:
+        """A canonical tensor's task vector in factored form, as an adapter has it; None where it is not known so, or
+        where vocabularies move its rows."""
+        if alias == self.base or self._moves(alias, self.source_name(alias, name)):
+            return None
+        return factors_of(self.checkpoints[alias], self._stored(alias, self.source_name(alias, name)))
 
     def read_into(self, alias: str, name: str, out: Tensor) -> None:
         """Read a canonical tensor from disk into memory that is given; nothing is mapped.

@@ -219,7 +219,7 @@ def _stated(checkpoint: Checkpoint) -> Iterator[int]:
     from transformers import AutoConfig  # only the architecture's class knows its default
 
     try:
-        loaded = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        loaded = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=False)
         yield int(loaded.get_text_config().vocab_size)
     except Exception:  # an architecture that this transformers does not know, or without text
         return
@@ -239,7 +239,7 @@ def _read_all(checkpoints: Mapping[str, Checkpoint]) -> tuple[dict[str, Vocabula
     unread: dict[str, str] = {}
     for alias, checkpoint in checkpoints.items():
         try:
-            known[alias] = read_vocabulary(checkpoint.path)
+            known[alias] = read_vocabulary(checkpoint.companions)
         except MergingError as error:
             known[alias], unread[alias] = None, str(error)
     return known, unread
