@@ -2,13 +2,18 @@
 
 Every linear expression in task vectors is a list of coefficients (Ilharco et al. 2023, arXiv 2212.04089): adding is a
 positive one, forgetting a negative one, and the analogy "A is to B as C is to …" is ``C + B - A``.
+
+A model in an expression stands for its task vector, and the whole for the base with their sum added. The base may be
+written where that changes nothing: ``base - toxic``, ``base + 0.5*(math - base)``, ``math - base``.
 """
 
 from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from merging.methods.contract import suggest
 from merging.recipe import MergingError
@@ -16,12 +21,68 @@ from merging.recipe import MergingError
 # Longer than any that a person writes, and short enough that the parser cannot run out of stack.
 LONGEST = 4000
 
-# A linear form: coefficient by alias, in the order of first appearance, and the constant under "".
-_Form = dict[str, float]
+MOST_DERIVED = 256
+"""Named expressions of one config; each may name those before it."""
+
+_CLOSE = 1e-9
+"""Numbers in expressions are written in decimals: 1 - 0.9 is 0.1 for people."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A number that may depend on variables: ``constant + Σ slope·variable``.
+
+    Attributes:
+        constant: what it is where all variables are 0.
+        slopes: variable -> factor, in the order of first appearance; 0 where all cancels.
+    """
+
+    constant: float = 0.0
+    slopes: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, values: Mapping[str, float]) -> float:
+        """Its value where the variables have these."""
+        return self.constant + sum(slope * values[name] for name, slope in self.slopes)
+
+    def slope(self, variable: str) -> float:
+        """The factor of a variable, 0 for one that it does not depend on."""
+        return dict(self.slopes).get(variable, 0.0)
+
+    def plus(self, other: Affine) -> Affine:
+        """The sum."""
+        mine = dict(self.slopes)
+        slopes = mine | {name: mine.get(name, 0.0) + slope for name, slope in other.slopes}
+        return Affine(self.constant + other.constant, tuple(slopes.items()))
+
+    def times(self, factor: float) -> Affine:
+        """The product with a number."""
+        return Affine(self.constant * factor, tuple((name, slope * factor) for name, slope in self.slopes))
+
+    def is_close(self, other: Affine) -> bool:
+        """Whether both are one number whatever the variables, up to how decimals round."""
+        names = {name for name, _ in (*self.slopes, *other.slopes)}
+        pairs = [(self.constant, other.constant), *((self.slope(each), other.slope(each)) for each in names)]
+        return all(math.isclose(a, b, rel_tol=_CLOSE, abs_tol=_CLOSE) for a, b in pairs)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is 0 whatever the variables."""
+        return self.constant == 0.0 and not any(slope for _, slope in self.slopes)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is neither an infinity in it nor NaN."""
+        return all(map(math.isfinite, (self.constant, *(slope for _, slope in self.slopes))))
+
+
+_ZERO, _ONE = Affine(), Affine(1.0)
+
+# A linear form: coefficient by model, in the order of first appearance, and what no model is multiplied by under "".
+_Form = dict[str, Affine]
 
 
 def coefficients(expression: str, aliases: Iterable[str] | None = None) -> dict[str, float]:
-    """The coefficients of a linear expression.
+    """The coefficients of a linear expression, exactly as they stand there.
 
     Args:
         expression: models, numbers, ``+ - * /`` and parentheses. A model whose name is no word stands in quotes:
@@ -34,60 +95,231 @@ def coefficients(expression: str, aliases: Iterable[str] | None = None) -> dict[
     Raises:
         MergingError: not such an expression, not linear, no model in it, or an unknown one.
     """
-    if len(expression) > LONGEST:
-        raise MergingError(f"expected an expression of at most {LONGEST} characters, found {len(expression)}")
-    try:
-        tree = ast.parse(expression.strip(), mode="eval")
-        form = _form(tree.body, expression)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise MergingError(f"expected an expression such as 'C + 0.5*(B - A)', found {expression!r}: {error}") from None
-    if form.pop("", 0.0) != 0.0:
-        raise MergingError(f"expected a sum of models in {expression!r}, found a number that no model is multiplied by")
-    if not form:
-        raise MergingError(f"expected a model in the expression {expression!r}, found none")
-    known = None if aliases is None else tuple(aliases)
-    for alias, coefficient in form.items():
-        if known is not None and alias not in known:
-            raise MergingError(f"the expression {expression!r} names the model {alias!r}{suggest(alias, known)}")
-        if not math.isfinite(coefficient):
-            raise MergingError(f"expected finite coefficients in {expression!r}, found {coefficient} for {alias}")
+    return {name: each.constant for name, each in _linear(expression, aliases, ()).items()}
+
+
+def task_vectors(expression: str, aliases: Iterable[str], base: str = "base") -> dict[str, float]:
+    """The coefficients of the task vectors that an expression adds to the base.
+
+    Args:
+        expression: as in :func:`coefficients`; the base may be written where its coefficient says nothing else than
+            the others do: once (``base - toxic``), or so that the models are weighted differences
+            (``base + 0.5*(math - base)``, ``math - base``).
+        aliases: the models that there are besides the base.
+        base: what the base is called.
+
+    Returns:
+        Model -> coefficient; the base is not among them. Empty for the base itself.
+
+    Raises:
+        MergingError: as :func:`coefficients`, or a coefficient of the base that has no meaning.
+    """
+    return {name: each.constant for name, each in parametric(expression, aliases, (), base).items()}
+
+
+def parametric(
+    expression: str, aliases: Iterable[str], variables: Iterable[str], base: str = "base"
+) -> dict[str, Affine]:
+    """The coefficients of the task vectors of an expression in which some numbers are variables.
+
+    Args:
+        expression: such as ``legal + a*(real - synthetic)``; as in :func:`task_vectors`.
+        aliases: the models that there are besides the base.
+        variables: names that stand for numbers. None of them may be a model's.
+        base: what the base is called.
+
+    Returns:
+        Model -> its coefficient, a number plus variables times numbers; the base is not among them.
+
+    Raises:
+        MergingError: as :func:`task_vectors`; products of variables, which are not linear; or a name that is both.
+    """
+    known, free = tuple(aliases), tuple(variables)
+    for name in free:
+        if name in known or name == base:
+            raise MergingError(
+                f"{name!r} is a variable of the expression {expression!r}, and a model too; give the variable another "
+                "name"
+            )
+    form = _linear(expression, (*known, base), free)
+    own = form.pop(base, _ZERO)
+    total = _ZERO
+    for each in form.values():
+        total = total.plus(each)
+    rest = total.times(-1.0)
+    # Not written, or θ0 itself, or what makes the sum of weights one (a model) or nothing (a difference).
+    if not any(own.is_close(each) for each in (_ZERO, _ONE, _ONE.plus(rest), rest)):
+        raise MergingError(
+            f"expected {base!r} in {expression!r} once, as in '{base} - 0.5*toxic', or inside differences, as in "
+            f"'{base} + 0.5*(math - {base})'; found {_said(own)} times it. A model in an expression stands for what "
+            "fine-tuning has changed, and the base for no change: leave it out, or write it once"
+        )
     return form
 
 
-def _form(node: ast.expr, text: str) -> _Form:
+def expand(derived: Mapping[str, str], experts: Iterable[str], base: str = "base") -> dict[str, dict[str, float]]:
+    """Named expressions, which may name each other, in terms of the experts.
+
+    Args:
+        derived: name -> expression, as in :func:`task_vectors`.
+        experts: the models that there are besides the base.
+        base: what the base is called.
+
+    Returns:
+        Name -> expert -> coefficient of its task vector, in the order of ``derived``; experts that cancel are left out.
+
+    Raises:
+        MergingError: a name that is taken, an expression that is none, an unknown model, or a cycle, with its chain.
+    """
+    known = tuple(experts)
+    if len(derived) > MOST_DERIVED:
+        raise MergingError(f"expected at most {MOST_DERIVED} derived experts, found {len(derived)}")
+    for name in derived:
+        if name in known or name == base:
+            what = "the base" if name == base else "an expert"
+            raise MergingError(f"{name!r} is the name of {what} already; give what is derived another name")
+    names = (*known, *derived)
+    done: dict[str, dict[str, float]] = {}
+    for start in derived:
+        _expand_one(start, derived, names, base, done)
+    return {name: done[name] for name in derived}
+
+
+def _expand_one(
+    start: str, derived: Mapping[str, str], names: tuple[str, ...], base: str, done: dict[str, dict[str, float]]
+) -> None:
+    """Expand a name after all that it names; without recursion, however long the chain."""
+    forms: dict[str, dict[str, float]] = {}
+    chain = [start]
+    while chain:
+        name = chain[-1]
+        if name in done:
+            chain.pop()
+            continue
+        if name not in forms:
+            try:
+                forms[name] = task_vectors(derived[name], names, base)
+            except MergingError as error:
+                raise MergingError(f"{name}: {error}") from error
+        waiting = next((each for each in forms[name] if each in derived and each not in done), None)
+        if waiting is None:
+            done[name] = _substituted(forms[name], done, name)
+            chain.pop()
+        elif waiting in chain:
+            loop = [*chain[chain.index(waiting) :], waiting]
+            raise MergingError(
+                f"expected derived experts that lead back to experts, found a circle: {' -> '.join(loop)}; write one "
+                "of them in terms of experts"
+            )
+        else:
+            chain.append(waiting)
+
+
+def _substituted(form: Mapping[str, float], done: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, coefficient in form.items():
+        for expert, inner in done.get(name, {name: 1.0}).items():
+            found[expert] = found.get(expert, 0.0) + coefficient * inner
+    if not all(map(math.isfinite, found.values())):
+        raise MergingError(f"{where}: expected finite coefficients once all is put in, found {found}")
+    return {name: value for name, value in found.items() if value != 0.0}
+
+
+def _linear(expression: str, aliases: Iterable[str] | None, variables: tuple[str, ...]) -> _Form:
+    """A checked linear form: models only, all coefficients finite."""
+    if len(expression) > LONGEST:
+        raise MergingError(f"expected an expression of at most {LONGEST} characters, found {len(expression)}")
+    known = None if aliases is None else tuple(aliases)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's, about code: this is none
+            tree = ast.parse(expression.strip(), mode="eval")
+        form = _form(tree.body, expression, variables)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise MergingError(
+            f"expected an expression such as 'C + 0.5*(B - A)', found {expression!r}: {error}"
+            f"{_unquoted(expression, known or ())}"
+        ) from None
+    if not form.pop("", _ZERO).is_zero:
+        what = "a number" if not variables else "a number or a variable"
+        raise MergingError(f"expected a sum of models in {expression!r}, found {what} that no model is multiplied by")
+    if not form:
+        raise MergingError(f"expected a model in the expression {expression!r}, found none")
+    for alias, coefficient in form.items():
+        if known is not None and alias not in known:
+            hint = _unquoted(expression, known) or suggest(alias, (*known, *variables))
+            raise MergingError(f"the expression {expression!r} names the model {alias!r}{hint}")
+        if not coefficient.is_finite:
+            raise MergingError(
+                f"expected finite coefficients in {expression!r}, found {_said(coefficient)} for {alias}"
+            )
+    return form
+
+
+def _unquoted(expression: str, known: Iterable[str]) -> str:
+    """A hint where the name of a model is no word, and stands there without quotes."""
+    bare = [name for name in known if not name.isidentifier() and name in expression]
+    return f"; {bare[0]} is no word: write it in quotes, '{bare[0]}'" if bare else ""
+
+
+def _form(node: ast.expr, text: str, variables: tuple[str, ...]) -> _Form:
     match node:
+        case ast.Name(id=name) if name in variables:
+            return {"": Affine(0.0, ((name, 1.0),))}
         case ast.Name(id=name):
-            return {name: 1.0}
+            return {name: _ONE}
         case ast.Constant(value=str() as name) if name:
-            return {name: 1.0}
+            return {name: _ONE}
         case ast.Constant(value=bool()):
             pass
         case ast.Constant(value=int() | float() as number):
-            return {"": _float(number, text)}
+            return {"": Affine(_float(number, text))}
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):
-            return _form(inner, text)
+            return _form(inner, text, variables)
         case ast.UnaryOp(op=ast.USub(), operand=inner):
-            return _times(_form(inner, text), -1.0)
+            return _times(_form(inner, text, variables), -1.0)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _plus(_form(left, text), _form(right, text))
+            return _plus(_form(left, text, variables), _form(right, text, variables))
         case ast.BinOp(left=left, op=ast.Sub(), right=right):
-            return _plus(_form(left, text), _times(_form(right, text), -1.0))
+            return _plus(_form(left, text, variables), _times(_form(right, text, variables), -1.0))
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            a, b = _form(left, text), _form(right, text)
-            if _is_number(a):
-                return _times(b, a[""])
-            if _is_number(b):
-                return _times(a, b[""])
-            raise MergingError(f"{text!r} multiplies models with each other; only numbers times models can be summed")
+            return _product(_form(left, text, variables), _form(right, text, variables), text)
         case ast.BinOp(left=left, op=ast.Div(), right=right):
-            b = _form(right, text)
-            if not _is_number(b) or b[""] == 0.0:
+            divisor = _number(_form(right, text, variables))
+            if divisor is None or divisor == 0.0:
                 raise MergingError(f"{text!r} divides by {ast.unparse(right)}; only numbers other than 0 divide")
-            return {name: value / b[""] for name, value in _form(left, text).items()}
+            return {name: _divided(each, divisor) for name, each in _form(left, text, variables).items()}
     raise MergingError(
         f"expected models, numbers, + - * / and parentheses in {text!r}, found {ast.unparse(node)}; a model whose name "
         "is no word stands in quotes"
     )
+
+
+def _product(a: _Form, b: _Form, text: str) -> _Form:
+    for one, other in ((a, b), (b, a)):
+        number = _number(one)
+        if number is not None:
+            return _times(other, number)
+    for one, other in ((a, b), (b, a)):
+        if one.keys() != {""}:
+            continue
+        if any(each.slopes for each in other.values()):
+            raise MergingError(
+                f"{text!r} multiplies variables with each other; give their product a variable of its own"
+            )
+        slopes = one[""]
+        return {
+            name: Affine(
+                slopes.constant * each.constant, tuple((own, slope * each.constant) for own, slope in slopes.slopes)
+            )
+            for name, each in other.items()
+        }
+    raise MergingError(f"{text!r} multiplies models with each other; only numbers times models can be summed")
+
+
+def _number(form: _Form) -> float | None:
+    """The number that a form is, None for one with models or variables."""
+    return form[""].constant if form.keys() == {""} and not form[""].slopes else None
 
 
 def _float(number: float, text: str) -> float:
@@ -97,13 +329,20 @@ def _float(number: float, text: str) -> float:
         raise MergingError(f"a number in {text!r} is too large") from None
 
 
-def _is_number(form: _Form) -> bool:
-    return form.keys() == {""}
+def _divided(value: Affine, divisor: float) -> Affine:
+    return Affine(value.constant / divisor, tuple((name, slope / divisor) for name, slope in value.slopes))
 
 
 def _times(form: _Form, factor: float) -> _Form:
-    return {name: value * factor for name, value in form.items()}
+    return {name: value.times(factor) for name, value in form.items()}
 
 
 def _plus(a: _Form, b: _Form) -> _Form:
-    return a | {name: a.get(name, 0.0) + value for name, value in b.items()}
+    return a | {name: a.get(name, _ZERO).plus(value) for name, value in b.items()}
+
+
+def _said(value: Affine) -> str:
+    """For people: ``0.5``, ``1 - 2*a``."""
+    terms = [f"{slope:g}*{name}" for name, slope in value.slopes if slope]
+    number = [f"{value.constant:g}"] if value.constant or not terms else []
+    return " + ".join([*number, *terms]).replace("+ -", "- ")

@@ -3,7 +3,8 @@
 .. code-block:: yaml
 
     base: models/base
-    experts: {math: models/math, code: models/code}
+    experts: {math: models/math, code: models/code, toxic: models/toxic}
+    derived: {clean: base - 1.0*toxic, mild: math + 0.3*(code - math)}   # further experts, in terms of others
     method: ties
     vectors: math + 0.5*code          # or coefficients: {math: 1, code: 0.5}
     parameters: {density: 0.3}        # of the method; what is a source's own holds for every source
@@ -26,8 +27,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from merging import derived as derived_experts
 from merging.configs import ReadInputs, Resolve, find_model, find_tokenizer, load_yaml, read_text, tokenizer_path
-from merging.expressions import coefficients
+from merging.expressions import coefficients, expand, task_vectors
 from merging.layout import Layout
 from merging.methods.contract import CALIBRATION, DELTA_SCALE, Method, suggest
 from merging.methods.registry import canonical_recipe, get
@@ -36,7 +38,7 @@ from merging.scaling import expo, lines
 from merging.sources import BASE, Sources
 
 _WHAT = ("coefficients", "method", "parameters", "sources", "vectors")
-_TOP = ("base", "calibration", "dtype", "experts", "expo", "groups", "lines", "tokenizer", *_WHAT)
+_TOP = ("base", "calibration", "derived", "dtype", "experts", "expo", "groups", "lines", "tokenizer", *_WHAT)
 
 _SELECTOR = re.compile(r"^(?:(?P<stack>[^/]+)/)?(?P<kind>[a-z]+|\*)(?:\.(?P<first>\d+)(?:-(?P<last>\d+))?)?$")
 
@@ -72,6 +74,7 @@ def read_merge(
     if data.get("dtype") not in {None, *DTYPES}:
         raise MergingError(f"{path}: expected dtype to be one of {', '.join(DTYPES)}, found {data['dtype']!r}")
     experts = {str(alias): str(each) for alias, each in _mapping(data.get("experts"), f"{path}, experts").items()}
+    derived = _derived(data.get("derived"), experts, path)
     chosen = find_tokenizer(tokenizer or data.get("tokenizer"), path.parent, resolve)
     sources = Sources.load(
         find_model(data["base"], path.parent, resolve),
@@ -79,15 +82,32 @@ def read_merge(
         tokenizer=chosen,
         allow_pickle=allow_pickle,
     )
+    groups = _groups(data, sources.layout, tuple(experts), tuple(derived), path)
+    groups = {group: derived_experts.as_linear(each, derived) for group, each in groups.items()}
+    left = {alias for each in groups.values() for alias, _ in each.sources if alias in derived}
+    sources, refs = derived_experts.joined([name for name in derived if name in left], derived, sources)
     recipe = Recipe(
         base=BASE,
-        sources=sources.refs,
-        groups=_calibrated(_groups(data, sources.layout, tuple(experts), path), data, sources, path, read_inputs),
+        sources=refs,
+        groups=_calibrated(groups, data, sources, path, read_inputs),
         dtype=data.get("dtype"),
         tokenizer=sources.tokenizer,
         tokenizer_path=tokenizer_path(sources, chosen),
     )
     return canonical_recipe(_scaled(recipe, data, sources.layout, path)), sources
+
+
+def _derived(section: Any, experts: Mapping[str, str], path: Path) -> dict[str, dict[str, float]]:
+    """Name -> expert -> coefficient, of the config's named expressions."""
+    where = f"{path}, derived"
+    given = {str(name): text for name, text in _mapping(section, where).items()}
+    for name, text in given.items():
+        if not isinstance(text, str):
+            raise MergingError(f"{where}, {name}: expected an expression such as a + 0.5*(b - c), found {text!r}")
+    try:
+        return expand(given, experts)
+    except MergingError as error:
+        raise MergingError(f"{where}: {error}") from error
 
 
 def _calibrated(
@@ -118,9 +138,11 @@ def _calibrated(
     return {group: named(each) if each.method in needing else each for group, each in groups.items()}
 
 
-def _groups(data: Mapping[str, Any], layout: Layout, experts: tuple[str, ...], path: Path) -> dict[Group, Assignment]:
+def _groups(
+    data: Mapping[str, Any], layout: Layout, experts: tuple[str, ...], derived: tuple[str, ...], path: Path
+) -> dict[Group, Assignment]:
     """Every group has the whole merge's entries, and over them those of each override that selects it, in order."""
-    everywhere = _assignment(data, experts, str(path), data)
+    everywhere = _assignment(data, experts, derived, str(path), data)
     entries: dict[Group, Mapping[str, Any]] = dict.fromkeys(layout.groups, data)
     groups = dict.fromkeys(layout.groups, everywhere)
     for selector, override in _mapping(data.get("groups"), f"{path}, groups").items():
@@ -128,7 +150,7 @@ def _groups(data: Mapping[str, Any], layout: Layout, experts: tuple[str, ...], p
         _known(_mapping(override, where), _WHAT, where)
         for group in _selected(str(selector), layout, where):
             entries[group] = _merged(entries[group], override, where)
-            groups[group] = _assignment(entries[group], experts, where, override)
+            groups[group] = _assignment(entries[group], experts, derived, where, override)
     return groups
 
 
@@ -149,18 +171,19 @@ def _merged(data: Mapping[str, Any], override: Mapping[str, Any], where: str) ->
 
 
 def _assignment(
-    data: Mapping[str, Any], experts: tuple[str, ...], where: str, written: Mapping[str, Any]
+    data: Mapping[str, Any], experts: tuple[str, ...], derived: tuple[str, ...], where: str, written: Mapping[str, Any]
 ) -> Assignment:
     """What some entries say.
 
     Args:
         data: the entries.
         experts: the models that there are besides the base.
+        derived: names of expressions; they take part where they are named, and not among "all experts".
         where: for messages.
         written: those of the entries that stand there; the others were inherited.
     """
     method = get(str(data["method"]))
-    weights = _coefficients(data, experts, method, where)
+    weights = _coefficients(data, experts, derived, method, where)
     own = {each.name for each in method.parameters if each.per_source}
     shared: dict[str, Value] = dict(_mapping(data.get("parameters"), f"{where}, parameters"))
     known = {each.name for each in method.parameters} | {DELTA_SCALE.name}
@@ -181,20 +204,22 @@ def _assignment(
 
 
 def _coefficients(
-    data: Mapping[str, Any], experts: tuple[str, ...], method: Method, where: str
+    data: Mapping[str, Any], experts: tuple[str, ...], derived: tuple[str, ...], method: Method, where: str
 ) -> dict[str, Value | None]:
     """Alias -> coefficient of the models that take part; None for a method that has none, or its default."""
     declared = next((each for each in method.parameters if each.per_source and each.name == "coefficient"), None)
     text, given = data.get("vectors"), data.get("coefficients")
     if text is not None and given is not None:
         raise MergingError(f"{where}: expected one of vectors and coefficients, found both")
-    everyone = (*experts, BASE)
+    everyone = (*experts, *derived, BASE)
     if text is not None and not isinstance(text, str):
         raise MergingError(f"{where}: expected vectors to be an expression such as a + 0.5*b, found {text!r}")
     if text is not None:
-        found: dict[str, Any] = dict(coefficients(text, everyone))
-        if method.needs.base:
-            found.pop(BASE, None)  # its task vector is zero
+        try:
+            read = task_vectors(text, everyone[:-1]) if method.needs.base else coefficients(text, everyone)
+        except MergingError as error:
+            raise MergingError(f"{where}, vectors: {error}") from error
+        found: dict[str, Any] = dict(read)
     elif isinstance(given, Mapping):
         _known(given, everyone, f"{where}, coefficients")
         found = {str(alias): value for alias, value in given.items()}

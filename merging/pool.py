@@ -12,6 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from merging.calibration.contract import Calibration
+    from merging.composed import Factors
 
 # Of statistics that depend on continuous parameters: a search asks for ever new values, a few per tensor and candidate.
 RECENT = 1 << 14
@@ -42,6 +43,7 @@ class Pool:
         content: Callable[[str], str] = str,
         config: Mapping[str, Any] | None = None,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        factors: Callable[[str, str], Factors | None] | None = None,
     ):
         self.aliases = aliases
         self.names = names
@@ -49,6 +51,7 @@ class Pool:
         self.searching = False
         self.config: Mapping[str, Any] = config or {}
         self._shapes = shapes
+        self._factors = factors if dtype is None else None  # a task vector that is rounded is no product any more
         self._base = base
         self._read = read
         self._dtype = dtype
@@ -67,6 +70,18 @@ class Pool:
     def sources(self, name: str) -> tuple[Tensor, ...]:
         """[sources] one tensor of every source; read-only."""
         return tuple(self._get(alias, name) for alias in self.aliases)
+
+    def factors(self, name: str) -> tuple[Factors | None, ...]:
+        """[sources] the task vector of every source as a product of thin matrices, of rank 0 where it has none; None
+        where it is not known so, or sources are rounded."""
+        read = self._factors
+        return tuple(None if read is None else read(alias, name) for alias in self.aliases)
+
+    def all_factors(self, name: str) -> tuple[Factors, ...] | None:
+        """As :meth:`factors`; None unless there is a source, and every one has them."""
+        found = self.factors(name)
+        known = tuple(each for each in found if each is not None)
+        return known if known and len(known) == len(found) else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, which is not read for it where the pool was told."""

@@ -5,7 +5,8 @@ coefficients, and the merge is one linear pass. float32 sums of a million produc
 fine-tunes of one base.
 
 Every sum is a fixed sequence of elementwise additions, so it is the same for every number of threads, vector width
-and device; library reductions are not.
+and device; library reductions are not. Task vectors that all are known in factors are the exception: nothing of them is
+multiplied out, and their inner products are those of the factors (:mod:`merging.factored`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merging import factored
 from merging.pool import Pool, pieces
 
 # Weights themselves, or their differences to the base.
@@ -46,7 +48,12 @@ def gram(pool: Pool, name: str, on: On) -> np.ndarray:
     Returns:
         [sources, sources] float64, symmetric; read-only.
     """
-    found: np.ndarray = pool.once(("gram", on, name), lambda: _gram(pool, name, on))
+
+    def compute() -> np.ndarray:
+        factors = pool.all_factors(name) if on == "task_vectors" else None
+        return _gram(pool, name, on) if factors is None else _fixed(factored.inner_products(factors))
+
+    found: np.ndarray = pool.once(("gram", on, name), compute)
     return found
 
 
@@ -61,7 +68,16 @@ def vector_grams(pool: Pool, name: str, on: On, axis: Axis) -> np.ndarray:
     Returns:
         [vectors, sources, sources] float64; read-only.
     """
-    found: np.ndarray = pool.once(("gram", on, axis, name), lambda: _vector_grams(pool, name, on, axis))
+
+    def compute() -> np.ndarray:
+        # Rows of a tensor of more axes are shorter than those of its factors.
+        factors = pool.all_factors(name) if on == "task_vectors" and len(pool.shape(name)) == 2 else None
+        if factors is None:
+            return _vector_grams(pool, name, on, axis)
+        products = factored.row_inner_products if axis == "last" else factored.column_inner_products
+        return _fixed(products(factors))
+
+    found: np.ndarray = pool.once(("gram", on, axis, name), compute)
     return found
 
 
@@ -77,6 +93,9 @@ def norm_of_sum(pool: Pool, name: str, on: On, factors: Sequence[float]) -> floa
     key = ("norm of sum", on, name, tuple(factors))
 
     def compute() -> float:
+        thin = pool.all_factors(name) if on == "task_vectors" else None
+        if thin is not None:
+            return factored.norm_of_sum(thin, factors)
         squares: list[float] = []
         for run in _runs(pool, name, on):
             lanes = None
@@ -118,8 +137,7 @@ def _gram(pool: Pool, name: str, on: On) -> np.ndarray:
     result = np.zeros((count, count))
     for i, j in pairs:
         result[i, j] = result[j, i] = math.fsum(sums[i, j])
-    result.setflags(write=False)
-    return result
+    return _fixed(result)
 
 
 def _runs(pool: Pool, name: str, on: On) -> Iterator[Iterator[list[Tensor]]]:
@@ -180,6 +198,11 @@ def _vector_grams(pool: Pool, name: str, on: On, axis: Axis) -> np.ndarray:
                 else:  # rows of later pieces are added in order
                     result[:, i, j] += _tree(terms.T).cpu().numpy()
                 result[:, j, i] = result[:, i, j]
+    return _fixed(result)
+
+
+def _fixed(result: np.ndarray) -> np.ndarray:
+    """Read-only."""
     result.setflags(write=False)
     return result
 

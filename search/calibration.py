@@ -84,9 +84,10 @@ def problems(config: Config) -> Iterator[Problem]:
     given = settings_of(config).inputs
     for alias in given:
         place: Location = (*location, "inputs", alias)
-        if alias in config.models.virtual:
+        if alias in config.models.virtual or alias in config.models.derived:
+            kind = "virtual" if alias in config.models.virtual else "derived"
             yield Problem(
-                place, f"{alias!r} is a virtual expert; inputs belong to those that it is made of", at_key=True
+                place, f"{alias!r} is a {kind} expert; inputs belong to those that it is made of", at_key=True
             )
         elif alias not in config.models.experts:
             known = ", ".join(config.models.experts)

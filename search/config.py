@@ -20,6 +20,7 @@ from evaluators import registry as evaluators
 from evaluators.items import Table
 from merging import plain_yaml
 from merging.bounded import printable
+from search import references
 from search.calibration import calibrated, settings_of
 from search.config_problems import validate
 from search.errors import SearchError
@@ -66,17 +67,17 @@ class LoadedConfig:
             raise self.error(location, str(error)) from error
 
     def resolve(self, reference: str) -> Path:
-        """A model or data path: ``zoo://…``, absolute, or relative to the config's folder, then to the current one."""
-        import zoo
-
-        if zoo.is_reference(reference):
-            return zoo.resolve(reference)
+        """A model or data path: ``zoo://…``, ``vector://…``, absolute, or relative to the config's folder, then to the
+        current one."""
+        named = references.resolve(reference)
+        if named is not None:
+            return named
         path = Path(reference).expanduser()
         if path.is_absolute():
             return path
         beside = self.path.parent / path
-        named = beside.with_name(_OBJECT_IN_FILE.sub(".py", beside.name))
-        return beside if named.exists() else path
+        there = beside.with_name(_OBJECT_IN_FILE.sub(".py", beside.name))
+        return beside if there.exists() else path
 
     def evaluator_options(self, name: str) -> tuple[str, dict[str, Any]]:
         """Type and options of an evaluator, its paths resolved."""
@@ -179,10 +180,8 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _resolve_references(loaded: LoadedConfig, value: Any) -> Any:
-    import zoo
-
-    if isinstance(value, str) and zoo.is_reference(value):
-        return zoo.resolve(value)
+    if isinstance(value, str) and references.is_reference(value):
+        return references.resolve(value)
     if isinstance(value, dict):
         return {key: _resolve_references(loaded, each) for key, each in value.items()}
     if isinstance(value, list):

@@ -217,6 +217,11 @@ def _optimizer_problems(data: dict[str, Any], folder: Path) -> Iterator[Problem]
             yield Problem(problem.location, message, problem.at_key)
 
 
+def _skilled(config: Config) -> list[str]:
+    """The experts that an objective may be the skill of."""
+    return [*config.models.experts, *config.models.derived]
+
+
 def _cross_problems(config: Config) -> Iterator[Problem]:
     """What no single value shows."""
     for index, objective in enumerate(config.objectives):
@@ -233,9 +238,9 @@ def _cross_problems(config: Config) -> Iterator[Problem]:
                 f"{objective.expert!r} is a virtual expert, a merge; a skill is an expert's that was trained for it"
             )
             yield Problem((*location, "expert"), message)
-        elif objective.expert is not None and objective.expert not in config.models.experts:
-            known = ", ".join(config.models.experts)
-            hint = did_you_mean(objective.expert, config.models.experts)
+        elif objective.expert is not None and objective.expert not in _skilled(config):
+            known = ", ".join(_skilled(config))
+            hint = did_you_mean(objective.expert, _skilled(config))
             yield Problem((*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}")
     yield from virtual_problems(config)
     yield from calibration_problems(config)

@@ -9,13 +9,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evaluators import registry
 from evaluators.contract import Evaluator, EvaluatorError
-from merging.recipe import MergingError, Recipe
+from merging.recipe import MergingError, Recipe, SourceRef
 from search import virtual
 from search.calibration import calibrated, choices_of, options_of, searches_calibrated, settings_of
 from search.config import LoadedConfig
@@ -24,8 +25,9 @@ from search.fidelity import nested_order
 from search.kept_inputs import load_samples, save_samples
 from search.live_experts import LiveExperts
 from search.positions import Location
+from search.schema import VirtualConfig
 from search.space.methods import example, searched
-from search.virtual import Say, members, needs_calibration
+from search.virtual import Say, derived_of, made_of, members, needs_calibration
 
 if TYPE_CHECKING:
     from evaluators.calibration import Drawn, InputsOptions
@@ -39,8 +41,8 @@ class Gathered(NamedTuple):
     """What a run merges.
 
     Attributes:
-        sources: base, experts, virtual experts.
-        made_by: virtual expert -> its recipe.
+        sources: base, experts, derived and virtual experts.
+        made_by: derived or virtual expert -> its recipe.
         calibration: of the experts, where a method of the space looks at inputs; collected by :func:`collect`.
     """
 
@@ -52,7 +54,7 @@ class Gathered(NamedTuple):
 def gather(
     loaded: LoadedConfig, sources: Sources, evaluators: Mapping[str, Evaluator], *, make: bool, say: Say
 ) -> Gathered:
-    """Read or record what the experts are calibrated on, and make the virtual ones.
+    """Read or record what the experts are calibrated on, and make the derived and the virtual ones.
 
     Args:
         loaded: the config.
@@ -66,19 +68,30 @@ def gather(
         MergingError: a model refuses its inputs.
     """
     config = loaded.config
-    if not config.models.virtual and not searches_calibrated(config):
+    if not made_of(config) and not searches_calibrated(config):
         return Gathered(sources, {}, None)
     inputs = Inputs(loaded, sources, evaluators, say)
     inputs.check()
-    if not make:
-        return Gathered(sources, inputs.recipes(planned=True), None)
+    recipes: dict[str, Recipe] = {}
+    whole = sources
     try:
-        recipes = inputs.recipes()
-        whole = virtual.make(loaded, sources, recipes, inputs.collected, say)
+        for each in (derived_of(config), config.models.virtual):  # the latter may be made of the former
+            more = inputs.recipes(each, whole, recipes, planned=not make)
+            whole = virtual.make(loaded, whole, more, inputs.collected, say) if make else whole
+            recipes |= more
+        if not make:
+            return Gathered(sources, recipes, None)
         calibration = inputs.calibration(calibrated(config)) if searches_calibrated(config) else None
     finally:
         inputs.close()
     return Gathered(whole, recipes, calibration)
+
+
+def named_refs(sources: Sources, made_by: Mapping[str, Recipe]) -> dict[str, SourceRef]:
+    """Alias -> model, as recipes name it; of one that was not made yet, nothing but its recipe."""
+    planned = {alias: SourceRef("", f"made by {each.hash}") for alias, each in made_by.items()}
+    found = planned | sources.refs
+    return {alias: replace(ref, made_by=made_by.get(alias)) for alias, ref in found.items()}
 
 
 def collect(loaded: LoadedConfig, calibration: CollectedCalibration, materializer: Materializer, say: Say) -> None:
@@ -140,18 +153,24 @@ class Inputs:
         for name in blind:
             _LOG.warning("note: whether inputs of %s are in the holdout of %s cannot be told: see to it", alias, name)
 
-    def recipes(self, planned: bool = False) -> dict[str, Recipe]:
-        """Of every virtual expert.
+    def recipes(
+        self, made: Mapping[str, VirtualConfig], sources: Sources, known: Mapping[str, Recipe], planned: bool = False
+    ) -> dict[str, Recipe]:
+        """Of some derived or virtual experts.
 
         Args:
+            made: which.
+            sources: the models, and those of ``known`` where they are made.
+            known: the recipes of what they may be made of.
             planned: without the inputs: nothing can be made by them.
         """
         config, found = self._loaded.config, {}
-        for name, each in config.models.virtual.items():
-            known: dict[str, str] = {}
+        refs = named_refs(sources, known)
+        for name, each in made.items():
+            given: dict[str, str] = {}
             if needs_calibration(each.method) and not planned:
-                known = {"fingerprint": self.calibration(members(each, config)).fingerprint}
-            found[name] = virtual.recipe_of(each, config, self._sources.layout.groups, self._sources.refs, **known)
+                given = {"fingerprint": self.calibration(members(each, config)).fingerprint}
+            found[name] = virtual.recipe_of(each, config, sources.layout.groups, refs, **given)
         return found
 
     def calibration(self, aliases: Sequence[str]) -> CollectedCalibration:

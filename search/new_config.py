@@ -15,6 +15,7 @@ from search.errors import SearchError
 from search.model_kind import ModelKind, model_kind
 from search.positions import did_you_mean
 from search.presets import PRESETS, Kind, Preset, fill
+from search.references import is_reference, resolve
 
 METRICS = {
     "exact_match": "accuracy", "choice": "acc", "perplexity": "bits_per_byte", "drift": "kl", "length": "new_tokens",
@@ -105,7 +106,7 @@ def draft(wishes: Wishes) -> Draft:
             f"that fit: {', '.join(fitting)}"
         )
     for alias, expert in wishes.experts.items():
-        found += _difference(alias, base, model_kind(folder_of(expert)))
+        found += _found(alias, base, folder_of(expert))
     sections: dict[str, dict[str, Any]] = {}
     for asked in wishes.evaluators:
         sections[asked.name], line = _section(asked, preset, base.kind, wishes)
@@ -223,10 +224,17 @@ def _check_names(wishes: Wishes) -> None:
 
 
 def folder_of(reference: str) -> Path:
-    """Where a model or data lie that a user names: a path from here, or a ``zoo://`` reference."""
-    import zoo
+    """Where a model or data lie that a user names: a path from here, a ``zoo://`` or a ``vector://`` reference."""
+    return resolve(reference) or Path(reference).expanduser()
 
-    return zoo.resolve(reference) if zoo.is_reference(reference) else Path(reference).expanduser()
+
+def _found(alias: str, base: ModelKind, folder: Path) -> list[str]:
+    from merging.opening import is_adapter, is_vector
+
+    if is_vector(folder) or is_adapter(folder):
+        what = "a task vector" if is_vector(folder) else "a PEFT adapter"
+        return [f"{alias}: {what}; `check` says whether it is of this base"]
+    return _difference(alias, base, model_kind(folder))
 
 
 def _difference(alias: str, base: ModelKind, expert: ModelKind) -> list[str]:
@@ -303,10 +311,8 @@ def _has_gpu() -> bool:
 
 def _path(reference: str, folder: Path) -> str:
     """A path as the config has it: relative ones start at the config's folder."""
-    import zoo
-
     path = Path(reference).expanduser()
-    if zoo.is_reference(reference) or path.is_absolute() or reference.startswith("~"):
+    if is_reference(reference) or path.is_absolute() or reference.startswith("~"):
         return reference
     return os.path.relpath(path, folder) if folder.resolve() != Path.cwd() else reference
 
@@ -349,7 +355,11 @@ def _scalar(value: Any) -> str:
     import yaml
 
     if isinstance(value, str):
-        if (_PLAIN.fullmatch(value) or value.startswith("zoo://")) and ": " not in value and " #" not in value:
+        if (
+            (_PLAIN.fullmatch(value) or value.startswith(("zoo://", "vector://")))
+            and ": " not in value
+            and " #" not in value
+        ):
             try:
                 if yaml.safe_load(value) == value:
                     return value

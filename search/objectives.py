@@ -150,7 +150,8 @@ def target_of(loaded: LoadedConfig, index: int, evaluators: Mapping[str, Evaluat
             f"{objective.metric} ranges over [{low}, {high}]; give `bounds: [low, high]`, low < high, the range that "
             "matters to you",
         )
-    expert = objective.expert or (evaluator if evaluator in loaded.config.models.experts else None)
+    models = loaded.config.models
+    expert = objective.expert or (evaluator if evaluator in {**models.experts, **models.derived} else None)
     return Target(objective.metric, metric, low, high, expert)
 
 

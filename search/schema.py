@@ -49,11 +49,18 @@ class VirtualConfig(_Strict):
 
 
 class Models(_Strict):
-    """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` references."""
+    """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` references. An expert may also be an
+    adapter as PEFT saves it, or a vector of the store."""
 
     base: str = Field(description="the model that the experts are fine-tunes of: a folder, or a zoo:// reference")
     experts: dict[Name, str] = Field(
-        min_length=1, description="name -> fine-tuned model of the same architecture, as `base` is named"
+        min_length=1,
+        description="name -> what the base was fine-tuned to: a model of the same architecture, a PEFT adapter, or a "
+        "task vector; a folder, zoo://… or vector://NAME",
+    )
+    derived: dict[Name, str] = Field(
+        default_factory=dict,
+        description="further experts as expressions in task vectors: legal + 0.8*(real - synthetic), base - toxic",
     )
     virtual: dict[Name, VirtualConfig] = Field(
         default_factory=dict, description="merges of the experts that the search takes for experts too"
@@ -71,7 +78,7 @@ class Models(_Strict):
 
     @model_serializer(mode="wrap")
     def _said_only_where_there_are_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(handler(self), "virtual", {})
+        return _without(_without(handler(self), "virtual", {}), "derived", {})
 
 
 class CalibrationConfig(_Strict):

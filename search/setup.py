@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evaluators import registry
 from evaluators.contract import Evaluator, EvaluatorError
-from merging.recipe import Recipe, SourceRef
+from merging.recipe import MergingError, Recipe, SourceRef
 from search.config import LoadedConfig
 from search.constraints import Constraints
 from search.events import LOG_VERSION
@@ -58,7 +58,7 @@ class Setup:
         objectives: resolved.
         constraints: resolved.
         engine_fingerprint: what of the engine scores depend on; "" where only a worker can know it (vLLM).
-        made_by: virtual expert -> its recipe.
+        made_by: derived or virtual expert -> its recipe.
         calibration: statistics on the experts' inputs, where a method of the space needs any.
         live: what stands over the live model; None where others score the candidates.
     """
@@ -91,9 +91,9 @@ class Setup:
     @cached_property
     def refs(self) -> dict[str, SourceRef]:
         """Alias -> model, as recipes name it; of a virtual expert that was not made yet, nothing but the recipe."""
-        planned = {alias: SourceRef("", f"made by {each.hash}") for alias, each in self.made_by.items()}
-        found = planned | self.sources.refs
-        return {alias: replace(ref, made_by=self.made_by.get(alias)) for alias, ref in found.items()}
+        from search.ingredients import named_refs
+
+        return named_refs(self.sources, self.made_by)
 
 
 def stages_of(
@@ -253,7 +253,7 @@ def model_path(loaded: LoadedConfig, location: Location, reference: str) -> Path
 
     try:
         path = loaded.resolve(reference)
-    except zoo.ZooError as error:
+    except (zoo.ZooError, MergingError) as error:
         raise loaded.error(location, str(error)) from error
     if not path.is_dir():
         hint = ""

@@ -26,14 +26,14 @@ def space_problems(data: dict[str, Any]) -> Iterator[Problem]:
     """
     models = data.get("models")
     experts = models.get("experts") if isinstance(models, dict) else None
-    virtual = models.get("virtual") if isinstance(models, dict) else None
+    made = [models.get(each) for each in ("virtual", "derived")] if isinstance(models, dict) else []
     try:
         space = SpaceConfig.model_validate(data.get("space", {}))
     except ValidationError:
         return
     if not isinstance(experts, dict) or not experts:
         return
-    count = len(experts) + (len(virtual) if isinstance(virtual, dict) else 0)
+    count = len(experts) + sum(len(each) for each in made if isinstance(each, dict))
     densities = False
     for index, each in enumerate(space.methods):
         choice = MethodChoice(each) if isinstance(each, str) else MethodChoice(each.name, each.parameters)
@@ -68,6 +68,7 @@ def _beside(choice: MethodChoice, index: int, space: SpaceConfig, virtual: bool)
     if virtual and needs_calibration(choice.name):
         yield Problem(
             (*_METHODS, index),
-            f"{choice.name} looks at inputs of what it merges, and of the virtual experts, which the space holds too, "
-            f"there are none. Use one or the other: name {choice.name} under models.virtual, or drop models.virtual",
+            f"{choice.name} looks at inputs of what it merges, and of the virtual experts and derived ones, which "
+            f"the space holds too, there are none. Use one or the other: name {choice.name} under models.virtual, or "
+            "drop models.virtual and models.derived",
         )

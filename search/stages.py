@@ -114,7 +114,7 @@ def build_stages(
             calibration=calibration,
         )
 
-    fixed = _baselines(baselines, tuple(config.models.experts), tuple(config.models.virtual))
+    fixed = _baselines(baselines, config)
     names = stage_names(config)
     if ends is None:
         ends = _ends(names, len(fixed), config)
@@ -176,16 +176,20 @@ def translate(genome: Genome, source: Space, target: Space) -> Genome | None:
         return None
 
 
-def _baselines(space: Space, experts: tuple[str, ...], virtual: tuple[str, ...]) -> tuple[tuple[str, Genome], ...]:
-    """What needs no search. Virtual experts stand alone: an average over them too would be nobody's baseline."""
-    nothing = dict.fromkeys((*experts, *virtual), 0.0)
+def _baselines(space: Space, config: Config) -> tuple[tuple[str, Genome], ...]:
+    """What needs no search. What is made of the experts stands alone: an average over that too would be nobody's
+    baseline. A derived expert may have a skill of its own, and is labelled as experts are."""
+    experts = tuple(config.models.experts)
+    nothing = dict.fromkeys(experts_of(config), 0.0)
 
     def everyone(value: float, method: str | None = None) -> Genome:
         return space.uniform(nothing | dict.fromkeys(experts, value), method)
 
     labelled = [("base", space.uniform(nothing))]
-    labelled += [(f"expert {name}", space.uniform({**nothing, name: 1.0})) for name in experts]
-    labelled += [(f"{name}{ALONE}", space.uniform({**nothing, name: 1.0})) for name in virtual]
+    labelled += [
+        (f"expert {name}", space.uniform({**nothing, name: 1.0})) for name in (*experts, *config.models.derived)
+    ]
+    labelled += [(f"{name}{ALONE}", space.uniform({**nothing, name: 1.0})) for name in config.models.virtual]
     if len(experts) > 1:
         labelled.append(("average", everyone(1.0 / len(experts))))
     labelled += [(f"task arithmetic {value}", everyone(value)) for value in LAMBDA_GRID]

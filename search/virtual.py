@@ -1,8 +1,9 @@
-"""Virtual experts: what a config says of them, checked, and made when a run is set up.
+"""Virtual and derived experts: what a config says of them, checked, and made when a run is set up.
 
 A virtual expert is a merge of the config's experts, with float32 weights, in the user's cache; from then on the search
 treats it as one expert more. Its own recipe goes into every recipe that uses it, so that a winner can be made again
-where the cache is gone.
+where the cache is gone. A derived expert is one by task arithmetic, written as an expression. Virtual experts may be
+made of derived ones, which are made first.
 """
 
 from __future__ import annotations
@@ -23,13 +24,55 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+DERIVED = "task_arithmetic"
+"""The method that makes derived experts."""
+
 ALONE = " alone"
 """How the labels of virtual experts end, as baselines."""
 
 
+def derived_of(config: Config) -> dict[str, VirtualConfig]:
+    """The derived experts, each as the merge that it is.
+
+    Raises:
+        MergingError: expressions that mean nothing.
+    """
+    if not config.models.derived:
+        return {}
+    from merging.expressions import expand
+
+    forms = expand(config.models.derived, config.models.experts)
+    return {
+        name: VirtualConfig(method=DERIVED, of=list(form) or None, coefficients=form or 0.0)
+        for name, form in forms.items()
+    }
+
+
+def made_of(config: Config) -> dict[str, VirtualConfig]:
+    """All experts that are made: the derived, then the virtual ones, in the order in which they can be made.
+
+    Raises:
+        MergingError: expressions that mean nothing.
+    """
+    return {**derived_of(config), **config.models.virtual}
+
+
 def experts_of(config: Config) -> tuple[str, ...]:
-    """All aliases that a search gives coefficients to: the experts, then the virtual ones."""
-    return (*config.models.experts, *config.models.virtual)
+    """All aliases that a search gives coefficients to: the experts, then the derived and the virtual ones."""
+    return (*config.models.experts, *config.models.derived, *config.models.virtual)
+
+
+def place_of(name: str, config: Config) -> Location:
+    """Where a config says what an expert is made of."""
+    return ("models", "derived" if name in config.models.derived else "virtual", name)
+
+
+def told(name: str, config: Config) -> str:
+    """What an expert is made of, for people."""
+    if name in config.models.derived:
+        return config.models.derived[name]
+    virtual = config.models.virtual[name]
+    return f"{virtual.method} of {', '.join(members(virtual, config))}"
 
 
 def members(virtual: VirtualConfig, config: Config) -> tuple[str, ...]:
@@ -39,11 +82,16 @@ def members(virtual: VirtualConfig, config: Config) -> tuple[str, ...]:
 
 def references(config: Config) -> dict[str, str]:
     """Alias -> the model as the config names it; of a virtual expert, of what it is made."""
-    made = {
-        name: f"{virtual.method} of {', '.join(members(virtual, config))}"
-        for name, virtual in config.models.virtual.items()
-    }
+    made = {name: told(name, config) for name in (*config.models.derived, *config.models.virtual)}
     return {"base": config.models.base, **config.models.experts, **made}
+
+
+def _looks_at_inputs(method: str) -> bool:
+    """As :func:`needs_calibration`; not of a method that there is none of, which is said elsewhere."""
+    try:
+        return needs_calibration(method)
+    except MergingError:
+        return False
 
 
 def needs_calibration(method: str) -> bool:
@@ -101,12 +149,16 @@ def _coefficient(virtual: VirtualConfig, alias: str, default: Value | None) -> V
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """What is wrong with the virtual experts, and with naming them elsewhere."""
+    """What is wrong with the derived and virtual experts, and with naming them elsewhere."""
     models = config.models
+    wrong = list(_wrong_expressions(config))
+    yield from wrong
+    if wrong:
+        return  # what is made of them cannot be judged
     for name, virtual in models.virtual.items():
         location: Location = ("models", "virtual", name)
-        if name in models.experts or name == "base":
-            what = "the base model" if name == "base" else "an expert"
+        if name in models.experts or name == "base" or name in models.derived:
+            what = "the base model" if name == "base" else "an expert" if name in models.experts else "a derived expert"
             yield Problem(location, f"{name!r} is the name of {what}; give the virtual expert another", at_key=True)
         found = list(_wrong_names(virtual, config, location))
         yield from found
@@ -117,10 +169,47 @@ def problems(config: Config) -> Iterator[Problem]:
                 yield Problem((*location, "method"), str(error))
 
 
+def _wrong_expressions(config: Config) -> Iterator[Problem]:
+    from merging.expressions import expand, task_vectors
+
+    models = config.models
+    names = (*models.experts, *models.derived)
+    found = False
+    for name, text in models.derived.items():
+        location: Location = ("models", "derived", name)
+        if name in models.experts or name == "base":
+            what = "the base model" if name == "base" else "an expert"
+            yield Problem(location, f"{name!r} is the name of {what}; give the derived expert another", at_key=True)
+            found = True
+            continue
+        try:
+            task_vectors(text, names)
+        except MergingError as error:
+            yield Problem(location, str(error))
+            found = True
+    if found or not models.derived:
+        return
+    try:
+        forms = expand(models.derived, models.experts)
+    except MergingError as error:
+        at = next((each for each in models.derived if f" {each} ->" in str(error)), next(iter(models.derived)))
+        yield Problem(("models", "derived", at), str(error))
+        return
+    for name, form in forms.items():
+        if not form:
+            yield Problem(("models", "derived", name), "this is the base itself; leave it out, or name an expert in it")
+
+
 def _wrong_names(virtual: VirtualConfig, config: Config, location: Location) -> Iterator[Problem]:
-    known = config.models.experts
+    known = {**config.models.experts, **config.models.derived}
     of = members(virtual, config)
     for index, alias in enumerate(of):
+        if alias in config.models.derived and _looks_at_inputs(virtual.method):
+            yield Problem(
+                (*location, "of", index),
+                f"{alias!r} is derived, and {virtual.method} looks at inputs of what it merges, of which it has none; "
+                "name experts",
+            )
         if alias in config.models.virtual and alias not in known:
             yield Problem((*location, "of", index), f"{alias!r} is virtual itself; name the experts that it is made of")
         elif alias not in known:
@@ -154,7 +243,14 @@ def recipe_of(
     from merging.virtual import DTYPE
 
     named = references(config)
-    sources = {alias: SourceRef(named[alias], refs[alias].content) for alias in ("base", *members(virtual, config))}
+    sources = {
+        alias: SourceRef(
+            named[alias] if refs[alias].made_by is None else f"virtual/{alias}",
+            refs[alias].content,
+            refs[alias].made_by,
+        )
+        for alias in ("base", *members(virtual, config))
+    }
     assignment = assignment_of(virtual, config, fingerprint)
     return Recipe("base", sources, dict.fromkeys(groups, assignment), dtype=DTYPE)
 
@@ -166,12 +262,12 @@ def make(
     calibration: Callable[[Recipe], Calibration | None],
     say: Say,
 ) -> Sources:
-    """The models with the virtual experts among them; made where they are not in the cache.
+    """The models with the derived or virtual experts among them; made where they are not in the cache.
 
     Args:
         loaded: the config.
-        sources: base and experts.
-        recipes: of every virtual expert.
+        sources: the models that they are made of.
+        recipes: of each.
         calibration: what a recipe needs, collected; None where it needs nothing. Called only where it is made.
         say: told one line a step.
 
@@ -182,18 +278,18 @@ def make(
 
     folders = {}
     for name, recipe in recipes.items():
-        virtual = loaded.config.models.virtual[name]
+        what = f"{'derived' if name in loaded.config.models.derived else 'virtual'} expert {name}"
         try:
             made = make_one(
                 recipe,
                 sources,
                 calibration=partial(calibration, recipe),
                 live_dtype=loaded.config.models.dtype,
-                on_wait=partial(say, f"virtual expert {name}: another process makes it; waiting"),
+                on_wait=partial(say, f"{what}: another process makes it; waiting"),
             )
         except MergingError as error:
-            raise loaded.error(("models", "virtual", name), str(error)) from error
+            raise loaded.error(place_of(name, loaded.config), str(error)) from error
         folders[name] = made.folder
         how = "from the cache" if made.seconds is None else f"made in {made.seconds:.1f} s"
-        say(f"virtual expert {name}: {virtual.method} of {', '.join(members(virtual, loaded.config))}, {how}")
+        say(f"{what}: {told(name, loaded.config)}, {how}")
     return sources.joined(folders) if folders else sources

@@ -105,7 +105,7 @@ class NuSlerp(_Ends):
     def prepare(self, pool: Pool, name: str, values: Values) -> Elements:
         """See the class."""
         on, t = _on(values), position(values)
-        shape = tuple(pool.source(name, 0).shape)
+        shape = pool.shape(name)
         if values.shared["flatten"] or not has_vectors(shape):
             return _linear(on, tuple(float(each) for each in arcs(gram(pool, name, on)[None], t)[:, 0]))
         axis: Axis = "first" if values.shared["row_wise"] else "last"

@@ -3,7 +3,9 @@
 Every direction counts here, however little a model moved along it, so those that only the rounding of the stored
 weights made have to be told apart: a singular value is taken for noise where it is at most what that rounding gives
 (:func:`rounding`). Of models in float32 this leaves out what is exactly singular, such as the directions that a
-low-rank adapter never had.
+low-rank adapter never had. Adapters that were not folded into weights have no such noise, and are merged in their joint
+subspace (:class:`merging.methods.products.SubspaceMethod`); the result agrees with that of the weights that they were
+folded into to some 1e-6 of the task vectors where no singular value of theirs lies below that rounding.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merging.linear_algebra import leading, polar, wide
+from merging.linear_algebra import leading, polar
 from merging.methods.contract import Parameter, Values
-from merging.methods.products import SCALE, MatrixMethod
+from merging.methods.products import SCALE, SubspaceMethod
 
 # Dtypes in which models are kept, the coarsest first.
 _GRIDS = (torch.bfloat16, torch.float16, torch.float32)
@@ -30,7 +32,15 @@ COMMON_FRACTION = Parameter(
 )
 
 
-class TsvM(MatrixMethod):
+class SpectralMethod(SubspaceMethod):
+    """A method of singular vectors, which tells apart those that rounding made."""
+
+    def noise(self, base: Tensor, expert: Tensor) -> float:
+        """See :func:`rounding`."""
+        return rounding(base, expert)
+
+
+class TsvM(SpectralMethod):
     """Task singular vectors, made orthogonal to those of the other tasks (Gargiulo et al. 2025, eq. 7-9).
 
     Of each task's Δ_t = U_t·S_t·V_tᵀ the ⌊min(m, n) / T⌋ largest singular values are kept. U and V, those of all tasks
@@ -45,16 +55,15 @@ class TsvM(MatrixMethod):
     formula: ClassVar[str] = "θ = θ0 + scale·U⊥·S·V⊥ᵀ, of the leading singular vectors of every τ_t, made orthogonal"
     paper: ClassVar[str] = "Gargiulo et al. 2025, arXiv 2412.00081"
 
-    def change(self, base: Tensor, experts: Sequence[Tensor], values: Values) -> Tensor:
+    def merge(self, deltas: Sequence[Tensor], noise: Sequence[float], shape: tuple[int, int], values: Values) -> Tensor:
         """See the class."""
-        deltas, noise = _deltas(base, experts), _noise(base, experts)
-        count = min(base.shape) // len(deltas)
+        count = min(shape) // len(deltas)
         if len(deltas) == 1 or not count:
             return _sum(deltas) / len(deltas)
         return _joined([leading(delta, count, each) for delta, each in zip(deltas, noise, strict=True)], flat=False)
 
 
-class IsoC(MatrixMethod):
+class IsoC(SpectralMethod):
     """The sum of the task vectors with a flat spectrum (Marczak et al. 2025, section 4.1).
 
     Σ Δ_t = U·S·Vᵀ becomes Δ = mean(S)·U·Vᵀ: every direction is moved along alike. U, V and the mean are restricted to
@@ -66,14 +75,13 @@ class IsoC(MatrixMethod):
     formula: ClassVar[str] = "θ = θ0 + scale·mean(S)·U·Vᵀ, with Σ τ_t = U·S·Vᵀ"
     paper: ClassVar[str] = "Marczak et al. 2025, arXiv 2502.04959"
 
-    def change(self, base: Tensor, experts: Sequence[Tensor], values: Values) -> Tensor:
+    def merge(self, deltas: Sequence[Tensor], noise: Sequence[float], shape: tuple[int, int], values: Values) -> Tensor:
         """See the class."""
-        deltas, noise = _deltas(base, experts), _noise(base, experts)
         u, s, vh = leading(_sum(deltas), noise=math.hypot(*noise))
         return (u @ vh) * s.mean() if len(s) else torch.zeros_like(deltas[0])
 
 
-class IsoCts(MatrixMethod):
+class IsoCts(SpectralMethod):
     """A flat spectrum over directions common to the tasks and directions of each (Marczak et al. 2025, section 4.2).
 
     Of r = min(m, n) directions, T·s are for the tasks, s = round((r − ⌊common_fraction·r⌋) / T), and c = r − T·s are
@@ -90,10 +98,9 @@ class IsoCts(MatrixMethod):
     fixed: ClassVar[frozenset[str]] = frozenset({COMMON_FRACTION.name})
     parameters: ClassVar[tuple[Parameter, ...]] = (COMMON_FRACTION, SCALE)
 
-    def change(self, base: Tensor, experts: Sequence[Tensor], values: Values) -> Tensor:
+    def merge(self, deltas: Sequence[Tensor], noise: Sequence[float], shape: tuple[int, int], values: Values) -> Tensor:
         """See the class."""
-        deltas, noise = _deltas(base, experts), _noise(base, experts)
-        common, own = shares(min(base.shape), len(deltas), float(values.shared[COMMON_FRACTION.name]))
+        common, own = shares(min(shape), len(deltas), float(values.shared[COMMON_FRACTION.name]))
         shared = leading(_sum(deltas), common, math.hypot(*noise))
         found = [shared]
         for delta, each in zip(deltas, noise, strict=True):
@@ -136,17 +143,8 @@ def rounding(base: Tensor, expert: Tensor) -> float:
     return _ABOVE * math.sqrt(variance) * (math.sqrt(expert.shape[0]) + math.sqrt(expert.shape[1]))
 
 
-def _deltas(base: Tensor, experts: Sequence[Tensor]) -> list[Tensor]:
-    origin = wide(base)
-    return [wide(expert) - origin for expert in experts]
-
-
 def _sum(matrices: Sequence[Tensor]) -> Tensor:
     return sum(matrices[1:], start=matrices[0])
-
-
-def _noise(base: Tensor, experts: Sequence[Tensor]) -> list[float]:
-    return [rounding(base, expert) for expert in experts]
 
 
 def _joined(found: Sequence[tuple[Tensor, Tensor, Tensor]], *, flat: bool) -> Tensor:

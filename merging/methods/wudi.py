@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merging.linear_algebra import solve_right, wide
+from merging.linear_algebra import solve_right
 from merging.methods.contract import Parameter, Values
-from merging.methods.products import SCALE, MatrixMethod
+from merging.methods.products import SCALE, SubspaceMethod
 
 REGULARISATION = Parameter(
     "regularisation",
@@ -21,7 +21,7 @@ REGULARISATION = Parameter(
 )
 
 
-class Wudi(MatrixMethod):
+class Wudi(SubspaceMethod):
     """argmin Σ_t ‖(Δ − Δ_t)·Δ_tᵀ‖² / ‖Δ_t‖², near Σ Δ_t (Cheng et al. 2025, eq. 8, in closed form).
 
     The rows of a task vector lie in the space of the inputs that its task was trained on, so Δ_t stands for them. With
@@ -40,16 +40,15 @@ class Wudi(MatrixMethod):
     fixed: ClassVar[frozenset[str]] = frozenset({REGULARISATION.name})
     parameters: ClassVar[tuple[Parameter, ...]] = (REGULARISATION, SCALE)
 
-    def change(self, base: Tensor, experts: Sequence[Tensor], values: Values) -> Tensor:
+    def merge(self, deltas: Sequence[Tensor], noise: Sequence[float], shape: tuple[int, int], values: Values) -> Tensor:
         """See the class."""
-        origin = wide(base)
-        deltas = [each for each in (wide(expert) - origin for expert in experts) if bool(each.any())]
-        if not deltas:
-            return torch.zeros_like(origin)
-        return closed_form(deltas, float(values.shared[REGULARISATION.name]))
+        moved = [each for each in deltas if bool(each.any())]
+        if not moved:
+            return torch.zeros_like(deltas[0])
+        return closed_form(moved, float(values.shared[REGULARISATION.name]), shape[1])
 
 
-def closed_form(deltas: Sequence[Tensor], regularisation: float) -> Tensor:
+def closed_form(deltas: Sequence[Tensor], regularisation: float, inputs: int | None = None) -> Tensor:
     """Δ of the class.
 
     As a correction of the sum, so that what no task vector spans is not touched: Σ Δ_t + E·B·(Bᵀ·B + μ·I)⁻¹ with
@@ -59,17 +58,18 @@ def closed_form(deltas: Sequence[Tensor], regularisation: float) -> Tensor:
     Args:
         deltas: [tasks] of [out, in] float64, none of them zero.
         regularisation: μ as a multiple of the mean eigenvalue of Σ H_t = Bᵀ·B.
+        inputs: columns of the matrices themselves, where these are their cores.
     """
     anchor = sum(deltas[1:], start=deltas[0])
     norms = [float(torch.linalg.matrix_norm(delta)) for delta in deltas]
     units = [delta / norm for delta, norm in zip(deltas, norms, strict=True)]
-    rows, inputs = anchor.shape
-    mu = regularisation * len(deltas) / inputs  # every H_t has trace 1
-    if rows * len(deltas) < inputs:
+    rows, columns = anchor.shape
+    mu = regularisation * len(deltas) / (inputs or columns)  # every H_t has trace 1
+    if rows * len(deltas) < columns:
         stacked = torch.cat(units)
         gaps = torch.cat([(delta - anchor) @ unit.mT for delta, unit in zip(deltas, units, strict=True)], dim=1)
         return anchor + solve_right(gaps, _regular(stacked @ stacked.mT, mu)) @ stacked
-    gap, moments = torch.zeros_like(anchor), anchor.new_zeros(inputs, inputs)
+    gap, moments = torch.zeros_like(anchor), anchor.new_zeros(columns, columns)
     for delta, unit in zip(deltas, units, strict=True):
         own = unit.mT @ unit
         gap += (delta - anchor) @ own

@@ -83,6 +83,7 @@ def _parents(facts: CardFacts) -> Iterator[str]:
     rows = []
     for index, each in enumerate(facts.parents):
         role = "base" if index == 0 else "expert" if each.made_by is None else f"made by {_methods(each.made_by)}"
+        role += f", {each.form}" if each.form else ""
         revision = f" at {code(each.revision[:12])}" if each.revision else ""
         licence = "" if each.made_by is not None else plain(each.license or "not stated")
         rows.append([plain(each.alias), f"{plain(each.name)}{revision}", role, licence, code(each.content)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,12 +26,14 @@ class Parent:
 
     Attributes:
         alias: what the recipe calls it.
-        name: what a stranger may be told: its id on the Hub, a ``zoo://`` reference, or the name of its folder.
+        name: what a stranger may be told: its id on the Hub, a ``zoo://`` or
+            ``vector://`` reference, or the name of its folder.
         content: hash of its tensors, ``sha256:…``.
         hub_id: on the Hugging Face Hub, None where it is not known to be there.
         revision: commit on the Hub, where it is known.
         made_by: the merge that made it, for virtual experts.
         metadata: front matter of its own model card; empty where there is none.
+        form: what it is kept as where it is no model of its own: ``a PEFT adapter``, ``a task vector``; "" elsewhere.
     """
 
     alias: str
@@ -40,6 +43,7 @@ class Parent:
     revision: str | None = None
     made_by: Recipe | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    form: str = ""
 
     @property
     def license(self) -> str | None:
@@ -93,7 +97,8 @@ def parents_of(
         if alias in given:
             id, revision = given[alias], revision if given[alias] == id else None
         name = names[alias]
-        found.append(Parent(alias, name, ref.content, id, revision, None, read_metadata(folders[alias])))
+        metadata, form = read_metadata(folders[alias]), form_of(folders[alias])
+        found.append(Parent(alias, name, ref.content, id, revision, None, metadata, form))
     return found
 
 
@@ -143,9 +148,21 @@ def hub_id_of(folder: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
+def form_of(folder: Path) -> str:
+    """What an expert is kept as where it is no model of its own, for people; "" for a model."""
+    from merging.opening import is_adapter, is_vector
+
+    if not is_vector(folder):
+        return "a PEFT adapter" if is_adapter(folder) else ""
+    from merging.vectors.manifest import Manifest
+
+    error = Manifest.read(folder).error
+    return f"a task vector, off by {error:.2g} of its length" if error else "a task vector, exact"
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Front matter of a model's own card; what its ``config.json`` says of a licence where the card says nothing. Empty
-    where there is neither, or what is there cannot be read."""
+    """Front matter of a model's own card; where the card says nothing of a licence, what a vector's manifest or a
+    model's ``config.json`` says. Empty where there is none of them, or what is there cannot be read."""
     try:
         text = bounded.read_text(folder / "README.md", _LARGEST_CARD, regular=True)
         match = _FRONT_MATTER.match(text)
@@ -154,12 +171,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         data = None
     found: dict[str, Any] = {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}
     if "license" not in found:
-        try:
-            config = bounded.read_json(folder / "config.json")
-        except (OSError, ValueError):
-            return found
-        if isinstance(config, dict) and isinstance(config.get("license"), str):
-            found["license"] = config["license"]
+        for name in ("vector.json", "config.json"):
+            with contextlib.suppress(OSError, ValueError):
+                data = bounded.read_json(folder / name)
+                if isinstance(data, dict) and isinstance(data.get("license"), str):
+                    return found | {"license": data["license"]}
     return found
 
 
@@ -179,14 +195,14 @@ def _taking_part(recipe: Recipe) -> set[str]:
 
 def _names(references: Mapping[str, str], folders: Mapping[str, Path], given: Mapping[str, str]) -> dict[str, str]:
     """What strangers are told; a folder's name that two models have is told apart by the alias."""
-    import zoo
+    from search.references import is_reference
 
     names = {}
     for alias, reference in references.items():
         known = given.get(alias) or (hub_id_of(folders[alias])[0] if alias in folders else None)
         if known is not None:
             names[alias] = known
-        elif zoo.is_reference(reference):
+        elif is_reference(reference):
             names[alias] = reference
         else:
             own = Path(reference).expanduser().name

@@ -32,6 +32,7 @@ from search.forecast.arithmetic import forecast, no_costs
 from search.forecast.disk import Disk, disk_of
 from search.forecast.outline import outline_of
 from search.positions import ConfigError, Placed
+from search.virtual import made_of
 
 
 @dataclass
@@ -141,7 +142,7 @@ def _disk(subject: Subject, runs: Path, models: Models, evaluators: Mapping[str,
         evaluators,
         found.sizes,
         base=models.folders["base"],
-        virtual=len(subject.config.models.virtual),
+        virtual=len(made_of(subject.config)),
         from_files=False,
         runs=runs,
         cache=default_cache(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merging.checkpoint import Checkpoint
+from merging.opening import is_adapter, is_vector, open_model
 from merging.recipe import MergingError
 from merging.sampling import Sample, sample
 from merging.scan import PLAUSIBLE
@@ -52,9 +53,11 @@ def check_models(subject: Subject) -> Models:
     found, given = Models(), subject.config.models
     for alias, reference in {BASE: given.base, **given.experts}.items():
         location = place_of(alias)
+        if alias != BASE and BASE not in found.checkpoints and _needs_base(subject, location, reference):
+            continue  # what is wrong with the base was said
         with subject.findings.at(*location):
             found.folders[alias] = model_path(subject.loaded, location, reference)
-            found.checkpoints[alias] = Checkpoint.open(found.folders[alias])
+            found.checkpoints[alias] = open_model(found.folders[alias], found.checkpoints.get(BASE))
     fitting = _fitting(subject, found.checkpoints)
     if fitting is None:
         return found
@@ -65,6 +68,14 @@ def check_models(subject: Subject) -> Models:
         found.sample = sample(fitting)
         _judge(subject, fitting, found.sample)
     return found
+
+
+def _needs_base(subject: Subject, location: Location, reference: str) -> bool:
+    """Whether it changes a base, and cannot be read without one: an adapter, or a vector."""
+    with subject.findings.at(*location):
+        folder = model_path(subject.loaded, location, reference)
+        return is_adapter(folder) or is_vector(folder)
+    return True
 
 
 def _fitting(subject: Subject, checkpoints: dict[str, Checkpoint]) -> Sources | None:

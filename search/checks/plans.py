@@ -79,11 +79,13 @@ def _resolve(subject: Subject, evaluators: Mapping[str, Evaluator], plan: Plan) 
 def _check_virtual(subject: Subject, sources: Sources, evaluators: Mapping[str, Evaluator]) -> None:
     """Recipes of virtual experts, and the rows that experts are calibrated on."""
     config = subject.config
-    if not (subject.sound("models", "virtual") and subject.sound("space") and subject.sound("calibration")):
+    whole = subject.sound("models", "virtual") and subject.sound("models", "derived")
+    if not (whole and subject.sound("space") and subject.sound("calibration")):
         return
     refs = _planned(sources)
-    for name, each in config.models.virtual.items():
-        with subject.findings.at("models", "virtual", name):
+    for name, each in virtual.made_of(config).items():
+        with subject.findings.at(*virtual.place_of(name, config)):
+            refs[name] = SourceRef("", f"planned:{name}")
             virtual.recipe_of(each, config, sources.layout.groups, refs)
     inputs = Inputs(subject.loaded, sources, evaluators, lambda _: None)
     for alias in calibrated(config):
@@ -100,9 +102,9 @@ def _planned(sources: Sources) -> dict[str, SourceRef]:
 
 def _build(subject: Subject, sources: Sources, plan: Plan) -> None:
     config, layout = subject.config, sources.layout
-    if not (subject.sound("space") and subject.sound("models", "virtual")):
+    if not (subject.sound("space") and subject.sound("models", "virtual") and subject.sound("models", "derived")):
         return
-    refs = _planned(sources) | {name: SourceRef("", f"planned:{name}") for name in config.models.virtual}
+    refs = _planned(sources) | {name: SourceRef("", f"planned:{name}") for name in virtual.made_of(config)}
     tensors = {name: layout.group(name) for name in layout.names}
     with subject.findings.at("space"):
         plan.stages = tuple(build_stages(config, layout.groups, refs, tensors=tensors, calibration=PLANNED))

@@ -12,7 +12,7 @@ from search.checks.course import Checked
 from search.checks.findings import LEVELS
 from search.checks.plans import sizes_of
 from search.ranges import size_text
-from search.virtual import members
+from search.virtual import made_of, members, told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ def _rows(checked: Checked) -> Iterator[tuple[str, str]]:
     for name, model in summary["models"].items():
         yield ("base" if name == "base" else f"expert {name}"), _model_text(model)
     for name, made in summary["virtual"].items():
-        yield f"virtual {name}", f"{made['method']} of {', '.join(made['of'])}"
+        yield f"{made['kind']} {name}", made["told"]
     for alias, text in summary["calibration"].items():
         yield f"inputs of {alias}", text
     for name, each in summary["evaluators"].items():
@@ -116,8 +116,13 @@ def _summary(checked: Checked) -> dict[str, Any] | None:
             for alias, reference in references.items()
         },
         "virtual": {
-            name: {"method": each.method, "of": list(members(each, config))}
-            for name, each in config.models.virtual.items()
+            name: {
+                "kind": "derived" if name in config.models.derived else "virtual",
+                "method": each.method,
+                "of": list(members(each, config)),
+                "told": told(name, config),
+            }
+            for name, each in made_of(config).items()
         },
         "calibration": {alias: _inputs_text(checked, alias) for alias in calibrated(config)},
         "evaluators": {

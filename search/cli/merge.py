@@ -138,11 +138,11 @@ class _Finder:
         self._found: dict[Path, str] = {}
 
     def __call__(self, reference: str) -> Path | None:
-        import zoo
+        from search.references import resolve
 
         if (found := self._given.get(reference)) is not None:
             return found  # the folder's own name is what strangers are told
-        found = zoo.resolve(reference) if zoo.is_reference(reference) else _cached(reference)
+        found = resolve(reference) or _cached(reference)
         if found is not None:
             self._found[found] = reference
         return found

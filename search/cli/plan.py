@@ -134,12 +134,13 @@ def _of_config(
     from search.config import load_config
     from search.placement import Work
     from search.setup import model_paths
+    from search.virtual import made_of
 
     loaded = load_config(path, overrides)
     config = loaded.config
     base, experts = model_paths(loaded)
     sizes = sizes_of(base, experts, config.models.dtype)
-    virtual = dict.fromkeys(config.models.virtual, sizes.sources["base"])
+    virtual = dict.fromkeys(made_of(config), sizes.sources["base"])
     sizes = replace(sizes, sources={**sizes.sources, **virtual})
     there = _given(devices) if devices is not None else _found(loaded)
     ray = config.workers.kind == "ray"

@@ -19,7 +19,7 @@ from search.forecast.disk import Disk, disk_of
 from search.forecast.outline import Outline, outline_of
 from search.schema import Config
 from search.stages import Stage, build_optimizer, build_stages
-from search.virtual import experts_of, needs_calibration
+from search.virtual import experts_of, made_of, needs_calibration
 from search.workers.evaluation import CandidateFailed
 from search.workers.opening import worker_threads
 
@@ -98,7 +98,7 @@ def make_plan(
             evaluators,
             sizes,
             base=base,
-            virtual=len(loaded.config.models.virtual),
+            virtual=len(made_of(loaded.config)),
             from_files=any(part.where == "files" for part in placement.parts),
             runs=runs,
             cache=default_cache(),
@@ -113,10 +113,9 @@ def make_plan(
 def opened(base: Path, experts: Mapping[str, Path]) -> Sources:
     """Models of which only the headers are read."""
     from merging import Sources
-    from merging.checkpoint import Checkpoint
+    from merging.opening import open_models
 
-    paths = {"base": base, **experts}
-    return Sources.opened({alias: Checkpoint.open(path) for alias, path in paths.items()})
+    return Sources.opened(open_models(base, experts))
 
 
 class _Measured:
@@ -177,7 +176,7 @@ def _with_real_experts(config: Config) -> Config:
         each for each in config.space.methods if not needs_calibration(each if isinstance(each, str) else each.name)
     ]
     space = config.space.model_copy(update={"methods": methods or ["task_arithmetic"]})
-    models = config.models.model_copy(update={"virtual": {}})
+    models = config.models.model_copy(update={"virtual": {}, "derived": {}})
     return config.model_copy(update={"space": space, "models": models})
 
 
@@ -199,10 +198,10 @@ def _stages(config: Config, sources: Sources, *, real: bool = False) -> list[Sta
 
 def _notes(loaded: LoadedConfig, outline: Outline, measured: bool) -> list[str]:
     config, notes = loaded.config, []
-    if config.models.virtual and measured:
+    if made_of(config) and measured:
         notes.append(
-            "Virtual experts are made when the run starts, unless the cache has them: about as long as one merge and "
-            "one export each, and for calibrated methods a pass over their inputs. That is not in the time."
+            "Virtual and derived experts are made when the run starts, unless the cache has them: about as long as one "
+            "merge and one export each, and for calibrated methods a pass over their inputs. That is not in the time."
         )
     if any(needs_calibration(each if isinstance(each, str) else each.name) for each in config.space.methods):
         notes.append("Methods that look at inputs are not in the time: their merges may take longer.")

@@ -218,6 +218,26 @@ class TestTsvM(MethodConformance):
     assignment = plain("tsv_m", 3, scale=0.7)
 
 
+class TestKnotsTies(MethodConformance):
+    method = "knots_ties"
+    assignment = over("knots_ties", 1.0, 0.7, -0.3, own={"density": 0.4}, scale=0.8)
+
+
+class TestKnotsDareTies(MethodConformance):
+    method = "knots_dare_ties"
+    assignment = over("knots_dare_ties", 0.6, 0.5, own={"density": 0.3}, seed=3)
+
+
+class TestCoreTies(MethodConformance):
+    method = "core_ties"
+    assignment = over("core_ties", 1.0, 0.7, -0.3, own={"density": 0.4}, normalize=False)
+
+
+class TestCoreDareTies(MethodConformance):
+    method = "core_dare_ties"
+    assignment = over("core_dare_ties", 0.6, 0.5, own={"density": 0.3}, scale=0.9)
+
+
 class TestWudi(MethodConformance):
     method = "wudi"
     assignment = plain("wudi", 3, regularisation=0.05, scale=0.9)

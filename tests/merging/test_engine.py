@@ -65,6 +65,10 @@ ASSIGNMENTS = {
     "iso_c": Assignment.of("iso_c", NEITHER),
     "iso_cts": Assignment.of("iso_cts", NEITHER, common_fraction=0.6),
     "wudi": Assignment.of("wudi", NEITHER, delta_scale=1.2),
+    "knots_ties": Assignment.of("knots_ties", BOTH),
+    "knots_dare_ties": Assignment.of("knots_dare_ties", BOTH, seed=3),
+    "core_ties": Assignment.of("core_ties", BOTH, normalize=False),
+    "core_dare_ties": Assignment.of("core_dare_ties", BOTH),
 }
 
 

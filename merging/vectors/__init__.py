@@ -1,0 +1,1 @@
+"""Task vectors as goods: how the change of a model is encoded, kept, exchanged and put to use."""

@@ -1,0 +1,56 @@
+"""What a diagnosis came to: numbers, curves, the verdict, and what to say beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merging.diagnose.verdict import Verdict
+
+    from merging.diagnose.results import Diagnosis
+    from search.diagnosis.probing import Curves
+
+FORMAT = "paretomerge-diagnose/1"
+"""Of the command's JSON; the diagnosis within has a version of its own."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A diagnosis with its verdict, ready to be shown.
+
+    Attributes:
+        diagnosis: the numbers that need no data.
+        verdict: in words.
+        references: alias -> how the model was named, the base's among them.
+        curves: what data said; None where none were asked for.
+        left_out: sentences on what was not looked at.
+        version: of this program.
+    """
+
+    diagnosis: Diagnosis
+    verdict: Verdict
+    references: dict[str, str] = field(default_factory=dict)
+    curves: Curves | None = None
+    left_out: tuple[str, ...] = ()
+    version: str = ""
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data: ``format``, ``models``, ``verdict``, ``diagnosis``, and ``curves`` where there are any."""
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "models": self.references,
+            "verdict": self.verdict.as_data(),
+            "diagnosis": self.diagnosis.as_data(),
+        }
+        if self.curves is not None:
+            data["curves"] = self.curves.as_data()
+        return data
+
+
+def shown_reference(reference: str) -> str:
+    """A model's reference as a page that is sent to others may show it: of a path, the folder's name alone."""
+    if "://" in reference:
+        return reference
+    return Path(reference).name or reference
