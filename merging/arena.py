@@ -1,6 +1,10 @@
 """Sources where candidates can be computed from them fastest: each in one piece of memory, in the order of the layout.
 
 Memory-mapped files are read as fast only while the system keeps their pages, and count as memory all the same.
+
+Of an adapter nothing is laid out in main memory: what it leaves as it is lies where the base's lies, and what it changes
+stays in its factors, from which :meth:`merging.sources.Sources.tensor` makes a tensor whenever a candidate needs it. On
+a device, where products of its own would have other bits than those of an export, what is changed lies multiplied out.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ def hold(sources: Sources, beside: torch.device | Mapping[str, torch.device], ho
         return _HELD[sources]
     order = layout_order(sources)
     devices = {name: beside if isinstance(beside, torch.device) else beside[name] for name in order}
-    needed = sum(map(size_of, _infos(sources, order)))
+    needed = sum(map(size_of, _infos(sources, order, thin=True)))
     # Of shared ones some may be there already: what is missing is known once it is this process's turn to make it.
     where = choose(home, 0 if home == "shared" else needed, free_memory(), _on_accelerators(sources, devices))
     try:
@@ -72,6 +76,8 @@ def hold(sources: Sources, beside: torch.device | Mapping[str, torch.device], ho
             places = devices if where == "device" else dict.fromkeys(order, torch.device("cpu"))
             for arena in _arenas(sources, places):
                 _fill(sources, arena, allocate(arena.elements, arena.dtype, arena.device)[0])
+        if where != "files":
+            _share(sources, order)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError) as error:
         raise MergingError(
             f"the sources need {needed / 1e9:.1f} GB in {where} memory, and that much is not free "
@@ -115,14 +121,31 @@ def size_of(info: TensorInfo) -> int:
     return info.numel * info.dtype.itemsize
 
 
-def _infos(sources: Sources, names: Iterable[str]) -> Iterator[TensorInfo]:
-    return (sources.info(alias, name) for name in names for alias in sources.checkpoints)
+def _infos(sources: Sources, names: Iterable[str], *, thin: bool) -> Iterator[TensorInfo]:
+    """Of what is laid out; ``thin``: where factors stay factors."""
+    both = ((alias, name) for name in names for alias in sources.checkpoints)
+    return (sources.info(alias, name) for alias, name in both if _is_laid_out(sources, alias, name, thin=thin))
+
+
+def _is_laid_out(sources: Sources, alias: str, name: str, *, thin: bool) -> bool:
+    """Whether a tensor of a model has memory of its own: not what is as in the base, nor what stays in factors."""
+    factors = sources.factors(alias, name)
+    return factors is None or (not thin and factors.rank > 0)
+
+
+def _share(sources: Sources, names: Iterable[str]) -> None:
+    """Let models have the base's tensors where they are the base's."""
+    for name in names:
+        for alias in sources.checkpoints:
+            factors = sources.factors(alias, name)
+            if factors is not None and not factors.rank:
+                sources.place(alias, name, sources.tensor(sources.base, name))
 
 
 def _on_accelerators(sources: Sources, devices: Mapping[str, torch.device]) -> list[tuple[int, int]]:
     found = []
     for device in sorted({device for device in devices.values() if device.type != "cpu"}, key=str):
-        own = _infos(sources, (name for name in devices if devices[name] == device))
+        own = _infos(sources, (name for name in devices if devices[name] == device), thin=False)
         found.append((sum(map(size_of, own)), free_on(device)))
     return found
 
@@ -142,9 +165,12 @@ def _arenas(sources: Sources, places: Mapping[str, torch.device]) -> list[_Arena
     """In the order of the models; ``places`` is in that of the layout."""
     found = []
     for alias in sources.checkpoints:
-        infos = {name: sources.info(alias, name) for name in places}
-        for dtype, device in sorted({(infos[name].dtype, places[name]) for name in places}, key=str):
-            names = [name for name in places if (infos[name].dtype, places[name]) == (dtype, device)]
+        laid = [
+            name for name in places if _is_laid_out(sources, alias, name, thin=places[name].type == "cpu")
+        ]
+        infos = {name: sources.info(alias, name) for name in laid}
+        for dtype, device in sorted({(infos[name].dtype, places[name]) for name in laid}, key=str):
+            names = [name for name in laid if (infos[name].dtype, places[name]) == (dtype, device)]
             elements = tuple(infos[name].numel for name in names)
             found.append(_Arena(alias, dtype, device, tuple(names), elements))
     return found

@@ -180,7 +180,7 @@ class Composed(Checkpoint):
         """
         self._info(name)
         base = self.base.read(name)
-        return self._composed(name, base) if name in self.changes else base
+        return self.composed(name, base) if name in self.changes else base
 
     @contextmanager
     def reader(self, name: str) -> Iterator[Read]:
@@ -193,7 +193,7 @@ class Composed(Checkpoint):
         info = self.base.tensors[name]
         origin = torch.empty(info.shape, dtype=info.dtype)
         self.base.read_into(name, origin)  # not mapped: whoever reads by pieces wants no page of the file to stay
-        whole = self._composed(name, origin).reshape(-1)
+        whole = self.composed(name, origin).reshape(-1)
 
         def copy(out: Tensor, start: int) -> None:
             flat = out.reshape(-1)
@@ -201,7 +201,16 @@ class Composed(Checkpoint):
 
         yield copy
 
-    def _composed(self, name: str, base: Tensor) -> Tensor:
+    def composed(self, name: str, base: Tensor) -> Tensor:
+        """What becomes of a changed tensor.
+
+        Args:
+            name: of :attr:`changes`.
+            base: the base's tensor, as it is stored.
+
+        Raises:
+            MergingError: what it is composed from does not fit, or is damaged.
+        """
         change, info = self.changes[name], self.tensors[name]
         found = change.compose(base)
         if tuple(found.shape) != info.shape or found.dtype != info.dtype:

@@ -1,8 +1,8 @@
 """Task vectors in factors: inner products and singular values of matrices that are never made.
 
 An adapter's Δ = L·R is known by (out + in)·r numbers. What its statistics need of Δ is in the small products of the
-factors of two adapters: ⟨L_i·R_i, L_j·R_j⟩ = tr((L_iᵀ·L_j)·(R_j·R_iᵀ)), in float64 and on one thread, so that the number
-of threads changes no bit. Against sums over the elements of Δ the relative error is some 1e-15 times
+factors of two adapters: ⟨L_i·R_i, L_j·R_j⟩ = tr((L_iᵀ·L_j)·(R_j·R_iᵀ)), in float64 and on one thread, so that no bit
+depends on the number of threads. Against sums over the elements of Δ the relative error is some 1e-15 times
 ‖L_i‖·‖R_i‖·‖L_j‖·‖R_j‖, which for what training gives is within a few times ‖Δ_i‖·‖Δ_j‖.
 
 What is measured here is Δ itself; the stored weights of a model that an adapter was folded into differ from base + Δ by
@@ -25,6 +25,9 @@ from merging.pool import pieces
 
 # Elements of a piece of the outer factors, of which a product is held.
 _PIECE = 1 << 18
+
+# A sum of task vectors below this fraction of its terms cannot be told from 0.
+_LOST = 1e-14
 
 
 def inner_products(factors: Sequence[Factors]) -> np.ndarray:
@@ -70,7 +73,8 @@ def column_inner_products(factors: Sequence[Factors]) -> np.ndarray:
 
 
 def norm_of_sum(factors: Sequence[Factors], coefficients: Sequence[float]) -> float:
-    """‖Σ f_t·Δ_t‖, also where the sum nearly cancels: its error is some 1e-15 of the terms, not of their squares.
+    """‖Σ f_t·Δ_t‖, also where the sum nearly cancels: its error is some 1e-15 of the terms, not of their squares. What
+    is no larger than that is 0.
 
     Args:
         factors: [sources] of one tensor.
@@ -78,8 +82,9 @@ def norm_of_sum(factors: Sequence[Factors], coefficients: Sequence[float]) -> fl
     """
     with torch.no_grad(), one_thread():
         cores = joint_space([(each.left, each.right) for each in factors]).cores
-        total = sum((core * each for core, each in zip(cores, coefficients, strict=True)), start=cores[0] * 0.0)
-        return float(torch.linalg.vector_norm(total)) if total.numel() else 0.0
+        terms = [core * each for core, each in zip(cores, coefficients, strict=True)]
+        found = float(torch.linalg.vector_norm(sum(terms[1:], start=terms[0])))
+        return found if found > _LOST * math.fsum(float(torch.linalg.vector_norm(each)) for each in terms) else 0.0
 
 
 def decomposition(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:

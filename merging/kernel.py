@@ -194,7 +194,7 @@ def merge_tensors(work: Iterable[Piece]) -> dict[str, list[Tensor]]:
         if not isinstance(task.method, Elementwise) or not out.is_contiguous():
             ends[name] = merge_tensor(name, task, out, compiled=compiled)
             continue
-        if run is not None and _is_brought(name, task, out):  # what was brought before it makes room first
+        if run is not None and _is_made_for(name, task, out):  # what was made for the one before it goes first
             ends[run.name], run = run.compute(), None
         following = _Run(name, *_elements(name, task, out), compiled)
         if run is not None and run.continues(following):
@@ -203,7 +203,7 @@ def merge_tensors(work: Iterable[Piece]) -> dict[str, list[Tensor]]:
         if run is not None:
             ends[run.name] = run.compute()
         run = following
-        del following  # a second name would keep what was brought for it
+        del following  # a second name would keep what was made for it
     if run is not None:
         ends[run.name] = run.compute()
     return ends
@@ -284,10 +284,12 @@ def _cut(inputs: Inputs, start: int, stop: int) -> Inputs:
     )
 
 
-def _is_brought(name: str, task: Task, out: Tensor) -> bool:
-    """Whether sources lie elsewhere than the result, and are brought to its device for this tensor alone."""
-    on_cpu = out.device.type == "cpu"  # where they are not brought to from anywhere
-    return not on_cpu and any(each.device != out.device for each in task.pool.sources(name))
+def _is_made_for(name: str, task: Task, out: Tensor) -> bool:
+    """Whether there is memory for this tensor alone: sources that lie elsewhere than the result are brought to its
+    device, those that are kept in factors multiplied out."""
+    if out.device.type == "cpu":
+        return any(each is not None and each.rank > 0 for each in task.pool.factors(name))
+    return any(each.device != out.device for each in task.pool.sources(name))
 
 
 def _follows(one: Tensor, other: Tensor) -> bool:

@@ -16,7 +16,7 @@ from merging.alignment import Alignment, renumbered, resized
 from merging.bounded import read_json
 from merging.checkpoint import Checkpoint, TensorInfo, check_finite, check_room, content_hash
 from merging.compatibility import check_plain, check_ties, is_frozen, is_tied, may_lack, optional_heads
-from merging.composed import Factors, factors_of
+from merging.composed import Composed, Factors, factors_of
 from merging.differences import check_compatible
 from merging.files import Read
 from merging.layout import Layout
@@ -219,12 +219,19 @@ class Sources:
     def tensor(self, alias: str, name: str) -> Tensor:
         """A canonical tensor of a model: memory-mapped as stored, or what was placed, or aligned in memory.
 
-        Where a tied expert stores no head, its embedding stands in.
+        Where a tied expert stores no head, its embedding stands in. What an adapter or a vector changes is composed
+        whenever it is asked for, and not kept.
         """
         key = (alias, self.source_name(alias, name))
         found = self._read.get(key)
         if found is None:
-            if self._moves(*key) or name == self._borrowed:
+            checkpoint = self.checkpoints[alias]
+            if isinstance(checkpoint, Composed) and self._stored(*key) in checkpoint.changes and not self._moves(*key):
+                base = self.tensor(self.base, name)
+                found = checkpoint.composed(self._stored(*key), base.cpu())
+                if name != self._borrowed:
+                    return found
+            elif self._moves(*key) or name == self._borrowed:
                 info = self.info(alias, name)
                 found = torch.empty(info.shape, dtype=info.dtype)
                 self.read_into(alias, name, found)
@@ -316,6 +323,7 @@ class Sources:
                 lambda alias: self.refs[alias].content,
                 self.config,
                 {name: info.shape for name, info in self.tensors.items()},
+                self.factors,
             )
         return self._pools[key]
 

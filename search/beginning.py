@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from evaluators.contract import SPLITS
 from search.config import LoadedConfig
 from search.events import LOG_VERSION, RunStarted
@@ -15,7 +17,14 @@ from search.standing import Schedule
 from search.workers.identity import evaluator_identity
 
 
-def beginning(loaded: LoadedConfig, setup: Setup, stages: list[Stage], schedule: Schedule, threads: int) -> RunStarted:
+def beginning(
+    loaded: LoadedConfig,
+    setup: Setup,
+    stages: list[Stage],
+    schedule: Schedule,
+    threads: int,
+    borders: Mapping[str, list[int]],
+) -> RunStarted:
     """The first event of a run with this config over these models and data.
 
     Args:
@@ -24,6 +33,7 @@ def beginning(loaded: LoadedConfig, setup: Setup, stages: list[Stage], schedule:
         stages: of the search.
         schedule: when candidates are proposed and told.
         threads: CPU threads of each worker.
+        borders: of the space's blocks, where they were placed.
     """
     checkpoints = setup.sources.checkpoints
     return RunStarted(
@@ -63,6 +73,7 @@ def beginning(loaded: LoadedConfig, setup: Setup, stages: list[Stage], schedule:
         calibration="" if setup.calibration is None else setup.calibration.fingerprint,
         schedule=schedule.kind,
         window=schedule.window,
+        borders=dict(borders),
     )
 
 

@@ -61,6 +61,7 @@ class RunStarted(Event):
         calibration: fingerprint of the calibration data, where a method of the space needs any.
         schedule: "strict" or "steady", for good; "" in older logs, which were strict.
         window: of a strict schedule: candidate i + window is proposed when all up to i were told.
+        borders: stack -> first depth of each block of layers, where the config left their borders to be placed.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -87,10 +88,11 @@ class RunStarted(Event):
     calibration: str = ""
     schedule: str = ""
     window: int = 1
+    borders: dict[str, list[int]] = field(default_factory=dict)
 
     def payload(self) -> dict[str, Any]:
         """See :meth:`Event.payload`. What a run has nothing of is left out, as in the logs of old."""
-        later = ("made_by", "calibration", "schedule")
+        later = ("made_by", "calibration", "schedule", "borders")
         return {name: value for name, value in super().payload().items() if value or name not in later}
 
 

@@ -229,11 +229,10 @@ def folder_of(reference: str) -> Path:
 
 
 def _found(alias: str, base: ModelKind, folder: Path) -> list[str]:
-    from merging.opening import is_adapter, is_vector
-
-    if is_vector(folder) or is_adapter(folder):
-        what = "a task vector" if is_vector(folder) else "a PEFT adapter"
-        return [f"{alias}: {what}; `check` says whether it is of this base"]
+    if (folder / "vector.json").is_file():
+        return [f"{alias}: a task vector; `check` says whether it is of this base"]
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return [f"{alias}: a PEFT adapter; `check` says whether it is of this base"]
     return _difference(alias, base, model_kind(folder))
 
 
@@ -355,11 +354,8 @@ def _scalar(value: Any) -> str:
     import yaml
 
     if isinstance(value, str):
-        if (
-            (_PLAIN.fullmatch(value) or value.startswith(("zoo://", "vector://")))
-            and ": " not in value
-            and " #" not in value
-        ):
+        plain = _PLAIN.fullmatch(value) or is_reference(value)
+        if plain and ": " not in value and " #" not in value:
             try:
                 if yaml.safe_load(value) == value:
                     return value

@@ -181,6 +181,7 @@ class Results:
             version=self.started.version,
             tensors={name: Group.parse(group) for name, group in self.started.tensors.items()} or None,
             calibration=self.started.calibration or PLANNED,
+            borders=self.started.borders,
         )
 
     @cached_property

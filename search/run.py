@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from search.beginning import beginning
+from search.borders import place_borders
 from search.budget import Progress
 from search.config import LoadedConfig
 from search.environment import write_run_files
@@ -190,7 +191,8 @@ class Run:
     def _search(self, setup: Setup, started: RunStarted | None, should_stop: Callable[[], bool]) -> int:
         config = self._loaded.config
         version = started.version if started else LOG_VERSION
-        stages = stages_of(config, setup, started.stage_ends if started else None, version)
+        borders = started.borders if started else place_borders(config, setup.sources, self._say)
+        stages = stages_of(config, setup, started.stage_ends if started else None, version, borders)
         kind = self._schedule_kind(started)
         if started is not None:
             self._refuse_changes(setup, stages, started)
@@ -202,7 +204,7 @@ class Run:
             if started is None:
                 write_run_files(self.folder, self._loaded)
                 self._store = Store.create(self.folder)
-                started = beginning(self._loaded, setup, stages, schedule, _threads())
+                started = beginning(self._loaded, setup, stages, schedule, _threads(), borders)
                 self._emit(started)
                 search = self._driver(setup, stages, pool, started, schedule, should_stop)
             else:
@@ -247,7 +249,7 @@ class Run:
         return kind
 
     def _refuse_changes(self, setup: Setup, stages: list[Stage], started: RunStarted) -> None:
-        now = beginning(self._loaded, setup, stages, Schedule(), _threads())
+        now = beginning(self._loaded, setup, stages, Schedule(), _threads(), started.borders)
         if not now.engine:
             now = replace(now, engine=started.engine)  # known once the workers are there, and asked again then
         refuse_changed_inputs(started, now, self.folder)
@@ -329,7 +331,7 @@ class Run:
                     return
                 refuse_changed_config(self._loaded.config, started, self.folder)
                 setup = set_up(self._loaded, started.threads, say=self._say)
-                stages = stages_of(self._loaded.config, setup, started.stage_ends, started.version)
+                stages = stages_of(self._loaded.config, setup, started.stage_ends, started.version, started.borders)
                 self._refuse_changes(setup, stages, started)
                 pool = InlinePool(InlineWorker(setup.materializer, setup.engine, setup.evaluators))
                 if not known:

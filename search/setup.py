@@ -97,20 +97,31 @@ class Setup:
 
 
 def stages_of(
-    config: Config, setup: Setup, ends: Sequence[int] | None = None, version: int = LOG_VERSION
+    config: Config,
+    setup: Setup,
+    ends: Sequence[int] | None = None,
+    version: int = LOG_VERSION,
+    borders: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Stage]:
     """The stages of a config over the models that were loaded.
 
     Args:
         config: the run's.
         setup: with its sources.
-        ends, version: see :func:`search.stages.build_stages`.
+        ends, version, borders: see :func:`search.stages.build_stages`.
     """
     layout = setup.sources.layout
     tensors = {name: layout.group(name) for name in layout.names}
     fingerprint = setup.calibration.fingerprint if setup.calibration is not None else PLANNED
     return build_stages(
-        config, layout.groups, setup.refs, ends, version=version, tensors=tensors, calibration=fingerprint
+        config,
+        layout.groups,
+        setup.refs,
+        ends,
+        version=version,
+        tensors=tensors,
+        calibration=fingerprint,
+        borders=borders,
     )
 
 

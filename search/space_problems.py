@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from search.positions import Location, Problem
-from search.space import MethodChoice, SpaceError
-from search.space.methods import coefficient_bounds, searched
+from search.positions import Location, Problem, did_you_mean
+from search.space import Bounds, MethodChoice, Mixing, SpaceError, mixed
+from search.space.methods import coefficient_bounds, searched, takes_coefficients
 from search.space.methods import problems as method_problems
 from search.space.scales import density_steps
 from search.space_schema import SpaceConfig
@@ -33,11 +33,21 @@ def space_problems(data: dict[str, Any]) -> Iterator[Problem]:
         return
     if not isinstance(experts, dict) or not experts:
         return
-    count = len(experts) + sum(len(each) for each in made if isinstance(each, dict))
+    aliases = [*experts, *(name for each in reversed(made) if isinstance(each, dict) for name in each)]
+    found = list(_of_experts(space, data.get("space", {}), aliases))
+    yield from found
+    if found:
+        return
+    try:
+        taking, mixing = _mixing(space, data["models"], aliases)
+    except SpaceError as error:
+        yield Problem(("space", "expression"), str(error))
+        return
+    count, made_too = len(taking), not set(taking) <= set(experts)
     densities = False
     for index, each in enumerate(space.methods):
         choice = MethodChoice(each) if isinstance(each, str) else MethodChoice(each.name, each.parameters)
-        found = list(_of_method(choice, index, count)) or list(_beside(choice, index, space, count > len(experts)))
+        found = list(_of_method(choice, index, count)) or list(_beside(choice, index, space, made_too, mixing))
         yield from found
         if not found:
             try:
@@ -51,15 +61,81 @@ def space_problems(data: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(("space", "density"), str(error))
 
 
+def _of_experts(space: SpaceConfig, given: Mapping[str, Any], aliases: Sequence[str]) -> Iterator[Problem]:
+    """What is wrong with the experts that are named, and with an expression beside other keys."""
+    for index, alias in enumerate(space.experts or ()):
+        if alias not in aliases:
+            hint = did_you_mean(alias, aliases)
+            known = ", ".join(map(str, aliases))
+            yield Problem(("space", "experts", index), f"there is no expert {alias!r}; there are: {known}.{hint}")
+        elif alias in (space.experts or ())[:index]:
+            yield Problem(("space", "experts", index), f"the expert {alias!r} is named twice")
+    if space.expression is None:
+        if space.variables:
+            yield Problem(
+                ("space", "variables"),
+                "there is no expression that they are of; give space.expression, such as legal + a*(real - synthetic)",
+                at_key=True,
+            )
+        return
+    for key in ("coefficient", "shared", "experts"):
+        if key in given:
+            yield Problem(
+                ("space", key),
+                "the expression says how experts are combined, and its variables have bounds of their own; leave this "
+                "out, or the expression",
+                at_key=True,
+            )
+    if not space.variables:
+        yield Problem(
+            ("space", "expression"),
+            "nothing in it is searched; name a variable, as in legal + a*(real - synthetic) with variables: {a: [0, "
+            "1.5]}, or make it a derived expert under models.derived",
+        )
+
+
+def _mixing(
+    space: SpaceConfig, models: Mapping[str, Any], aliases: Sequence[str]
+) -> tuple[tuple[str, ...], Mixing | None]:
+    """The experts that are merged, and their coefficients where an expression gives them.
+
+    Raises:
+        SpaceError: an expression that means nothing.
+    """
+    if space.expression is None:
+        return tuple(space.experts or aliases), None
+    derived = models.get("derived")
+    derived = (
+        {name: text for name, text in derived.items() if isinstance(text, str)} if isinstance(derived, dict) else {}
+    )
+    variables = {name: Bounds(*ends) for name, ends in space.variables.items()}
+    return mixed(space.expression, variables, [each for each in aliases if each not in derived], derived)
+
+
 def _of_method(choice: MethodChoice, index: int, experts: int) -> Iterator[Problem]:
     for parameter, message in method_problems(choice, experts):
         yield Problem((*_METHODS, index, "parameters", parameter) if parameter else (*_METHODS, index), message)
 
 
-def _beside(choice: MethodChoice, index: int, space: SpaceConfig, virtual: bool) -> Iterator[Problem]:
+def _beside(
+    choice: MethodChoice, index: int, space: SpaceConfig, virtual: bool, mixing: Mixing | None
+) -> Iterator[Problem]:
     """What is wrong with a method beside the rest of the config."""
     low, high = coefficient_bounds(choice.name)
-    if space.coefficient[0] < low or space.coefficient[1] > high:
+    if mixing is not None:
+        ranges = [mixing.range_of(expert) for expert in range(len(mixing.offset))]
+        least, most = min(each for each, _ in ranges), max(each for _, each in ranges)
+        if least < low or most > high:
+            yield Problem(
+                ("space", "expression"),
+                f"{choice.name} accepts coefficients in [{low:g}, {high:g}], and this expression gives some in "
+                f"[{least:g}, {most:g}]; narrow its variables, or leave {choice.name} out of space.methods",
+            )
+        if not takes_coefficients(choice.name):
+            yield Problem(
+                (*_METHODS, index), f"an expression gives coefficients, and {choice.name} takes none; leave it out"
+            )
+    elif space.coefficient[0] < low or space.coefficient[1] > high:
         yield Problem(
             ("space", "coefficient"),
             f"{choice.name} accepts coefficients in [{low:g}, {high:g}], found {list(space.coefficient)}; narrow the "

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
     Tag,
     field_validator,
+    model_serializer,
 )
 
 Kind = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
@@ -24,6 +26,11 @@ Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 
 PLAIN_GRANULARITIES = ("model", "layer", "tensor", "lines")
 KNOTS_OR_BLOCKS = ("knots", "blocks")
+
+
+AUTO: Final = "auto"
+
+_MOST_BLOCKS = 1024
 
 
 class _Strict(BaseModel):
@@ -36,10 +43,22 @@ class Knots(_Strict):
     knots: int = Field(ge=1, le=128, description="at how many depths")
 
 
+def _blocks(value: Any) -> Any:
+    """A number of blocks, or auto; in our words, since a union would complain once for each."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value != AUTO and not (whole and 1 <= value <= _MOST_BLOCKS):
+        raise ValueError(f"expected a whole number from 1 to {_MOST_BLOCKS}, or auto, found {value!r}")
+    return value
+
+
 class Blocks(_Strict):
     """Coefficients constant over n runs of depths."""
 
-    blocks: int = Field(ge=1, le=1024, description="how many runs of depths")
+    blocks: Annotated[int, Field(ge=1, le=_MOST_BLOCKS)] | Literal["auto"] = Field(
+        description="how many runs of depths; auto: as many as the task vectors' statistics support, where these change"
+    )
+
+    _checked = field_validator("blocks", mode="before")(_blocks)
 
 
 class MethodConfig(_Strict):
@@ -82,10 +101,23 @@ class SpaceConfig(_Strict):
         None, description="module kinds that share their coefficients; by default every kind has its own"
     )
     shared: bool = Field(False, description="one set of coefficients for all experts")
+    experts: list[str] | None = Field(
+        None, min_length=1, description="which of the experts, derived and virtual ones are merged; all if left out"
+    )
+    expression: str | None = Field(
+        None,
+        description="such as legal + a*(real - synthetic): the experts' coefficients are those of an expression, and "
+        "its variables are searched in their place",
+    )
+    variables: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="name -> [low, high] of every variable of the expression"
+    )
     methods: list[Annotated[_Method, Discriminator(_kind_of_method)]] = Field(
         default=["task_arithmetic"], min_length=1, description="several: the choice is a gene per method block"
     )
-    method_blocks: int = Field(1, ge=1, description="runs of depths that choose their method and densities together")
+    method_blocks: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="runs of depths that choose their method and densities together; auto: as for blocks"
+    )
     density: tuple[float, float] = Field(
         (0.1, 1.0), description="bounds of the kept fraction, for methods that have one; in steps of 1/64"
     )
@@ -101,8 +133,20 @@ class SpaceConfig(_Strict):
         known = isinstance(value, Knots | Blocks) or value in PLAIN_GRANULARITIES
         if not known and not (isinstance(value, dict) and len(value) == 1 and set(value) <= set(KNOTS_OR_BLOCKS)):
             plain = ", ".join(PLAIN_GRANULARITIES)
-            raise ValueError(f"expected {plain}, {{knots: k}} or {{blocks: n}}, found {value!r}")
+            raise ValueError(f"expected {plain}, {{knots: k}}, {{blocks: n}} or {{blocks: auto}}, found {value!r}")
+        if isinstance(value, dict) and "blocks" in value:
+            _blocks(value["blocks"])
         return value
+
+    _counted = field_validator("method_blocks", mode="before")(_blocks)
+
+    @field_validator("variables")
+    @classmethod
+    def _all_ordered(cls, variables: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in variables.items():
+            if not (low < high and math.isfinite(high - low)):
+                raise ValueError(f"expected [low, high] with low < high for {name}, found [{low}, {high}]")
+        return variables
 
     @field_validator("coefficient")
     @classmethod
@@ -127,6 +171,13 @@ class SpaceConfig(_Strict):
             if not isinstance(each, str | dict | MethodConfig):
                 raise ValueError(f"expected the name of a method, or {{name: …, parameters: …}}, found {each!r}")
         return methods
+
+    @model_serializer(mode="wrap")
+    def _said_only_where_it_means_something(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        silent = ["experts"] if self.experts is None else []
+        silent += ["expression", "variables"] if self.expression is None else ["coefficient", "shared", "experts"]
+        return {key: value for key, value in data.items() if key not in silent}
 
     @field_validator("methods")
     @classmethod

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import cast
 
 from merging.recipe import Group, SourceRef
+from search.borders import as_borders, planned_borders, wants_borders
 from search.events import LOG_VERSION
 from search.optimizers import registry
 from search.optimizers.contract import Genome, Optimizer, Settings
 from search.schema import Config
 from search.space import Blocks as BlockGranularity
-from search.space import Bounds, Granularity, MethodChoice, Space, SpaceError
+from search.space import Borders, Bounds, Granularity, MethodChoice, Mixing, PlacedBlocks, Space, SpaceError, mixed
 from search.space import Knots as KnotGranularity
 from search.space.methods import PLANNED
-from search.space_schema import Blocks, Knots
+from search.space_schema import AUTO, Blocks, Knots
 from search.virtual import ALONE, experts_of
 
 LAMBDA_GRID = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
@@ -63,6 +64,7 @@ def build_stages(
     version: int = LOG_VERSION,
     tensors: Mapping[str, Group] | None = None,
     calibration: str = PLANNED,
+    borders: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Stage]:
     """The stages of a config.
 
@@ -74,11 +76,15 @@ def build_stages(
         version: of the baselines, as stored when the run started: 1 for runs from before :data:`PRESETS`.
         tensors: canonical tensor name -> its group; needed at ``granularity: tensor``.
         calibration: fingerprint of the calibration data, for methods that need any.
+        borders: stack -> first depths of the blocks, where the config leaves them to be placed; as stored when the run
+            started. None: they are not known yet, and as many as there may be are assumed.
 
     Raises:
         SpaceError: the config's space contradicts itself or the model.
     """
-    granularity = _granularity(config.space.granularity)
+    placed = as_borders(borders or planned_borders(groups)) if wants_borders(config) else {}
+    granularity = _granularity(config.space.granularity, placed)
+    blocks = placed if config.space.method_blocks == AUTO else config.space.method_blocks
     experts = experts_of(config)
     low, high = config.space.coefficient
     methods = [
@@ -94,6 +100,7 @@ def build_stages(
         dtype=config.models.dtype,
         tensors=tensors,
     )
+    taking, mixing = searched_experts(config)
     # Every search starts from the same baselines, also where the user's bounds leave them out.
     baselines = common(
         granularity="model",
@@ -106,8 +113,10 @@ def build_stages(
             granularity=granularity,
             coefficient=Bounds(low, high),
             shared=config.space.shared,
+            mixing=mixing,
+            taking=taking,
             methods=methods,
-            method_blocks=config.space.method_blocks,
+            method_blocks=blocks or 1,
             density=Bounds(*config.space.density),
             shared_density=config.space.shared_density,
             normalize=config.space.normalize,
@@ -126,6 +135,19 @@ def build_stages(
         else:
             stages.append(Stage(index, name, space("model" if name == "per-expert" else granularity), (), end))
     return stages
+
+
+def searched_experts(config: Config) -> tuple[tuple[str, ...], Mixing | None]:
+    """The experts that the search merges, and how their coefficients come about where it is not by genes of their own.
+
+    Raises:
+        SpaceError: an expression that means nothing.
+    """
+    space, models = config.space, config.models
+    if space.expression is None:
+        return (experts_of(config) if space.experts is None else tuple(space.experts)), None
+    variables = {name: Bounds(*ends) for name, ends in space.variables.items()}
+    return mixed(space.expression, variables, (*models.experts, *models.virtual), models.derived)
 
 
 def stage_names(config: Config) -> list[str]:
@@ -216,9 +238,9 @@ def _kinds(config: Config, groups: Sequence[Group]) -> list[list[str]]:
     return [[kind] for kind in present]
 
 
-def _granularity(value: object) -> Granularity:
+def _granularity(value: object, borders: Borders) -> Granularity:
     if isinstance(value, Knots):
         return KnotGranularity(value.knots)
     if isinstance(value, Blocks):
-        return BlockGranularity(value.blocks)
+        return PlacedBlocks(borders) if value.blocks == AUTO else BlockGranularity(value.blocks)
     return cast(Granularity, value)

@@ -1,9 +1,9 @@
 """Where blocks of layers should begin that get coefficients of their own: where the task vectors' statistics change.
 
 Of every depth there are the experts' norm ratios (in logarithms, since they differ by factors), the cosines of all
-pairs, and their sign conflicts. Depths are cut into runs in which these are about constant: of all ways to cut them into
-k runs the one with the least squares is found by dynamic programming (Bellman 1961; optimal partitioning), and k by what
-the criterion of a penalised least-squares fit allows.
+pairs, and their sign conflicts. Depths are cut into runs in which these are about constant: of all ways to cut them
+into k runs the one with the least squares is found by dynamic programming (Bellman 1961), and k by a penalty on every
+further border.
 
 How far values scatter from depth to depth is the median of their first differences, which few steps do not change; of
 few depths it is widened, as those tell little. A further border must explain more than chance would at the best of all
@@ -215,7 +215,8 @@ def _partitions(costs: np.ndarray, most: int) -> tuple[list[float], list[tuple[i
     depths = len(costs)
     least = costs[0].copy()  # of the rows before each stop
     cuts: list[np.ndarray] = []
-    totals, found = [float(least[depths])], [(0,)]
+    totals = [float(least[depths])]
+    found: list[tuple[int, ...]] = [(0,)]
     for number in range(1, most):
         cut = np.zeros(depths + 1, dtype=int)
         longer = np.full(depths + 1, np.inf)

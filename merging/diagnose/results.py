@@ -8,7 +8,7 @@ number that is not defined (the cosine of a task vector that is zero) is ``null`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from typing import Any, Literal, get_args
@@ -292,10 +292,16 @@ class Diagnosis:
         aliases = tuple(_texts(found.get("aliases"), "aliases of the diagnosis"))
         if len(set(aliases)) < len(aliases):
             raise MergingError("expected different aliases in the diagnosis, found one twice")
-        within = lambda key: _object(found.get(key), f"{key} of the diagnosis")  # noqa: E731
-        read: Callable[[str], dict[str, Measures]] = lambda key: {  # noqa: E731
-            name: Measures.from_data(each, aliases, f"{key} {printable(name)}") for name, each in within(key).items()
-        }
+
+        def within(key: str) -> Mapping[str, Any]:
+            return _object(found.get(key), f"{key} of the diagnosis")
+
+        def read(key: str) -> dict[str, Measures]:
+            return {
+                name: Measures.from_data(each, aliases, f"{key} {printable(name)}")
+                for name, each in within(key).items()
+            }
+
         return Diagnosis(
             aliases=aliases,
             references=_text_map(within("references"), "references"),

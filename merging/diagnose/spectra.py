@@ -286,7 +286,10 @@ def _quadrature(matrix: Tensor, without: Tensor, generator: torch.Generator) -> 
         values, weights: [probes · steps] float64; the weights sum to 1.
     """
     m = matrix.shape[0]
-    outside = lambda x: x - without @ (without.mT @ x)  # noqa: E731
+
+    def outside(x: Tensor) -> Tensor:
+        return x - without @ (without.mT @ x)
+
     steps = min(_STEPS, m - without.shape[1])
     x = outside(torch.randn(m, _PROBES, generator=generator).to(matrix.device))
     basis = [x / x.norm(dim=0)]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -72,12 +73,11 @@ def diagnose(
                 walk.pool.forget(name)
             tensors[name] = tally.measures(walk.aliases)
             group = sources.layout.group(name)
-            new = lambda: Tally(len(walk.aliases))  # noqa: E731
-            scopes = [whole, groups.setdefault(group, new()), kinds.setdefault(_kind(group), new())]
+            whole.join(tally)
+            _join(groups, group, tally)
+            _join(kinds, _kind(group), tally)
             if group.depth is not None:
-                scopes.append(depths.setdefault((group.stack, group.depth), new()))
-            for scope in scopes:
-                scope.join(tally)
+                _join(depths, (group.stack, group.depth), tally)
         contents = walk.contents(threads)
     if on_tensor is not None:
         on_tensor(len(names), len(names), "")
@@ -175,6 +175,8 @@ class Walk:
         return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+_Key = TypeVar("_Key")
+
 # A change of a matrix: a product of factors, or what makes the difference whenever it is asked for.
 _Delta = Product | Callable[[], Tensor]
 
@@ -227,6 +229,11 @@ def _delta(
 
 def _made(delta: _Delta) -> Callable[[], Tensor]:
     return delta.dense if isinstance(delta, Product) else delta
+
+
+def _join(tallies: dict[_Key, Tally], key: _Key, tally: Tally) -> None:
+    """Add a tensor to a scope."""
+    tallies.setdefault(key, Tally(len(tally.changed))).join(tally)
 
 
 def _kind(group: Group) -> str:

@@ -60,7 +60,7 @@ _UNSUPPORTED = {
     "use_bdlora": "is block-diagonal (BD-LoRA), whose parts are stored in another way",
     "kasa_config": "is a KaSA adapter, which cuts small singular values off its base when it is loaded",
 }
-_FOLD = "fold it into its base with peft (merge_and_unload, then save_pretrained), and give that folder"
+FOLD = "fold it into its base with peft (merge_and_unload, then save_pretrained), and give that folder"
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _check_kind(path: Path, data: Mapping[str, Any]) -> None:
         found = "no peft_type" if kind is None else f"peft_type {printable(str(kind), 40)}"
         raise MergingError(
             f"expected a LoRA adapter (LoRA, rsLoRA or DoRA) in {path}, found {found} in {ADAPTER}; for another kind, "
-            f"{_FOLD}"
+            f"{FOLD}"
         )
     start = data.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
@@ -212,11 +212,11 @@ def _check_kind(path: Path, data: Mapping[str, Any]) -> None:
             f"expected an adapter that is added to its base, found one in {path} that started from parts of the base's "
             f"weights (init_lora_weights {printable(start, 40)!r}), so that it only fits what was left of them. Save "
             "it with save_pretrained(…, path_initial_model_for_weight_conversion=…), which makes a plain LoRA of it, "
-            f"or {_FOLD}"
+            f"or {FOLD}"
         )
     for key, why in _UNSUPPORTED.items():
         if data.get(key):
-            raise MergingError(f"expected a LoRA adapter that is a change of weights in {path}: this one {why}; {_FOLD}")
+            raise MergingError(f"expected a LoRA adapter that is a change of weights in {path}: this one {why}; {FOLD}")
 
 
 def _no_config(path: Path) -> str:
@@ -255,7 +255,7 @@ def _sorted_out(path: Path, tensors: Mapping[str, TensorInfo]) -> tuple[tuple[Mo
             saved = _SAVED.match(inner)
             if saved is None and re.search(r"(^|\.)lora_", inner):
                 raise MergingError(
-                    f"expected tensors of LoRA and DoRA in {path}, found {printable(name)}, which is neither; {_FOLD}"
+                    f"expected tensors of LoRA and DoRA in {path}, found {printable(name)}, which is neither; {FOLD}"
                 )
             plain = inner if saved is None else f"{saved['stem']}.{saved['leaf']}"
             _put(whole, _plain(plain)[0], name, path)

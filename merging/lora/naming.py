@@ -74,6 +74,12 @@ class Names:
                 return [(f"{each}.{own}", tuple(one.shape)) for own, one in held.named_parameters(recurse=False)]
         return []
 
+    def tied(self, stored: str) -> frozenset[str]:
+        """All live names of the parameter that a tensor on disk is, where there are several; else none."""
+        live = {name for name, places in self._places.items() if stored in {each.name for each in places}}
+        found = [names for names in self._parameters.values() if live & set(names)]
+        return frozenset(found[0]) if found and len(found[0]) > 1 else frozenset()
+
     def is_turned(self, module: str) -> bool:
         """Whether a live module says that its experts are stored [experts, in, out]."""
         return any(bool(getattr(self._module(each), "is_transposed", False)) for each in (module, *self._variants(module)))
@@ -126,14 +132,19 @@ class Names:
     @cached_property
     def _twins(self) -> Mapping[str, str]:
         """Live name of a tied parameter -> the name of the same parameter that is found on disk."""
-        by_parameter: dict[int, list[str]] = {}
-        for name, each in self._model.named_parameters(remove_duplicate=False):
-            by_parameter.setdefault(id(each), []).append(name)
         found = {}
-        for names in by_parameter.values():
+        for names in self._parameters.values():
             placed = [name for name in names if name in self._places]
             if placed:
                 found |= {name: placed[0] for name in names if name not in self._places}
+        return found
+
+    @cached_property
+    def _parameters(self) -> Mapping[int, list[str]]:
+        """All live names of each parameter."""
+        found: dict[int, list[str]] = {}
+        for name, each in self._model.named_parameters(remove_duplicate=False):
+            found.setdefault(id(each), []).append(name)
         return found
 
     @cached_property

@@ -1,6 +1,6 @@
 """TIES among task vectors that were turned to common directions first: KnOTS, and in Core Space.
 
-Elements of two adapters' task vectors at one place mean little to each other: each was learned in directions of its own.
+Elements of two adapters' task vectors at one place mean little to each other: each was learned in its own directions.
 Written in the directions that matter to all of them together, elements agree or disagree about the same direction, and
 the rules that look at elements do better. Adapters are merged from their factors; models that were fine-tuned as a
 whole may be sources too, at the cost of a singular value decomposition as large as the matrix.
@@ -31,9 +31,12 @@ from merging.methods.registry import get
 from merging.methods.sparse import COEFFICIENT, SCALE, SEED, density, switch
 from merging.methods.spectral import rounding
 from merging.pool import Pool
-from merging.recipe import Assignment
+from merging.recipe import Assignment, Value
 
 NORMALIZE = switch("normalize", True, "divide by how many sources agree")
+
+# Coordinates below this fraction of a source's largest are the rounding of float32.
+_NOTHING = 8.0 * float(torch.finfo(torch.float32).eps)
 
 
 class Bases(NamedTuple):
@@ -69,7 +72,8 @@ class JointTies(Elementwise):
     two_sided: ClassVar[bool]
 
     def reduce(self, assignment: Assignment) -> Assignment:
-        """Sources of coefficient 0 are left out, of the directions too; without any, or with scale 0, it is the base."""
+        """Sources of coefficient 0 are left out, also of the directions. Without any, or with scale 0, it is the base.
+        """
         values = Values.of(assignment)
         kept = without_zeros(assignment, values) if values.shared[SCALE.name] != 0.0 else ()
         if kept:
@@ -85,14 +89,20 @@ class JointTies(Elementwise):
             return base_plus(())
         parts = matrices(pool, name)
         if not parts:
-            plain = {"convention": "paper", "rescale": self.rule == "dare_ties"}
-            plain |= {"trim": "tensor"} if self.rule == "ties" else {}
-            return get(self.rule).prepare(pool, name, Values({**values.shared, **plain}, values.sources))  # type: ignore[no-any-return]
+            return self._by_element(pool, name, values)
         with torch.no_grad(), one_thread():
             delta = self._delta(pool, name, parts, values)
             reach = growth(delta, [pool.base(name)])
         scale = float(values.shared[SCALE.name])
         return Elements(base_plus_product, numbers=(scale,), fields=(delta,), gain=1.0 + abs(scale) * reach)
+
+    def _by_element(self, pool: Pool, name: str, values: Values) -> Elements:
+        method = get(self.rule)
+        own: dict[str, Value] = {"convention": "paper", "rescale": self.rule == "dare_ties", "trim": "tensor"}
+        shared = {each.name: values.shared.get(each.name, own.get(each.name)) for each in method.parameters}
+        known = {key: value for key, value in shared.items() if value is not None}
+        elements: Elements = method.prepare(pool, name, Values(known, values.sources))
+        return elements
 
     @abstractmethod
     def sparsified(self, coordinates: Tensor, kept: float, seed: int) -> Tensor:
@@ -136,9 +146,9 @@ class JointTies(Elementwise):
             ("joint", self.two_sided, name, number), lambda: directions(deltas, noise(), two_sided=self.two_sided)
         )
         sparse = []
-        for source, (delta, own) in enumerate(zip(deltas, values.sources, strict=True)):
+        for source, own in enumerate(values.sources):
             seed = seed32(int(values.shared[SEED.name]), pool.content(source), f"{name}\n{number}", "joint")
-            sparse.append(self.sparsified(coordinates(bases, delta), float(own["density"]), seed))
+            sparse.append(self.sparsified(coordinates(bases, deltas[source]), float(own["density"]), seed))
         normalize = bool(values.shared[NORMALIZE.name])
         return bases, elected_mean(sparse, values.column("coefficient"), normalize=normalize)
 
@@ -236,7 +246,8 @@ def directions(deltas: Sequence[Tensor] | Sequence[Pair], noise: Sequence[float]
 
 
 def coordinates(bases: Bases, delta: Tensor | Pair) -> Tensor:
-    """One task vector in common directions: Uᵀ·Δ, or Uᵀ·Δ·Vᵀ, in float64.
+    """One task vector in common directions: Uᵀ·Δ, or Uᵀ·Δ·Vᵀ, in float64. What is 0 but for the rounding of float32 is
+    0: a source that does not move along a direction has no vote there.
 
     Args:
         bases: see :class:`Bases`.
@@ -244,10 +255,11 @@ def coordinates(bases: Bases, delta: Tensor | Pair) -> Tensor:
     """
     left, right = bases.left.to(torch.float64).mT, None if bases.right is None else bases.right.to(torch.float64).mT
     if isinstance(delta, Tensor):
-        found = left @ delta
-        return found if right is None else found @ right
-    inner, outer = wide(delta[0]), wide(delta[1])
-    return (left @ inner) @ (outer if right is None else outer @ right)
+        found = left @ delta if right is None else left @ delta @ right
+    else:
+        inner, outer = wide(delta[0]), wide(delta[1])
+        found = (left @ inner) @ (outer if right is None else outer @ right)
+    return found * (found.abs() > _NOTHING * found.abs().max()) if found.numel() else found
 
 
 def trimmed(coordinates: Tensor, kept: float) -> Tensor:

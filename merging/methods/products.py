@@ -220,7 +220,10 @@ class SubspaceMethod(MatrixMethod):
             return super()._product(pool, name, parts, values)
         key = (self.name, *(values.shared[each] for each in sorted(self.fixed)))
         return thin_product(
-            pool, key, name, lambda: [(part, self._joint(each, values)) for part, each in zip(parts, pairs, strict=True)]
+            pool,
+            key,
+            name,
+            lambda: [(part, self._joint(each, values)) for part, each in zip(parts, pairs, strict=True)],
         )
 
     def _joint(self, pairs: Sequence[Pair], values: Values) -> Factors:

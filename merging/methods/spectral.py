@@ -27,6 +27,9 @@ _GRIDS = (torch.bfloat16, torch.float16, torch.float32)
 # Times the expected largest singular value of noise: what it may come to by chance in a matrix of some 50 rows.
 _ABOVE = 1.25
 
+# How far :func:`merging.linear_algebra.leading` lets directions be from orthonormal.
+_PROJECTED = 1e-7
+
 COMMON_FRACTION = Parameter(
     "common_fraction", float, "share of the directions that is left to what the tasks have in common", 0.8, 0.0, 1.0
 )
@@ -101,10 +104,13 @@ class IsoCts(SpectralMethod):
     def merge(self, deltas: Sequence[Tensor], noise: Sequence[float], shape: tuple[int, int], values: Values) -> Tensor:
         """See the class."""
         common, own = shares(min(shape), len(deltas), float(values.shared[COMMON_FRACTION.name]))
-        shared = leading(_sum(deltas), common, math.hypot(*noise))
+        floor = math.hypot(*noise)
+        shared = leading(_sum(deltas), common, floor)
         found = [shared]
         for delta, each in zip(deltas, noise, strict=True):
-            found.append(leading(delta - shared[0] @ (shared[0].mT @ delta), own, each))
+            # What was projected away leaves the rounding of the task and of the sum, and that of the directions.
+            left = max(math.hypot(each, floor), _PROJECTED * float(torch.linalg.matrix_norm(delta)))
+            found.append(leading(delta - shared[0] @ (shared[0].mT @ delta), own, left))
         return _joined(found, flat=True)
 
 

@@ -21,7 +21,7 @@ ALL = tuple(name for name in CODECS if name not in ("seeded", "factored"))
 CEILING = 4.0
 """Of a tensor's own error, relative to the budget of the whole model."""
 
-_TRIED = 1 << 21
+_TRIED = 1 << 19
 """Elements by which the codecs of a larger tensor are put in order: slices that lie evenly over it."""
 
 _ROUNDING = 0.003

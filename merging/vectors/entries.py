@@ -15,10 +15,12 @@ from merging.recipe import MergingError
 
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}", re.ASCII)
-_DTYPES = frozenset(
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool float8_e4m3fn "
-    "float8_e5m2 complex64".split()
-)
+# fmt: off
+_DTYPES = frozenset({
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
+    "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "complex64",
+})
+# fmt: on
 _LONGEST_TEXT = 2000
 _MOST_DIMENSIONS = 64
 _SIZES = 2**63

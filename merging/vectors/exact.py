@@ -12,7 +12,6 @@ Four forms, of which the smallest is taken. Each stores one number an element, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,15 +109,8 @@ def _encoded(pair: Pair, form: str) -> Tensor | None:
     """The part; None where sums do not give the bits back."""
     if form == "sum" and not _sums(pair):
         return None
-    number: Callable[[int, int], Bits] = {"sum": _sum, "steps": _steps, "xor": _xor, "whole": _whole}[form].__get__(
-        pair
-    )
-
-    def arrays() -> Iterator[Bits]:
-        for start, stop in pieces(pair.numel, PIECE):
-            yield number(start, stop)
-
-    return pack(arrays())
+    number = {"sum": _sum, "steps": _steps, "xor": _xor, "whole": _whole}[form]
+    return pack(number(pair, start, stop) for start, stop in pieces(pair.numel, PIECE))
 
 
 def _sums(pair: Pair) -> bool:

@@ -25,13 +25,12 @@ from merging.layout import Layout
 from merging.recipe import MergingError, Recipe, SourceRef
 from merging.sources import BASE, Sources
 from merging.tokens import TOKENIZER_FILES, copy_tokenizer
-from merging.vectors.cards import card
 from merging.vectors.budget import choose
+from merging.vectors.cards import card
 from merging.vectors.codec import Encoded, encode, encode_factors, fits
 from merging.vectors.manifest import (
     CARD,
     LICENCE,
-    MANIFEST,
     SKETCH,
     FileFacts,
     Manifest,
@@ -40,6 +39,7 @@ from merging.vectors.manifest import (
     StoredTensor,
     part_key,
 )
+from merging.vectors.places import MANIFEST
 from merging.vectors.sketch import sketch_of
 from merging.vectors.source import CONFIG, VectorModel, hash_of, resized, tokens_of
 from merging.verification import same_bits, sha256_of
@@ -114,7 +114,7 @@ def write_vector(
     base: Checkpoint,
     expert: Checkpoint,
     about: About,
-    coding: Coding = Coding(),  # noqa: B008 (frozen)
+    coding: Coding = Coding(),
     on_tensor: OnTensor = lambda done, total, name: None,
 ) -> Manifest:
     """Write what an expert changes of a base into an existing, empty folder, and read it back.
@@ -309,9 +309,7 @@ class _Shards:
 
 
 def _placed(stored: StoredTensor, renamed: Mapping[str, str]) -> StoredTensor:
-    return replace(
-        stored, parts={name: replace(part, file=renamed[part.file]) for name, part in stored.parts.items()}
-    )
+    return replace(stored, parts={name: replace(part, file=renamed[part.file]) for name, part in stored.parts.items()})
 
 
 def _write_companions(folder: Path, base: Checkpoint, expert: Checkpoint) -> None:
@@ -320,7 +318,9 @@ def _write_companions(folder: Path, base: Checkpoint, expert: Checkpoint) -> Non
     if ours != theirs and _tokenizer_files(theirs) and _tokenizer_files(ours) != _tokenizer_files(theirs):
         copy_tokenizer(theirs, folder)
     settings = theirs / GENERATION
-    if settings.is_file() and not ((ours / GENERATION).is_file() and sha256_of(ours / GENERATION) == sha256_of(settings)):
+    if settings.is_file() and not (
+        (ours / GENERATION).is_file() and sha256_of(ours / GENERATION) == sha256_of(settings)
+    ):
         copy_within(settings, theirs, folder / GENERATION)
     if _plain_config(expert.config) != _plain_config(base.config):
         write_json(folder / CONFIG, without_places(expert.config))
@@ -388,5 +388,3 @@ def _read_back(folder: Path, base: Checkpoint, expert: Checkpoint, manifest: Man
             "changed meanwhile; nothing was kept. Check both, and extract again"
         )
     return content
-
-

@@ -98,7 +98,7 @@ class Frames:
         if len(data) != needed:
             raise malformed(f"{needed} bytes in a frame", len(data))
         planes = np.frombuffer(data, dtype=np.uint8).reshape(dtype.itemsize, count)
-        found: Bits = np.ascontiguousarray(planes.T).view(dtype).reshape(-1)
+        found: Bits = np.array(planes.T, order="C").view(dtype).reshape(-1)
         return found
 
     def check(self, needed: Iterable[int]) -> None:

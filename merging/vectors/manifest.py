@@ -23,13 +23,12 @@ from merging.checkpoint import TensorInfo
 from merging.files import unique
 from merging.recipe import MergingError
 from merging.vectors.entries import Entry, check_file_name
+from merging.vectors.places import MANIFEST, NAME
 
 FORMAT = "paretomerge-vector/1"
-MANIFEST = "vector.json"
 CARD = "README.md"
 SHARD = re.compile(r"vector-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}", re.ASCII)
 
 SKETCH = "base sketch"
@@ -325,7 +324,9 @@ class Manifest:
         except FileNotFoundError:
             raise MergingError(f"expected a task vector in {folder}, found no {MANIFEST} there") from None
         except (OSError, ValueError) as error:
-            raise MergingError(f"expected JSON in {file}, found something else ({error}); get the vector again") from error
+            raise MergingError(
+                f"expected JSON in {file}, found something else ({error}); get the vector again"
+            ) from error
         return Manifest.from_data(data, file)
 
     @staticmethod

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from merging.recipe import MergingError
-from merging.vectors.manifest import NAME
+from merging.vectors.places import NAME, default_store, names_in
 
 SCHEME: Final = "vector://"
 
@@ -47,6 +47,4 @@ def resolve(text: str) -> Path:
 
 def names() -> list[str]:
     """Of the vectors in the default store."""
-    from merging.vectors.store import Store
-
-    return Store().names()
+    return names_in(default_store())

@@ -1,4 +1,4 @@
-"""A task vector over its base, read as the fine-tune: every part is hashed whenever it is read, before it is decoded."""
+"""A task vector over its base, read as the fine-tune: every part is hashed whenever it is read, before decoding."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ class VectorModel(Composed):
         self.manifest = manifest
         self.forced = forced
         resized = {name: each.shape for name, each in manifest.tensors.items() if name in changes}
-        self.tensors = {
-            name: replace(info, shape=resized.get(name, info.shape)) for name, info in self.tensors.items()
-        }
+        self.tensors = {name: replace(info, shape=resized.get(name, info.shape)) for name, info in self.tensors.items()}
 
 
 class Shards:
@@ -75,12 +73,16 @@ class Shards:
         file = self._open[part.file]
         info = file.tensors.get(key)
         if info is None or info.shape != part.shape or str(info.dtype) != f"torch.{part.dtype}":
-            raise MergingError(_damaged(self._folder / part.file, f"{printable(key)} is not in it as the manifest says"))
+            raise MergingError(
+                _damaged(self._folder / part.file, f"{printable(key)} is not in it as the manifest says")
+            )
         out = torch.empty(info.shape, dtype=info.dtype)
         with file.reader(key) as read:
             read(out, 0)
         if hash_of(out) != part.sha256:
-            raise MergingError(_damaged(self._folder / part.file, f"the bytes of {printable(key)} have another SHA-256"))
+            raise MergingError(
+                _damaged(self._folder / part.file, f"the bytes of {printable(key)} have another SHA-256")
+            )
         return out
 
     def parts(self, name: str, stored: StoredTensor) -> dict[str, Tensor]:
@@ -298,20 +300,20 @@ def _check_tokens(path: Path, manifest: Manifest, base: Checkpoint) -> None:
 def _another_base(path: Path, manifest: Manifest, base: Checkpoint) -> str:
     return (
         f"expected the base {printable(manifest.base.name)} ({manifest.base.content[:19]}…), which the task vector "
-        f"{path} was made from, found {base.path} ({base.content[:19]}…). {_apart(path, manifest, base)}. A vector on "
-        "another base is the most common silent error: give its own base, or `paretomerge vector equip --force` if you "
-        "know better"
+        f"{path} was made from, found {base.path} ({base.content[:19]}…). {apart_words(path, manifest, base)}. Give "
+        "the vector's own base; who knows better puts it onto another one by `paretomerge vector equip --force`"
     )
 
 
 def _far(path: Path, manifest: Manifest, base: Checkpoint) -> str:
     return (
         f"{path} was made from {printable(manifest.base.name)} and is put onto another base, {base.path}. "
-        f"{_apart(path, manifest, base)}; score the result before you rely on it."
+        f"{apart_words(path, manifest, base)}; score the result before you rely on it."
     )
 
 
-def _apart(path: Path, manifest: Manifest, base: Checkpoint) -> str:
+def apart_words(path: Path, manifest: Manifest, base: Checkpoint) -> str:
+    """How far a base is from the vector's own, as a clause."""
     apart = base_distance(path, manifest, base)
     if apart is None:
         return "How far the two bases are apart is not known"

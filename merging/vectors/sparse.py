@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ def encode_topk(
     kept: list[Bits] = []
     for start, stop in pieces(pair.numel, PIECE):
         delta = pair.delta(start, stop)
-        index = np.flatnonzero(_inside(delta.abs().numpy(), start, cut, _tie_seed(pair)))
+        index = _inside(delta.abs().numpy(), start, cut, _tie_seed(pair))
         positions.append(np.diff(index, prepend=-1).astype(_GAP) - 1)
         kept.append(stored_as(delta[torch.from_numpy(index)], values))
     return {"values": values}, {"gaps": pack(positions), "kept": pack(kept)}
@@ -193,13 +192,12 @@ def _cut(pair: Pair, count: int) -> Cut:
 
 
 def _inside(magnitudes: Bits, start: int, cut: Cut, seed: int) -> Bits:
-    """[n] bool: which of consecutive elements are within a cut; never a zero, which needs no place."""
-    found: Bits = (magnitudes > cut.threshold) & (magnitudes > 0)
-    if not is_tied(cut):
-        return found | ((magnitudes == cut.threshold) & (magnitudes > 0))
-    tied = np.flatnonzero(magnitudes == np.float32(cut.threshold))
-    found[tied[keys_of(tied + start, seed) <= cut.key]] = True
-    return found
+    """Which of consecutive elements are within a cut, in [0, n); never a zero, which needs no place."""
+    threshold = np.float32(cut.threshold)
+    found: Bits = magnitudes > threshold
+    tied = np.flatnonzero((magnitudes == threshold) & (magnitudes > 0))
+    found[tied[keys_of(tied + start, seed) <= cut.key] if is_tied(cut) else tied] = True
+    return np.flatnonzero(found)
 
 
 def _fewest(pair: Pair, error: float) -> int:

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
 
 from safetensors import SafetensorError
 
@@ -26,11 +25,9 @@ from merging.bounded import copy_within, printable
 from merging.checkpoint import Checkpoint
 from merging.durable import clear_abandoned, flush, hold
 from merging.recipe import MergingError
-from merging.vectors.manifest import CARD, MANIFEST, NAME, Manifest, Score
+from merging.vectors.manifest import CARD, Manifest, Score
+from merging.vectors.places import MANIFEST, NAME, default_store, names_in
 from merging.vectors.source import Shards, VectorModel, check_companions, check_fits, check_within
-
-ENVIRONMENT: Final = "PARETOMERGE_VECTORS"
-"""Environment variable that names another store."""
 
 _LOCK = ".lock"
 _PARTIAL = ".partial-"
@@ -38,14 +35,6 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 Write = Callable[[Path], Manifest]
 """Fills an empty folder with a vector."""
-
-
-def default_store() -> Path:
-    """Where vectors are kept: ``PARETOMERGE_VECTORS``, or ``vectors`` in the user's data directory."""
-    import platformdirs
-
-    chosen = os.environ.get(ENVIRONMENT)
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("paretomerge")) / "vectors"
 
 
 def check_name(name: str) -> str:
@@ -76,13 +65,7 @@ class Store:
 
     def names(self) -> list[str]:
         """Of the vectors that are there, sorted; links and whatever else lies there are left out."""
-        if not self.path.is_dir():
-            return []
-        return sorted(
-            each.name
-            for each in self.path.iterdir()
-            if NAME.fullmatch(each.name) and not each.is_symlink() and (each / MANIFEST).is_file()
-        )
+        return names_in(self.path)
 
     def folder(self, name: str) -> Path:
         """Where a vector lies.
@@ -129,15 +112,31 @@ class Store:
         place = self.path / check_name(name)
         if not replace:
             self._check_free(place)
-        with beside(place, self._locked) as partial:
+        with beside(place, self.alone) as partial:
             write(partial)
-            settle(partial)
-            with self._locked():
-                if replace and (place.is_symlink() or place.exists()):
-                    self._drop(place)
-                self._check_free(place)
-                partial.replace(place)
-            flush(self.path)
+            self.take(name, partial, replace=replace)
+        return place
+
+    def take(self, name: str, partial: Path, *, replace: bool = False) -> Path:
+        """Give a folder of this store that is written, and checked, its name.
+
+        Args:
+            name: in this store.
+            partial: of :func:`beside`.
+            replace: as in :meth:`add`.
+
+        Raises:
+            MergingError: the name is no name, or taken.
+            OSError: it cannot be written.
+        """
+        place = self.path / check_name(name)
+        settle(partial)
+        with self.alone():
+            if replace and (place.is_symlink() or place.exists()):
+                self._drop(place)
+            self._check_free(place)
+            partial.replace(place)
+        flush(self.path)
         return place
 
     def remove(self, name: str) -> None:
@@ -148,7 +147,7 @@ class Store:
         """
         place = self.folder(name)
         try:
-            with self._locked():
+            with self.alone():
                 self._drop(place)
             flush(self.path)
         except OSError as error:
@@ -164,7 +163,7 @@ class Store:
 
         folder = self.folder(name)
         try:
-            with self._locked():
+            with self.alone():
                 manifest = Manifest.read(folder).scored(scores)
                 write_manifest(folder, manifest)
             return manifest
@@ -174,8 +173,8 @@ class Store:
     def _check_free(self, place: Path) -> None:
         if place.is_symlink() or place.exists():
             raise MergingError(
-                f"expected a new name, found {place.name} in the store {self.path} already; choose another, remove that "
-                "one (`paretomerge vector remove`), or add --replace"
+                f"expected a new name, found {place.name} in the store {self.path} already; choose another, remove "
+                "that one (`paretomerge vector remove`), or add --replace"
             )
 
     def _drop(self, place: Path) -> None:
@@ -188,7 +187,7 @@ class Store:
             shutil.rmtree(gone, ignore_errors=True)  # what cannot be removed is cleared away by whoever adds next
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """One writer at a time; where a file system has no locks, renaming alone has to do."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("a") as handle:
@@ -295,8 +294,8 @@ def verify(folder: Path, base: Checkpoint | None = None) -> tuple[Manifest, list
         elif (found := VectorModel(folder, base, manifest).content) != manifest.content:
             raise MergingError(
                 f"base and vector {folder} compose a model of content {found[:19]}…, where its manifest says "
-                f"{manifest.content[:19]}…; this version of paretomerge or this machine computes it differently, or the "
-                "vector was made wrongly: do not use it"
+                f"{manifest.content[:19]}…; this version of paretomerge or this machine computes it differently, or "
+                "the vector was made wrongly: do not use it"
             )
     return manifest, notes
 

@@ -33,7 +33,7 @@ COMMANDS = (
     Declared("init", "Start", "Write a config for your models and data, from a preset."),
     Declared("check", "Start", "Check a config, its models, its data and this machine"),
     Declared("plan", "Start", "What a search will take: time, memory and disk"),
-    Declared("diagnose", "Start", "Diagnose whether models can merge, before any search"),
+    Declared("diagnose", "Start", "Can these models merge at all? A verdict in words"),
     Declared("power", "Start", "What difference the config's items can resolve"),
     Declared("run", "Run", "Search. The same command resumes"),
     Declared("watch", "Run", "Watch a search from another shell"),

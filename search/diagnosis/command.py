@@ -104,12 +104,13 @@ def run(asked: Asked) -> int:
 
 def _measured(asked: Asked, sources: Sources, shown: Bar) -> Diagnosis:
     from merging.diagnose import Settings, diagnose
+    from search.diagnosis.progress import WEIGHTS
 
     settings = Settings(density=asked.density, rank_k=asked.rank, spectra=asked.spectra)
     return diagnose(
         sources,
         settings,
-        lambda done, total, name: shown.at("weights", done, total, name),
+        lambda done, total, name: shown.at(WEIGHTS, done, total, name),
         device=asked.device or "cpu",
     )
 

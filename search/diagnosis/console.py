@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as Drawn
 from rich.text import Text
 
+from search.diagnosis.curve_tables import summaries
 from search.diagnosis.finding import Finding
 from search.diagnosis.quantities import COSINE, NORM_RATIO, SIGN_CONFLICT, Quantity, Series, largest, named
 from search.diagnosis.tables import Table, experts_table, pairs_table, scopes_table, together
@@ -53,6 +54,11 @@ def print_finding(finding: Finding, console: Console, quantity: Quantity | None 
         _print_table(worst, console)
     for line in map_lines(diagnosis, quantity or default_map(diagnosis), console):
         console.print(line, soft_wrap=True)
+    if finding.curves is not None:
+        console.print()
+        _say(finding.curves.says, console)
+        for each in summaries(finding.curves):
+            _print_table(each, console)
     for note in (*finding.left_out, *diagnosis.notes):
         _say(f"note: {note}", console)
 

@@ -6,6 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from search.diagnosis.curve_tables import (
+    activation_table,
+    barrier_points,
+    barrier_table,
+    lambda_table,
+    redundancy_points,
+    redundancy_table,
+    relative_spreads,
+)
 from search.diagnosis.probing import Curves
 from search.diagnosis.tables import Table
 from search.report.figures import Data, Figure, Plot, css, rounded
@@ -13,7 +22,6 @@ from search.report.markup import Html, element, for_plot, join, percent, table
 from search.report.section import Section
 
 if TYPE_CHECKING:
-    from merging.diagnose.curves import Barrier, Redundancy, Variant
     from merging.diagnose.probes import ActivationCheck
 
 TITLE = "With data"
@@ -60,18 +68,20 @@ def section(curves: Curves | None) -> Section | None:
         *([_redundancy_figure(curves)] if curves.redundancies else []),
         *([_activation_figure(curves.activations)] if curves.activations is not None else []),
     ]
-    titles = [each.title for each in figures]
     parts: list[Html] = [element("p", curves.says, class_="note")]
     if curves.broken_off:
         parts.append(element("p", "The rest of the curves was broken off.", class_="note"))
-    for title, each in zip(titles, figures, strict=True):
-        parts += [element("h3", title), each.figure.html()]
+    for each in figures:
+        parts += [element("h3", each.title), each.figure.html()]
+        if each.summary is not None:
+            parts.append(table(each.summary.title, each.summary.header, each.summary.rows))
     return Section(TITLE, join(parts), figures=tuple(each.figure for each in figures), styles=("details",))
 
 
 class _Titled(NamedTuple):
     title: str
     figure: Figure
+    summary: Table | None = None
 
 
 def _lambda_figure(curves: Curves) -> _Titled:
@@ -95,34 +105,36 @@ def _barrier_figures(curves: Curves) -> list[_Titled]:
     if not curves.barriers:
         return []
     from_base = [each for each in curves.barriers if each.first not in curves.own]
-    between = [each for each in curves.barriers if each.first in curves.own]
+    beside = [each for each in curves.barriers if each.first in curves.own]
     plots = []
-    for title, some in (("From the base to an expert", from_base), ("From one expert to another", between)):
+    for title, some in (("From the base to an expert", from_base), ("From one expert to another", beside)):
         if some:
-            lines = [Line(_between(each), each.alphas, each.losses) for each in some]
+            lines = [Line(between(each), each.alphas, each.losses) for each in some]
             plots.append((title, lines, "share of the second model", f"{curves.loss_says} (lower is better)"))
     caption = (
         "The loss along the straight line between two models. A hump above both ends is a barrier: models on its two "
         "sides do not average well. Flat or sagging lines are what merging needs."
     )
-    return [_Titled("Loss barriers", _figure("barriers", plots, caption, barrier_table(curves.barriers)))]
+    figure = _figure("barriers", plots, caption, barrier_points(curves.barriers))
+    return [_Titled("Loss barriers", figure, barrier_table(curves.barriers))]
 
 
 def _redundancy_figure(curves: Curves) -> _Titled:
     plots = []
     for each in curves.redundancies:
         lines = [
-            Line(_VARIANTS[variant], each.drops, each.ratios(variant), _spreads(each, variant))
+            Line(_VARIANTS[variant], each.drops, each.ratios(variant), relative_spreads(each, variant))
             for variant in each.scores
         ]
         plots.append((each.alias, lines, "share of the task vector that is dropped", "score / the expert's own"))
     keep = curves.redundancies[0].keep
     caption = (
         f"How much of a task vector can be left out before the expert's own score suffers; {percent(keep)} of it "
-        "counts as kept. Bars are standard deviations over seeds. What can be dropped leaves room for other task vectors: "
-        "where the lines stay near 1 to the right, merging by trimmed or sparsified task vectors costs little."
+        "counts as kept. Bars are standard deviations over seeds. What can be dropped leaves room for other task "
+        "vectors: where lines stay near 1 to the right, merging by trimmed or sparsified task vectors costs little."
     )
-    return _Titled("Redundancy", _figure("redundancy", plots, caption, redundancy_table(curves.redundancies)))
+    figure = _figure("redundancy", plots, caption, redundancy_points(curves.redundancies))
+    return _Titled("Redundancy", figure, redundancy_table(curves.redundancies))
 
 
 def _activation_figure(check: ActivationCheck) -> _Titled:
@@ -135,59 +147,6 @@ def _activation_figure(check: ActivationCheck) -> _Titled:
     )
     plots = [("Variance of the activations", [line], "block", "merged / parents")]
     return _Titled("Activations of the plain mean", _figure("activations", plots, caption, activation_table(check)))
-
-
-# -- numbers, for the page and the terminal ----------------------------------------------------------------------------
-
-
-def lambda_table(curves: Curves) -> Table:
-    """A row for every λ."""
-    curve, skills = curves.lambdas[0], curves.skills[0]
-    header = ["λ", *skills, *(["mean"] if len(skills) > 1 else [])]
-    rows = []
-    for place, value in enumerate(curve.lambdas):
-        row = [
-            f"{value:g}{' (best)' if value == curve.best else ''}",
-            *(_text(each[place]) for each in skills.values()),
-        ]
-        rows.append([*row, *([_text(curve.scores[place])] if len(skills) > 1 else [])])
-    return Table(f"Scores of base + λ·(sum of task vectors of {', '.join(curve.aliases)})", header, rows)
-
-
-def barrier_table(barriers: Sequence[Barrier]) -> Table:
-    """A row for every line between two models."""
-    rows = [
-        [_between(each), _text(each.losses[0]), _text(each.losses[-1]), _text(each.height), f"{each.at:.2f}"]
-        for each in barriers
-    ]
-    return Table("Loss barriers", ["from – to", "loss there", "loss here", "barrier", "at"], rows)
-
-
-def redundancy_table(redundancies: Sequence[Redundancy]) -> Table:
-    """A row for every expert: what may be dropped while its score is kept."""
-    variants: list[Variant] = list(redundancies[0].scores)
-    names = {"dare": "DARE", "drop": "at random", "magnitude": "smallest"}
-    rows = [
-        [each.alias, _text(each.base), _text(each.own), *(f"{100 * each.tolerated(one):.0f} %" for one in variants)]
-        for each in redundancies
-    ]
-    keep = percent(redundancies[0].keep)
-    title = f"Redundancy: how much may be dropped, {keep} of the expert's score kept"
-    return Table(title, ["expert", "base", "expert's own", *(names[each] for each in variants)], rows)
-
-
-def activation_table(check: ActivationCheck) -> Table:
-    """A row for every block."""
-    rows = []
-    for each in check.blocks:
-        near = [value for pair, value in each.similarity.items() if "merged" in pair and pair[0] in each.parents]
-        mean = sum(near) / len(near) if near else math.nan
-        rows.append([each.name, _text(each.variance_ratio), _text(mean), "yes" if each.finite else "no"])
-    header = ["block", "variance, merged / parents", "CKA to the experts, mean", "finite"]
-    return Table("Activations of the plain mean, by block", header, rows)
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------------
 
 
 def _figure(id: str, plots: Sequence[tuple[str, list[Line], str, str]], caption: str, numbers: Table) -> Figure:
@@ -227,6 +186,9 @@ def _plot(title: str, lines: Sequence[Line], names: Sequence[str], x: str, y: st
             }  # fmt: skip
         traces.append(trace)
     layout: Data = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    places = {float(each) for line in lines for each in line.x}
+    if max(places) >= 2.0 and len(places) <= 24:  # blocks, which have no halves
+        layout["xaxis"]["dtick"] = 1
     if titled:
         layout["title"] = {"text": for_plot(title), "font": {"size": 14}, "x": 0, "xref": "paper", "xanchor": "left"}
         layout["margin"] = {"t": 34}
@@ -235,17 +197,3 @@ def _plot(title: str, lines: Sequence[Line], names: Sequence[str], x: str, y: st
 
 def _drawn(value: float) -> float | None:
     return rounded(value) if math.isfinite(value) else None
-
-
-def _spreads(each: Redundancy, variant: Variant) -> list[float]:
-    return [spread / each.own if each.own > 0.0 else 0.0 for spread in each.spreads(variant)]
-
-
-def _between(each: Barrier) -> str:
-    return f"{each.first} – {each.second}"
-
-
-def _text(value: float) -> str:
-    if math.isinf(value):
-        return "∞"
-    return "–" if math.isnan(value) else f"{value:.3f}".replace("-", "−")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from merging.layout import block_of
-from search.diagnosis.quantities import COSINE, OVERLAP, Quantity, Series, chance_of, named
+from search.diagnosis.quantities import COSINE, OVERLAP, Quantity, Series, chance_of, named, weighty
 from search.diagnosis.tables import numbers_table
 from search.report.coefficients import OUTSIDE, column_of, columns_of, row_of
 from search.report.figures import Data, Figure, Plot, css, rounded
@@ -127,9 +127,10 @@ def figures_html(figures: Sequence[Figure]) -> Html:
 def ends_of(
     quantity: Quantity, scopes: Mapping[str, Measures], series: Sequence[Series], diagnosis: Diagnosis
 ) -> tuple[float, float, float]:
-    """(low, middle, high) of the colours: the same for all drawings of a quantity, and wide enough that noise looks
-    like noise."""
-    values = [value for each in scopes.values() for one in series if (value := quantity.value(each, one)) is not None]
+    """(low, middle, high) of the colours: the same for all drawings of a quantity, wide enough that noise looks like
+    noise, and as wide as the scopes want that hold nearly all weights; the others may lie beyond."""
+    some = weighty(scopes).values()
+    values = [value for each in some for one in series if (value := quantity.value(each, one)) is not None]
     if quantity.middle is None:
         return 0.0, 0.0, max([1e-9, *values])
     middle = {"zero": 0.0, "half": 0.5, "chance": _chance(diagnosis, series)}[quantity.middle]
@@ -145,7 +146,7 @@ def _chance(diagnosis: Diagnosis, series: Sequence[Series]) -> float:
 
 def _hues(quantity: Quantity) -> tuple[str, str]:
     """Colours of the low and the high end: warm is what makes merging hard."""
-    return ("heat-high", "heat-low") if quantity.middle == "half" else ("heat-low", "heat-high")
+    return ("heat-high", "heat-low") if quantity.middle in ("half", "chance") else ("heat-low", "heat-high")
 
 
 def _plot(
@@ -215,7 +216,11 @@ def scale_bar(quantity: Quantity, ends: tuple[float, float, float]) -> Html:
     bar = element("span", class_="bar", style=f"background:linear-gradient(90deg,{','.join(stops)})")
     words = {"zero": "", "half": ", pale: a half", "chance": f", pale: chance ({OVERLAP.text(middle)})", None: ""}
     return element(
-        "p", f"{quantity.text(low)} ", bar, f" {quantity.text(high)}{words[quantity.middle]}", class_="scale"
+        "p",
+        f"{quantity.text(low)} ",
+        bar,
+        f" {quantity.text(high)} and beyond{words[quantity.middle]}",
+        class_="scale",
     )
 
 

@@ -29,7 +29,7 @@ USUAL = ("lambda", "barrier", "redundancy")
 """What is drawn where data are given and nobody says what."""
 
 Told = Callable[[str, int, int, str], None]
-"""Told (curve, points that are done, points in all, what was measured last)."""
+"""Told (curve, merges that are scored, merges in all, what was scored last)."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,15 @@ def draw(
         found = replace(found, **more, seconds=time.perf_counter() - start)
         return found
 
+    total, before = count_points(wanted, len(experts), points, seeds), 0
+
     def progress(name: str) -> Callable[[int, int, str], None]:
-        return lambda done, total, what: told(name, done, total, what)
+        def at(done: int, of: int, what: str) -> None:
+            nonlocal before
+            before += 1
+            told(name, before, total, what)
+
+        return at
 
     if "lambda" in wanted:
         curve, skills = _lambda(materializer, scorer, progress("λ"))
@@ -164,7 +171,7 @@ def count_points(wanted: Sequence[str], experts: int, points: int = 11, seeds: i
 
     pairs = experts * (experts - 1) // 2
     return (
-        ("lambda" in wanted) * len(LAMBDAS)
+        ("lambda" in wanted) * (1 + len(LAMBDAS))
         + ("barrier" in wanted) * (experts + pairs) * points
         + ("redundancy" in wanted) * experts * (2 + len(DROPS) * (2 * seeds + 1))
         + ("activations" in wanted) * (experts + 2)
@@ -180,7 +187,7 @@ def _lambda(
     materializer: Materializer, scorer: Scorer, progress: Callable[[int, int, str], None]
 ) -> tuple[LambdaCurve, dict[str, tuple[float, ...]]]:
     """The curve, and what each skill scored along it: the scores are of the same merges, asked once."""
-    from merging.diagnose.curves import lambda_curve
+    from merging.diagnose.curves import LAMBDAS, lambda_curve
 
     latest: list[dict[str, float]] = []
     rows: list[dict[str, float]] = []
@@ -194,7 +201,7 @@ def _lambda(
         rows.append(latest.pop() if latest else {})
         progress(done, total, what)
 
-    curve = lambda_curve(materializer, ask, on_point=on_point)
+    curve = lambda_curve(materializer, ask, lambdas=(0.0, *LAMBDAS), on_point=on_point)
     nan = float("nan")
     return curve, {skill: tuple(each.get(skill, nan) for each in rows) for skill in scorer.skills}
 

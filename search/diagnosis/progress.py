@@ -14,6 +14,9 @@ from search.report.terminal import visible
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+WEIGHTS = "weights"
+"""The step that looks at the weights; all others score merges."""
+
 EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
@@ -44,18 +47,20 @@ def bar(console: Console) -> Iterator[Bar]:
 
 
 class _Drawn:
-    """A bar for every step, gone when it is done."""
+    """A bar for the weights, then one for the merges."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
+        self._task: TaskID | None = None
+        self._step = (False, 0)
 
     def at(self, what: str, done: int, total: int, detail: str) -> None:
-        if what not in self._tasks:
-            for each in self._tasks.values():
-                self._progress.update(each, visible=False)
-            self._tasks[what] = self._progress.add_task(visible(what).replace("[", r"\["), total=total)
-        self._progress.update(self._tasks[what], completed=done)
+        if self._step != (what == WEIGHTS, total):
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task, self._step = self._progress.add_task("", total=total), (what == WEIGHTS, total)
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, description=visible(what).replace("[", r"\["))
 
     def say(self, text: str) -> None:
         self._progress.console.print(visible(text), markup=False, highlight=False)

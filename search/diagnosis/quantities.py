@@ -6,18 +6,21 @@ Everything that is shown (terminal, page) asks here for values, so that a number
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from merging.diagnose.results import Diagnosis, Measures
 
+T = TypeVar("T", bound=Hashable)
+
 Series = str | tuple[str, str]
 """Whose number: an expert's alias, a pair of them, or ``all``."""
 
-LEAST = 1000
-"""A group with fewer than 1 in so many of the weights is not named among the worst."""
+WEIGHTY = 0.99
+"""Share of the weights that the scopes hold together which are named among the worst, and set the ends of colours: of
+the few numbers in norms and biases, any value comes about by chance."""
 
 ALL = "all"
 """The series of what all experts have together."""
@@ -133,9 +136,9 @@ def shown_quantities(diagnosis: Diagnosis) -> list[Quantity]:
     ]
 
 
-def chance_of(measures: Measures, series: Series) -> float | None:
-    """What the overlap would be by chance."""
-    return _of(getattr(measures, "overlap_chance", None), series)
+def chance_of(measures: Measures, series: Series, quantity: Quantity = OVERLAP) -> float | None:
+    """What a quantity would be by chance; None where that depends on nothing, or is not known."""
+    return _of(getattr(measures, f"{quantity.attribute}_chance", None), series)
 
 
 def _of(found: Any, series: Series) -> float | None:
@@ -152,12 +155,10 @@ def _of(found: Any, series: Series) -> float | None:
 def largest(
     diagnosis: Diagnosis, quantity: Quantity, most: int, score: Callable[[float], float] = float
 ) -> Iterator[tuple[Any, Series, float]]:
-    """(group, series, value) of the groups where a quantity is the largest, each group once. Groups that hold less than
-    a thousandth of the weights (norms, biases) are left out: of so few, any number comes about by chance."""
+    """(group, series, value) of the groups where a quantity is the largest, each group once; of :func:`weighty` ones
+    alone."""
     found = []
-    for group, measures in diagnosis.groups.items():
-        if LEAST * measures.elements < diagnosis.whole.elements:
-            continue
+    for group, measures in weighty(diagnosis.groups).items():
         values = [(quantity.value(measures, series), series) for series in _single(quantity.series(diagnosis))]
         known = [(value, series) for value, series in values if value is not None]
         if known:
@@ -165,6 +166,18 @@ def largest(
             found.append((group, series, value))
     found.sort(key=lambda each: -score(each[2]))
     yield from found[:most]
+
+
+def weighty(scopes: Mapping[T, Measures]) -> dict[T, Measures]:
+    """The largest scopes, as many as hold :data:`WEIGHTY` of the weights together, in the order given."""
+    wanted = WEIGHTY * sum(each.elements for each in scopes.values())
+    kept, held = set(), 0
+    for key, each in sorted(scopes.items(), key=lambda item: -item[1].elements):
+        if held >= wanted:
+            break
+        kept.add(key)
+        held += each.elements
+    return {key: each for key, each in scopes.items() if key in kept}
 
 
 def _single(series: Sequence[Series]) -> list[Series]:

@@ -56,13 +56,12 @@ def pairs_table(diagnosis: Diagnosis) -> Table | None:
     if not pairs:
         return None
     quantities = _known(diagnosis.whole, (COSINE, SIGN_CONFLICT, OVERLAP, SUBSPACE), pairs)
-    names = {COSINE.key: "cosine", SIGN_CONFLICT.key: "sign conflict", OVERLAP.key: "overlap", SUBSPACE.key: "subspace"}
-    rows = [[named(pair), *_texts(diagnosis.whole, quantities, pair)] for pair in pairs]
-    return Table(
-        f"Pairs, over the whole model{_chance(diagnosis.whole, pairs)}",
-        ["pair", *(names[each.key] for each in quantities)],
-        rows,
-    )
+    names = {
+        COSINE.key: "cosine", SIGN_CONFLICT.key: "sign conflict", OVERLAP.key: "overlap (chance)",
+        SUBSPACE.key: "subspace (chance)",
+    }  # fmt: skip
+    rows = [[named(pair), *(_beside_chance(diagnosis.whole, each, pair) for each in quantities)] for pair in pairs]
+    return Table("Pairs, over the whole model", ["pair", *(names[each.key] for each in quantities)], rows)
 
 
 def scopes_table(title: str, first: str, scopes: Mapping[str, Measures], diagnosis: Diagnosis) -> Table:
@@ -118,9 +117,10 @@ def _texts(measures: Measures, quantities: Sequence[Quantity], series: Series) -
     return [each.text(each.value(measures, series)) for each in quantities]
 
 
-def _chance(measures: Measures, pairs: Sequence[Series]) -> str:
-    known = [value for each in pairs if (value := chance_of(measures, each)) is not None]
-    return f" (overlap by chance: {OVERLAP.text(_mean(known))})" if known else ""
+def _beside_chance(measures: Measures, quantity: Quantity, series: Series) -> str:
+    """``0.118 (0.111)``: a number, and what it would be by chance, where that is known."""
+    text, chance = quantity.text(quantity.value(measures, series)), chance_of(measures, series, quantity)
+    return text if chance is None else f"{text} ({quantity.text(chance)})"
 
 
 def _values(measures: Measures, quantity: Quantity, series: Sequence[Series]) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import search
 from evaluators.contract import SPLITS
 from merging.bounded import read_json
+from search.borders import told
 from search.errors import SearchError
 from search.ledger import Ledger, Openings
 from search.ranges import duration
@@ -62,6 +63,7 @@ def _settings(facts: Facts) -> Html:
         ["workers", config.workers.kind],
         ["engine", started.engine or "known to the workers alone"],
         ["CPU threads", str(started.threads)],
+        *([["blocks: auto", told(started.borders)]] if started.borders else []),
         ["calibration data", started.calibration or "none"],
         ["holdout opened", count(facts.results.openings, "time")],
         ["written by", f"paretomerge {search.__version__}"],

@@ -2,8 +2,22 @@
 
 from search.space.genes import Gene
 from search.space.methods import MethodChoice
+from search.space.mixing import Mixing, mixed
 from search.space.scales import Bounds, SpaceError
 from search.space.space import Space
-from search.space.tracks import Blocks, Granularity, Knots
+from search.space.tracks import Blocks, Borders, Granularity, Knots, PlacedBlocks
 
-__all__ = ["Blocks", "Bounds", "Gene", "Granularity", "Knots", "MethodChoice", "Space", "SpaceError"]
+__all__ = [
+    "Blocks",
+    "Borders",
+    "Bounds",
+    "Gene",
+    "Granularity",
+    "Knots",
+    "MethodChoice",
+    "Mixing",
+    "PlacedBlocks",
+    "Space",
+    "SpaceError",
+    "mixed",
+]

@@ -14,7 +14,7 @@ from search.optimizers.contract import Genome
 from search.space.methods import NORMALIZE, SearchedMethod
 from search.space.plan import Plan
 from search.space.reading import Reading
-from search.space.scales import Interval, SpaceError
+from search.space.scales import Array, Bounds, Interval, SpaceError
 from search.space.spelling import NEGLIGIBLE, PLAIN, PLAIN_PARAMETERS, SLERP_DEFAULT, Settled, Speller
 
 NO_EFFECT = 0.5
@@ -176,24 +176,31 @@ def _parameters_of(assignment: Assignment) -> Mapping[str, Value]:
 
 
 def _read_coefficients(plan: Plan, reading: Reading, choices: tuple[int, ...], values: list[float]) -> None:
-    scale = Interval(plan.coefficient.low, plan.coefficient.high)
     witnesses = plan.projection(choices).witnesses if plan.width else ()
-    for owner in range(len(plan.owners)):
+    read: dict[int, Array] = {}
+    for witness in {each for each in witnesses if each is not None}:
+        coefficients = reading.coefficients[witness]
+        if np.isnan(coefficients).any():
+            raise SpaceError("expected a coefficient for every expert where the method takes them, found none")
+        read[witness] = plan.mixing.read(coefficients)
+    for owner, bounds in enumerate(plan.mixing.bounds):
         for gene, witness in enumerate(witnesses):
             if witness is None:
                 continue
-            coefficient = float(reading.coefficients[witness, owner])
+            value = float(read[witness][owner])
             if plan.line and gene == 1 and witnesses[0] is not None:
-                coefficient -= float(reading.coefficients[witnesses[0], owner])
-            if np.isnan(coefficient):
-                raise SpaceError("expected a coefficient for every expert where the method takes them, found none")
-            try:
-                values[owner * plan.width + gene] = scale.gene(coefficient)
-            except SpaceError as error:
-                raise SpaceError(
-                    f"expected coefficients in [{scale.low:g}, {scale.high:g}], found {coefficient:g}; widen the "
-                    "bounds of the space"
-                ) from error
+                value -= float(read[witnesses[0]][owner])
+            values[owner * plan.width + gene] = _gene(plan, owner, value, bounds)
+
+
+def _gene(plan: Plan, owner: int, value: float, bounds: Bounds) -> float:
+    try:
+        return Interval(bounds.low, bounds.high).gene(value)
+    except SpaceError as error:
+        what = f"the variable {plan.owners[owner]}" if plan.mixing.of_variables else "coefficients"
+        raise SpaceError(
+            f"expected {what} in [{bounds.low:g}, {bounds.high:g}], found {value:g}; widen the bounds of the space"
+        ) from error
 
 
 def _read_densities(

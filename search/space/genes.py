@@ -24,7 +24,8 @@ class Gene:
             ``coefficient``, ``coefficient.attention@knot2``, …
         role: coefficients and densities are among ``Genome.values``, methods among ``Genome.categories``, parameters
             where their kind is.
-        expert: whose coefficient or density; "" where it is that of all.
+        expert: whose coefficient or density; "" where it is that of all; the variable where a space is searched by an
+            expression.
         kinds: module kinds that it moves.
         stack: the stack of blocks; "" where there is one, or where it moves all of them.
         position: index of the knot, run or layer within its track; None where the track has one gene.
@@ -49,17 +50,17 @@ class Gene:
 
 
 def coefficient_genes(
-    owners: Sequence[str], tracks: Sequence[Track], bounds: Bounds, everything: bool
+    owners: Sequence[str], tracks: Sequence[Track], bounds: Sequence[Bounds], everything: bool
 ) -> Iterator[Gene]:
-    """One for every owner (an expert, or "" for all of them), track and gene of it, in the genome's order.
+    """One for every owner (an expert, a variable, or "" for all experts), track and gene of it, in the genome's order.
 
     Args:
         owners: in order.
         tracks: of each.
-        bounds: of the coefficients.
+        bounds: [owners] of the numbers.
         everything: a track holds the whole model, and needs no name.
     """
-    for owner in owners:
+    for owner, own in zip(owners, bounds, strict=True):
         for track in tracks:
             stack = f"{track.stack}/" if track.stack else ""
             where = f".{stack}{'+'.join(track.kinds)}" if not track.tensor else f".{track.tensor}"
@@ -74,7 +75,7 @@ def coefficient_genes(
                     index if label else None,
                     depth,
                     track.tensor,
-                    bounds=(bounds.low, bounds.high),
+                    bounds=(own.low, own.high),
                 )
 
 

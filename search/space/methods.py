@@ -203,6 +203,15 @@ def coefficient_bounds(name: str) -> tuple[float, float]:
     return (declared[0].low, declared[0].high) if declared else (-math.inf, math.inf)
 
 
+def takes_coefficients(name: str) -> bool:
+    """Whether a method's sources have coefficients that a search may vary.
+
+    Raises:
+        MergingError: there is no such method.
+    """
+    return _takes_coefficients(get(name))
+
+
 def example(method: SearchedMethod, experts: Sequence[str]) -> Assignment:
     """An assignment of a method with what is fixed of it, coefficients of 1 and the defaults of what is searched: what
     it needs beforehand, any of its candidates needs.

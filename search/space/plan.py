@@ -12,9 +12,10 @@ from merging.recipe import Group, Value
 from search.optimizers.contract import Box, Genome
 from search.space.genes import Gene, coefficient_genes, density_genes, method_genes, parameter_genes
 from search.space.methods import SearchedMethod
-from search.space.scales import DIGITS, Array, Bounds, Scale, SpaceError, Steps, rounded
+from search.space.mixing import Mixing
+from search.space.scales import DIGITS, Array, Scale, SpaceError, Steps, rounded
 from search.space.spelling import Settled
-from search.space.tracks import Granularity, Projection, Track, kind_sets, method_runs, project, tracks
+from search.space.tracks import Borders, Granularity, Projection, Track, kind_sets, method_runs, project, tracks
 
 _LINE_DIGITS = 15
 _LINE_STEP = 1e12
@@ -72,16 +73,15 @@ class Plan:
         tensors: Sequence[str],
         granularity: Granularity,
         kinds: Sequence[Sequence[str]],
-        coefficient: Bounds,
-        shared: bool,
+        mixing: Mixing,
         methods: tuple[SearchedMethod, ...],
-        blocks: int,
+        blocks: int | Borders,
         density: Steps | None,
         shared_density: bool,
     ) -> None:
         self.experts = experts
         self.methods = methods
-        self.coefficient = coefficient
+        self.mixing = mixing
         self.density = density
         self.line = granularity == "lines"
         self.tracks: list[Track] = tracks(groups, tensors, granularity, kind_sets(groups, granularity, kinds))
@@ -100,7 +100,7 @@ class Plan:
                 f"granularity lines draws one line over all depths, but {without} takes no coefficients and may be "
                 "chosen for some of them; set method_blocks: 1, or leave it out"
             )
-        self.owners = ("",) if shared else experts
+        self.owners = mixing.owners
         one_density = shared_density or all(each.density != "per_source" for each in methods)
         self.density_owners: tuple[str, ...] = ("",) if one_density else experts
         if density is None:
@@ -131,9 +131,10 @@ class Plan:
         )
 
     def coefficient_values(self, genes: Sequence[float]) -> Array:
-        """[owners, genes of one] in the units of coefficients."""
-        low, high = self.coefficient.low, self.coefficient.high
-        values = low + (high - low) * np.asarray(genes, dtype=np.float64).reshape(len(self.owners), -1)
+        """[owners, genes of one] in the units of coefficients, or of variables."""
+        values = self.mixing.values(np.asarray(genes, dtype=np.float64).reshape(len(self.owners), -1))
+        if self.mixing.of_variables:
+            return values
         found = rounded(values)
         if self.line and self.width:
             found[:, 1] = np.rint(values[:, 1] * _LINE_STEP) / _LINE_STEP + 0.0
@@ -171,9 +172,8 @@ class Plan:
         if not self.width:
             return [()] * len(self.run_of)
         digits = _LINE_DIGITS if self.line else DIGITS
-        rows = rounded(coefficients @ projection.weights.T, digits).T  # [units, owners]
-        if len(self.owners) < len(self.experts):
-            rows = np.repeat(rows, len(self.experts), axis=1)
+        along = coefficients @ projection.weights.T  # [owners, units]
+        rows = self.mixing.coefficients(along if self.mixing.of_variables else rounded(along, digits)).T
         found = [tuple(row) for row in rows.tolist()]
         if all(self.methods[choice].coefficients for choice in choices):
             return found
@@ -193,7 +193,7 @@ class Plan:
     def _genes(self, groups: Sequence[Group], granularity: Granularity) -> list[Gene]:
         kinds = tuple(dict.fromkeys(group.kind for group in groups))
         everything = granularity in ("model", "lines")
-        found = list(coefficient_genes(self.owners, self.tracks, self.coefficient, everything))
+        found = list(coefficient_genes(self.owners, self.tracks, self.mixing.bounds, everything))
         if self.density is not None:
             found += density_genes(self.density_owners, groups, self.runs, self.density)
         found += parameter_genes(self.methods, kinds, categorical=False)

@@ -15,11 +15,12 @@ from merging.recipe import Assignment, Group, Recipe, SourceRef, Value
 from search.optimizers.contract import Genome
 from search.space.encoding import NO_EFFECT, canonical, nearest
 from search.space.methods import PLANNED, MethodChoice, searched
+from search.space.mixing import Mixing
 from search.space.plan import Plan
 from search.space.reading import ByGroup, Reader, difference
 from search.space.scales import Bounds, Interval, SpaceError, density_steps
 from search.space.spelling import Speller
-from search.space.tracks import Granularity, unknown
+from search.space.tracks import Borders, Granularity, unknown
 
 _CANONICAL = 8192
 
@@ -37,8 +38,12 @@ class Space:
             ``model``, ``lines`` and ``tensor``.
         coefficient: bounds of every coefficient; of α and of β at granularity ``lines``.
         shared: all experts have one set of coefficients.
+        mixing: of the experts in ``taking``, where their coefficients are those of an expression: its variables have
+            the genes, and ``coefficient`` and ``shared`` mean nothing. See :func:`search.space.mixing.mixed`.
+        taking: aliases of the experts that take part; all of them if None.
         methods: any that are registered; a gene per run of depths chooses where there are several.
-        method_blocks: how many runs of depths, per stack, choose their method and their densities separately.
+        method_blocks: how many runs of depths, per stack, choose their method and their densities separately; or the
+            borders of such runs.
         density: bounds of the densities, in steps of 1/64. There is a gene for every run and expert if some method has
             a density that its own parameters do not set.
         shared_density: one density gene for every run, for all experts.
@@ -74,8 +79,10 @@ class Space:
         kinds: Sequence[Sequence[str]],
         coefficient: Bounds,
         shared: bool = False,
+        mixing: Mixing | None = None,
+        taking: Sequence[str] | None = None,
         methods: Sequence[str | MethodChoice] = ("task_arithmetic",),
-        method_blocks: int = 1,
+        method_blocks: int | Borders = 1,
         density: Bounds = Bounds(0.1, 1.0),  # noqa: B008 (frozen)
         shared_density: bool = False,
         normalize: bool = False,
@@ -89,18 +96,28 @@ class Space:
         self.groups = tuple(sorted(set(groups), key=lambda group: group.order))
         self.granularity = granularity
         self.coefficient = coefficient
-        self.shared = shared
+        self.taking = self.experts if taking is None else tuple(taking)
+        if mixing is None:
+            mixing = (Mixing.shared if shared else Mixing.own)(self.taking, coefficient)
+        self.mixing = mixing
+        self.shared = len(mixing.owners) == 1 and not mixing.owners[0]
         self.normalize = normalize
         self.dtype = dtype
         _check_models(base, self.sources, self.experts, self.groups)
+        _check_models(base, self.sources, self.taking, self.groups)
         choices = [MethodChoice(each) if isinstance(each, str) else each for each in methods]
         self.methods = tuple(each.name for each in choices)
-        if not choices or len(set(self.methods)) < len(choices) or method_blocks < 1:
+        if not choices or len(set(self.methods)) < len(choices) or _too_few(method_blocks):
             raise SpaceError(
                 f"expected one or more different methods and method_blocks >= 1, found {list(self.methods)} and "
                 f"{method_blocks}"
             )
-        used = tuple(searched(each, len(self.experts), normalize, calibration) for each in choices)
+        used = tuple(searched(each, len(self.taking), normalize, calibration) for each in choices)
+        without = [each.name for each in used if not each.coefficients]
+        if mixing.of_variables and without:
+            raise SpaceError(
+                f"an expression gives coefficients, and {', '.join(without)} takes none; leave it out of the methods"
+            )
         self._apart = granularity == "tensor"
         whole = tuple((group, "") for group in self.groups)
         units = _by_tensor(tensors, self.groups) if tensors is not None else whole
@@ -110,22 +127,20 @@ class Space:
         self._units = units if self._apart else whole
         dense = any(each.density != "none" for each in used)
         self._plan = Plan(
-            experts=self.experts,
+            experts=self.taking,
             groups=[group for group, _ in self._units],
             tensors=[tensor for _, tensor in self._units],
             granularity=granularity,
             kinds=kinds,
-            coefficient=coefficient,
-            shared=shared,
+            mixing=mixing,
             methods=used,
             blocks=method_blocks,
             density=density_steps(density.low, density.high) if dense else None,
             shared_density=shared_density,
         )
-        self._speller = Speller(self.experts)
-        self._own_reader = (
-            self._reader if self._apart else Reader(self.sources, self.experts, *zip(*whole, strict=True))
-        )
+        self._speller = Speller(self.taking)
+        own = units if self._apart else whole
+        self._own_reader = Reader(self.sources, self.taking, *zip(*own, strict=True))
         self.genes = self._plan.genes
         self.box = self._plan.box
         if not self.genes:
@@ -184,24 +199,28 @@ class Space:
         genes are at 0.5 and their first choice.
 
         Args:
-            coefficients: by expert; 0 for those that are not named.
+            coefficients: by expert, or by variable where the space is one of an expression; 0 for those that are not
+                named.
             method: one of :attr:`methods`; the first if None.
 
         Raises:
             SpaceError: an unknown expert or method, a coefficient outside the bounds, or different ones for experts
                 that share theirs.
         """
+        owners, what = (self.taking, "expert") if not self.mixing.of_variables else (self.mixing.owners, "variable")
         for name in coefficients:
-            if name not in self.experts:
-                raise SpaceError(unknown("expert", name, self.experts))
+            if name not in owners:
+                raise SpaceError(unknown(what, name, owners))
         if method is not None and method not in self.methods:
             raise SpaceError(unknown("method", method, self.methods))
-        wanted = [float(coefficients.get(expert, 0.0)) for expert in self.experts]
+        wanted = [float(coefficients.get(owner, 0.0)) for owner in owners]
         if self.shared and len(set(wanted)) > 1:
             raise SpaceError(f"all experts share their coefficients in this space, found {dict(coefficients)}")
         choice = 0 if method is None else self.methods.index(method)
         values = [
-            self._gene(each) for coefficient in wanted[: len(self._plan.owners)] for each in self._track(coefficient)
+            self._gene(owner, each)
+            for owner, number in enumerate(wanted[: len(self._plan.owners)])
+            for each in self._track(number)
         ]
         values += [NO_EFFECT] * (self.box.continuous - len(values))
         categories = [0] * len(self.box.categories)
@@ -209,13 +228,9 @@ class Space:
         return Genome(tuple(values), tuple(categories))
 
     def center(self) -> Genome:
-        """Where a search starts that knows nothing: the average merge by the first method, all else at the middle."""
-        first = self._plan.methods[0]
-        low, high = self.coefficient.low, self.coefficient.high
-        average = 1.0 if first.averages_agreement else 1.0 / len(self.experts)
-        rise = [min(max(0.0, low), high)] if self._plan.line else []
-        per_track = [min(max(average, low), high)] * (self._plan.width - len(rise)) + rise
-        values = [self._gene(each) for _ in self._plan.owners for each in per_track]
+        """Where a search starts that knows nothing: the average merge by the first method, variables in the middle of
+        their bounds, all else at the middle."""
+        values = [self._gene(owner, each) for owner in range(len(self._plan.owners)) for each in self._middle(owner)]
         values += [NO_EFFECT] * (self.box.continuous - len(values))
         return Genome(tuple(values), (0,) * len(self.box.categories))
 
@@ -276,14 +291,23 @@ class Space:
             return [coefficient, 0.0] if self._plan.width else []
         return [coefficient] * self._plan.width
 
-    def _gene(self, coefficient: float) -> float:
-        """A gene's value in [0, 1] for a coefficient."""
-        low, high = self.coefficient.low, self.coefficient.high
+    def _middle(self, owner: int) -> list[float]:
+        """[genes of one owner] where a search starts."""
+        bounds, first = self.mixing.bounds[owner], self._plan.methods[0]
+        average = 1.0 if first.averages_agreement else 1.0 / len(self.taking)
+        start = (bounds.low + bounds.high) / 2.0 if self.mixing.of_variables else average
+        rise = [min(max(0.0, bounds.low), bounds.high)] if self._plan.line else []
+        return [min(max(start, bounds.low), bounds.high)] * (self._plan.width - len(rise)) + rise
+
+    def _gene(self, owner: int, value: float) -> float:
+        """A gene's value in [0, 1] for a coefficient, or a variable."""
+        bounds = self.mixing.bounds[owner]
         try:
-            return Interval(low, high).gene(coefficient)
+            return Interval(bounds.low, bounds.high).gene(value)
         except SpaceError as error:
+            what = f"the variable {self.mixing.owners[owner]}" if self.mixing.of_variables else "coefficients"
             raise SpaceError(
-                f"expected coefficients in [{low:g}, {high:g}], found {coefficient:g}; widen the bounds of the space"
+                f"expected {what} in [{bounds.low:g}, {bounds.high:g}], found {value:g}; widen the bounds of the space"
             ) from error
 
     def _by_group(self, assignments: Sequence[Assignment]) -> Recipe:
@@ -299,6 +323,10 @@ class Space:
             if assignment != groups[group]
         }
         return Recipe(self.base, self.sources, groups, apart, self.dtype)
+
+
+def _too_few(blocks: int | Borders) -> bool:
+    return blocks < 1 if isinstance(blocks, int) else not blocks
 
 
 def _by_tensor(tensors: Mapping[str, Group], groups: Sequence[Group]) -> tuple[tuple[Group, str], ...]:

@@ -8,8 +8,9 @@ linearly. Knots lie on depths that exist, so every gene can be read back from a 
 
 from __future__ import annotations
 
+import bisect
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,10 @@ class Knots:
     count: int
 
 
+Borders = Mapping[str, tuple[int, ...]]
+"""Stack -> the first depth of each run of depths, ascending from the first depth that there is."""
+
+
 @dataclass(frozen=True)
 class Blocks:
     """One coefficient for each of ``count`` nearly equal runs of depths."""
@@ -33,7 +38,14 @@ class Blocks:
     count: int
 
 
-Granularity = Literal["model", "layer", "tensor", "lines"] | Knots | Blocks
+@dataclass(frozen=True)
+class PlacedBlocks:
+    """One coefficient for each run of depths between borders that were placed where the models differ."""
+
+    borders: Borders
+
+
+Granularity = Literal["model", "layer", "tensor", "lines"] | Knots | Blocks | PlacedBlocks
 """``model``: one coefficient per expert, for everything. ``layer``: one for every depth. ``tensor``: one for every
 tensor. ``lines``: α + β·l/(L − 1) at depth l of L, α outside the blocks (LiNeS, arXiv 2410.17146)."""
 
@@ -160,20 +172,26 @@ def project(of: Sequence[Track], active: Sequence[bool]) -> Projection:
     return Projection(matrix, tuple(witnesses))
 
 
-def method_runs(groups: Sequence[Group], blocks: int) -> list[tuple[str, int | None, list[int]]]:
+def method_runs(groups: Sequence[Group], blocks: int | Borders) -> list[tuple[str, int | None, list[int]]]:
     """Runs of depths, stack by stack: (stack, first depth, indices of units). Units outside the blocks go with the
-    first run (embedding) or the last (head, final norm); where their stack has no blocks, of all stacks."""
+    first run (embedding) or the last (head, final norm); where their stack has no blocks, of all stacks.
+
+    Args:
+        groups: [units].
+        blocks: as many nearly equal runs, or those between these borders.
+    """
     runs: list[tuple[str, int | None, list[int]]] = []
     of_stack: dict[str, tuple[int, int]] = {}
     for stack in sorted({group.stack for group in groups}):
         depths = sorted({group.depth for group in groups if group.stack == stack and group.depth is not None})
         if not depths:
             continue
-        of_stack[stack] = (len(runs), len(runs) + min(blocks, len(depths)) - 1)
-        for run in np.array_split(np.asarray(depths), min(blocks, len(depths))):
-            inside = set(run.tolist())
+        split = _split(depths, blocks, stack)
+        of_stack[stack] = (len(runs), len(runs) + len(split) - 1)
+        for run in split:
+            inside = set(run)
             members = [i for i, group in enumerate(groups) if group.stack == stack and group.depth in inside]
-            runs.append((stack, int(run[0]), members))
+            runs.append((stack, run[0], members))
     if not runs:
         return [("", None, list(range(len(groups))))]
     for index, group in enumerate(groups):
@@ -188,7 +206,7 @@ def _track(
     members: Sequence[int],
     kinds: tuple[str, ...],
     stack: str,
-    granularity: Literal["layer"] | Knots | Blocks,
+    granularity: Literal["layer"] | Knots | Blocks | PlacedBlocks,
 ) -> Track:
     inside = sorted({depth for index in members if (depth := groups[index].depth) is not None})
     if not inside:
@@ -200,10 +218,14 @@ def _track(
         at = np.rint(np.linspace(0, count - 1, number)).astype(int).tolist() if number > 1 else [0]
         profile, label, knots = _interpolation(count, at), "knot", tuple(at)
     else:
-        runs = np.array_split(np.arange(count), min(granularity.count, count) if granularity != "layer" else count)
-        profile, at, knots = np.zeros((count, len(runs))), [int(rows[0]) for rows in runs], ()
-        for run, rows in enumerate(runs):
-            profile[rows, run] = 1.0
+        if granularity == "layer":
+            runs = [[depth] for depth in inside]
+        else:
+            blocks = granularity.count if isinstance(granularity, Blocks) else granularity.borders
+            runs = _split(inside, blocks, stack)
+        profile, at, knots = np.zeros((count, len(runs))), [inside.index(run[0]) for run in runs], ()
+        for number, run in enumerate(runs):
+            profile[[inside.index(depth) for depth in run], number] = 1.0
         label = "layer" if granularity == "layer" else "block"
     several = len(at) > 1
     return Track(
@@ -211,11 +233,23 @@ def _track(
         stack,
         tuple(members),
         profile[list(places)],
-        tuple(f"@{label}{number}" for number in range(len(at))) if several else ("",),
+        tuple(f"@{label}{index}" for index in range(len(at))) if several else ("",),
         tuple(inside[row] for row in at) if several else (None,),
         knots,
         places,
     )
+
+
+def _split(depths: Sequence[int], blocks: int | Borders, stack: str) -> list[list[int]]:
+    """Runs of consecutive depths: as many nearly equal ones, or those between borders; none is empty."""
+    if isinstance(blocks, int):
+        return [run.tolist() for run in np.array_split(np.asarray(depths), min(blocks, len(depths)))]
+    if stack not in blocks:
+        raise SpaceError(f"expected borders for the stack {stack!r}, found them for {', '.join(blocks) or 'none'}")
+    runs: dict[int, list[int]] = {}
+    for depth in depths:
+        runs.setdefault(bisect.bisect_right(blocks[stack], depth), []).append(depth)
+    return list(runs.values())
 
 
 def _line(groups: Sequence[Group], kinds: tuple[str, ...]) -> Track:

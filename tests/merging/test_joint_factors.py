@@ -52,7 +52,8 @@ def test_inner_products_are_those_of_the_matrices(shape: tuple[int, int], ranks:
     assert np.array_equal(products, products.T)
     rows, columns = factored.row_inner_products(found), factored.column_inner_products(found)
     for own, way in ((rows, "aij,bij->iab"), (columns, "aij,bij->jab")):
-        np.testing.assert_allclose(own, torch.einsum(way, matrices, matrices).numpy(), rtol=0, atol=1e-12 * matrices.numel())  # fmt: skip
+        exact = torch.einsum(way, matrices, matrices).numpy()
+        np.testing.assert_allclose(own, exact, rtol=0, atol=1e-12 * matrices.numel())
         np.testing.assert_allclose(own.sum(0), products, rtol=0, atol=1e-11 * max(1.0, np.abs(wanted).max()))
 
 
