@@ -2,7 +2,7 @@
 
 Memory-mapped files are read as fast only while the system keeps their pages, and count as memory all the same.
 
-Of an adapter nothing is laid out in main memory: what it leaves as it is lies where the base's lies, and what it changes
+Of an adapter nothing is laid out in main memory. What it leaves as it is lies where the base's does; what it changes
 stays in its factors, from which :meth:`merging.sources.Sources.tensor` makes a tensor whenever a candidate needs it. On
 a device, where products of its own would have other bits than those of an export, what is changed lies multiplied out.
 """
@@ -66,18 +66,19 @@ def hold(sources: Sources, beside: torch.device | Mapping[str, torch.device], ho
         return _HELD[sources]
     order = layout_order(sources)
     devices = {name: beside if isinstance(beside, torch.device) else beside[name] for name in order}
-    needed = sum(map(size_of, _infos(sources, order, thin=True)))
+    thin = _Thin(sources, order)
+    needed = thin.size + sum(map(size_of, _infos(sources, order, thin)))
     # Of shared ones some may be there already: what is missing is known once it is this process's turn to make it.
-    where = choose(home, 0 if home == "shared" else needed, free_memory(), _on_accelerators(sources, devices))
+    where = choose(home, 0 if home == "shared" else needed, free_memory(), _on_accelerators(sources, devices, thin))
     try:
         if where == "shared":
-            where = _hold_shared(sources)
+            where = _hold_shared(sources, thin)
         elif where != "files":
             places = devices if where == "device" else dict.fromkeys(order, torch.device("cpu"))
-            for arena in _arenas(sources, places):
+            for arena in _arenas(sources, places, thin):
                 _fill(sources, arena, allocate(arena.elements, arena.dtype, arena.device)[0])
         if where != "files":
-            _share(sources, order)
+            thin.keep()
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError) as error:
         raise MergingError(
             f"the sources need {needed / 1e9:.1f} GB in {where} memory, and that much is not free "
@@ -121,31 +122,51 @@ def size_of(info: TensorInfo) -> int:
     return info.numel * info.dtype.itemsize
 
 
-def _infos(sources: Sources, names: Iterable[str], *, thin: bool) -> Iterator[TensorInfo]:
-    """Of what is laid out; ``thin``: where factors stay factors."""
-    both = ((alias, name) for name in names for alias in sources.checkpoints)
-    return (sources.info(alias, name) for alias, name in both if _is_laid_out(sources, alias, name, thin=thin))
+class _Thin:
+    """Task vectors in factors: what need not be laid out."""
 
+    def __init__(self, sources: Sources, names: Sequence[str]):
+        self._sources = sources
+        self._factors = {
+            (alias, name): factors
+            for alias in sources.checkpoints
+            for name in names
+            if (factors := sources.factors(alias, name)) is not None
+        }
 
-def _is_laid_out(sources: Sources, alias: str, name: str, *, thin: bool) -> bool:
-    """Whether a tensor of a model has memory of its own: not what is as in the base, nor what stays in factors."""
-    factors = sources.factors(alias, name)
-    return factors is None or (not thin and factors.rank > 0)
+    @property
+    def size(self) -> int:
+        """Bytes of the factors."""
+        return sum(4 * (each.left.numel() + each.right.numel()) for each in self._factors.values())
 
+    def stays(self, alias: str, name: str, place: torch.device | None = None) -> bool:
+        """Whether a tensor gets no memory of its own: it is the base's, or smaller in factors, and not on a device."""
+        factors = self._factors.get((alias, name))
+        if factors is None or not factors.rank:
+            return factors is not None
+        smaller = 4 * (factors.left.numel() + factors.right.numel()) < size_of(self._sources.info(alias, name))
+        return smaller and (place is None or place.type == "cpu")
 
-def _share(sources: Sources, names: Iterable[str]) -> None:
-    """Let models have the base's tensors where they are the base's."""
-    for name in names:
-        for alias in sources.checkpoints:
-            factors = sources.factors(alias, name)
-            if factors is not None and not factors.rank:
+    def keep(self) -> None:
+        """Have the sources keep the factors, and the base's tensors where they are the base's."""
+        sources = self._sources
+        for (alias, name), factors in self._factors.items():
+            if factors.rank:
+                sources.keep_factors(alias, name, factors)
+            else:
                 sources.place(alias, name, sources.tensor(sources.base, name))
 
 
-def _on_accelerators(sources: Sources, devices: Mapping[str, torch.device]) -> list[tuple[int, int]]:
+def _infos(sources: Sources, names: Iterable[str], thin: _Thin, on: torch.device | None = None) -> Iterator[TensorInfo]:
+    """Of what is laid out."""
+    both = ((alias, name) for name in names for alias in sources.checkpoints)
+    return (sources.info(alias, name) for alias, name in both if not thin.stays(alias, name, on))
+
+
+def _on_accelerators(sources: Sources, devices: Mapping[str, torch.device], thin: _Thin) -> list[tuple[int, int]]:
     found = []
     for device in sorted({device for device in devices.values() if device.type != "cpu"}, key=str):
-        own = _infos(sources, (name for name in devices if devices[name] == device), thin=False)
+        own = _infos(sources, (name for name in devices if devices[name] == device), thin, device)
         found.append((sum(map(size_of, own)), free_on(device)))
     return found
 
@@ -161,13 +182,11 @@ class _Arena:
     elements: tuple[int, ...]
 
 
-def _arenas(sources: Sources, places: Mapping[str, torch.device]) -> list[_Arena]:
+def _arenas(sources: Sources, places: Mapping[str, torch.device], thin: _Thin) -> list[_Arena]:
     """In the order of the models; ``places`` is in that of the layout."""
     found = []
     for alias in sources.checkpoints:
-        laid = [
-            name for name in places if _is_laid_out(sources, alias, name, thin=places[name].type == "cpu")
-        ]
+        laid = [name for name in places if not thin.stays(alias, name, places[name])]
         infos = {name: sources.info(alias, name) for name in laid}
         for dtype, device in sorted({(infos[name].dtype, places[name]) for name in laid}, key=str):
             names = [name for name in laid if (infos[name].dtype, places[name]) == (dtype, device)]
@@ -203,9 +222,9 @@ def _views(sources: Sources, arena: _Arena, memory: Tensor) -> Iterator[tuple[st
         yield name, memory[offset : offset + size].view(sources.info(arena.alias, name).shape)
 
 
-def _hold_shared(sources: Sources) -> Where:
+def _hold_shared(sources: Sources, thin: _Thin) -> Where:
     """One copy for all processes of this machine; none where there is no room for it."""
-    arenas = _arenas(sources, dict.fromkeys(layout_order(sources), torch.device("cpu")))
+    arenas = _arenas(sources, dict.fromkeys(layout_order(sources), torch.device("cpu")), thin)
     keys = {arena: (_key(sources, arena), _spread(arena.elements, arena.dtype)[1] * arena.dtype.itemsize)
             for arena in arenas if sum(arena.elements)}  # fmt: skip
     found = {arena: piece for arena, each in keys.items() if (piece := shared.find(*each)) is not None}

@@ -212,7 +212,8 @@ def _has_same_tokens(sources: Sources, alias: str) -> bool:
 
 def _differences(settings: Mapping[str, Settings]) -> Iterable[str]:
     """What the models do not agree on, as sentences."""
-    known = list(settings.values())
+    # an adapter, or a vector, that has nothing beside its weights has what its base has
+    known = [each for each in settings.values() if each.special or each.ids or each.generation is not None]
     templates = {each.alias: each.chat_template for each in known}
     if len(set(templates.values())) > 1:
         yield f"chat templates differ: {_grouped(templates, lambda text: '' if text else 'none')}."

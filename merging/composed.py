@@ -60,6 +60,14 @@ class Factors:
         """Columns of ``left``: the rank of Δ, or more."""
         return self.left.shape[1]
 
+    @property
+    def bound(self) -> float:
+        """No |element| of Δ is larger: the largest norm of a row of ``left`` times that of a column of ``right``."""
+        if not self.rank or not self.left.numel() or not self.right.numel():
+            return 0.0
+        rows, columns = (torch.linalg.vector_norm(each, dim=dim) for each, dim in ((self.left, 1), (self.right, 0)))
+        return float(rows.max()) * float(columns.max())
+
     def dense(self) -> Tensor:
         """[rows, columns] float32: the same bits every time, whatever the number of threads."""
         if not self.rank:

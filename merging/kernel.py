@@ -287,9 +287,10 @@ def _cut(inputs: Inputs, start: int, stop: int) -> Inputs:
 def _is_made_for(name: str, task: Task, out: Tensor) -> bool:
     """Whether there is memory for this tensor alone: sources that lie elsewhere than the result are brought to its
     device, those that are kept in factors multiplied out."""
-    if out.device.type == "cpu":
-        return any(each is not None and each.rank > 0 for each in task.pool.factors(name))
-    return any(each.device != out.device for each in task.pool.sources(name))
+    if task.pool.composes(name):
+        return True
+    on_cpu = out.device.type == "cpu"  # where they are not brought to from anywhere
+    return not on_cpu and any(each.device != out.device for each in task.pool.sources(name))
 
 
 def _follows(one: Tensor, other: Tensor) -> bool:
@@ -319,9 +320,18 @@ def _elements(name: str, task: Task, out: Tensor) -> tuple[Elements, tuple[Tenso
     base = _flat(pool.base(name), out) if elements.base or not sources else sources[0]
     safe = False
     if elements.gain != math.inf:
-        largest = pool.once(("largest", name), lambda: _largest(pool.base(name), *pool.sources(name)))
+        largest = pool.once(("largest", name), lambda: _reach(pool, name))
         safe = elements.gain * largest < 0.5 * torch.finfo(out.dtype).max
     return elements, (out.view(-1), base, *sources), safe
+
+
+def _reach(pool: Pool, name: str) -> float:
+    """The largest |element| of base and sources; of sources in factors a bound, without multiplying them out."""
+    base = _largest(pool.base(name))
+    found = [base]
+    for number, factors in enumerate(pool.factors(name)):
+        found.append(_largest(pool.source(name, number)) if factors is None else base + 1.001 * factors.bound)
+    return max(found) if not any(map(math.isnan, found)) else math.nan
 
 
 def _largest(*tensors: Tensor) -> float:

@@ -44,6 +44,7 @@ class Pool:
         config: Mapping[str, Any] | None = None,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         factors: Callable[[str, str], Factors | None] | None = None,
+        composes: Callable[[str, str], bool] | None = None,
     ):
         self.aliases = aliases
         self.names = names
@@ -52,6 +53,7 @@ class Pool:
         self.config: Mapping[str, Any] = config or {}
         self._shapes = shapes
         self._factors = factors if dtype is None else None  # a task vector that is rounded is no product any more
+        self._composes = composes
         self._base = base
         self._read = read
         self._dtype = dtype
@@ -70,6 +72,12 @@ class Pool:
     def sources(self, name: str) -> tuple[Tensor, ...]:
         """[sources] one tensor of every source; read-only."""
         return tuple(self._get(alias, name) for alias in self.aliases)
+
+    def composes(self, name: str) -> bool:
+        """Whether some source of a tensor is made anew whenever it is asked for, as those are that are kept in factors:
+        whoever needs one tensor after the other lets go of each first."""
+        made = self._composes
+        return made is not None and any(made(alias, name) for alias in self.aliases)
 
     def factors(self, name: str) -> tuple[Factors | None, ...]:
         """[sources] the task vector of every source as a product of thin matrices, of rank 0 where it has none; None

@@ -16,7 +16,7 @@ from merging.alignment import Alignment, renumbered, resized
 from merging.bounded import read_json
 from merging.checkpoint import Checkpoint, TensorInfo, check_finite, check_room, content_hash
 from merging.compatibility import check_plain, check_ties, is_frozen, is_tied, may_lack, optional_heads
-from merging.composed import Composed, Factors, factors_of
+from merging.composed import Composed, Factored, Factors, factors_of
 from merging.differences import check_compatible
 from merging.files import Read
 from merging.layout import Layout
@@ -69,6 +69,7 @@ class Sources:
         self._alignment = alignment
         self._vocabulary: Path | str = "base"
         self._read: dict[tuple[str, str], Tensor] = {}
+        self._factors: dict[tuple[str, str], Factors] = {}
         self._borrowed: str | None = None
         self._embedding = optional_heads(checkpoints[base])
         self._pools: dict[tuple[tuple[str, ...], torch.dtype | None], Pool] = {}
@@ -225,10 +226,8 @@ class Sources:
         key = (alias, self.source_name(alias, name))
         found = self._read.get(key)
         if found is None:
-            checkpoint = self.checkpoints[alias]
-            if isinstance(checkpoint, Composed) and self._stored(*key) in checkpoint.changes and not self._moves(*key):
-                base = self.tensor(self.base, name)
-                found = checkpoint.composed(self._stored(*key), base.cpu())
+            if self.composes(alias, name):
+                found = self._composed(alias, name)
                 if name != self._borrowed:
                     return found
             elif self._moves(*key) or name == self._borrowed:
@@ -239,6 +238,21 @@ class Sources:
                 found = self.checkpoints[alias].read(self._stored(*key))
             self._read[key] = found
         return found
+
+    def composes(self, alias: str, name: str) -> bool:
+        """Whether :meth:`tensor` makes this tensor anew whenever it is asked for."""
+        key = (alias, self.source_name(alias, name))
+        checkpoint = self.checkpoints[alias]
+        changed = isinstance(checkpoint, Composed) and self._stored(*key) in checkpoint.changes
+        return changed and key not in self._read and not self._moves(*key)
+
+    def _composed(self, alias: str, name: str) -> Tensor:
+        key = (alias, self.source_name(alias, name))
+        base, checkpoint = self.tensor(self.base, name).cpu(), self.checkpoints[alias]
+        if key in self._factors:
+            return Factored(self._factors[key], self.info(alias, name).dtype).compose(base)
+        assert isinstance(checkpoint, Composed)
+        return checkpoint.composed(self._stored(*key), base)
 
     @contextmanager
     def borrowed(self, name: str) -> Iterator[None]:
@@ -267,10 +281,17 @@ class Sources:
 
     def factors(self, alias: str, name: str) -> Factors | None:
         """A canonical tensor's task vector in factored form, as an adapter has it; None where it is not known so, or
-        where vocabularies move its rows."""
+        where vocabularies move its rows. Read from disk, unless they were given to :meth:`keep_factors`."""
+        key = (alias, self.source_name(alias, name))
+        if key in self._factors:
+            return self._factors[key]
         if alias == self.base or self._moves(alias, self.source_name(alias, name)):
             return None
         return factors_of(self.checkpoints[alias], self._stored(alias, self.source_name(alias, name)))
+
+    def keep_factors(self, alias: str, name: str, factors: Factors) -> None:
+        """From now on these stand for the tensor's own, which they equal, in memory."""
+        self._factors[alias, self.source_name(alias, name)] = factors
 
     def read_into(self, alias: str, name: str, out: Tensor) -> None:
         """Read a canonical tensor from disk into memory that is given; nothing is mapped.
@@ -324,6 +345,7 @@ class Sources:
                 self.config,
                 {name: info.shape for name, info in self.tensors.items()},
                 self.factors,
+                self.composes,
             )
         return self._pools[key]
 

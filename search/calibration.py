@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from merging.recipe import MergingError
+from search.algebra import searched_experts
 from search.positions import Location, Problem, did_you_mean
 from search.schema import CalibrationConfig, Config
 from search.space.methods import MethodChoice
@@ -38,7 +39,7 @@ def calibrated(config: Config) -> tuple[str, ...]:
     Raises:
         MergingError: there is no such method.
     """
-    needed = set(config.models.experts) if searches_calibrated(config) else set()
+    needed = set(searched_experts(config)[0]) if searches_calibrated(config) else set()
     for virtual in config.models.virtual.values():
         if needs_calibration(virtual.method):
             needed |= set(members(virtual, config))

@@ -18,6 +18,7 @@ from evaluators import registry
 from evaluators.contract import Evaluator, EvaluatorError
 from merging.recipe import MergingError, Recipe, SourceRef
 from search import virtual
+from search.algebra import searched_experts
 from search.calibration import calibrated, choices_of, options_of, searches_calibrated, settings_of
 from search.config import LoadedConfig
 from search.errors import SearchError
@@ -106,7 +107,7 @@ def collect(loaded: LoadedConfig, calibration: CollectedCalibration, materialize
     Raises:
         MergingError: the model refuses its inputs, or the cache cannot be written.
     """
-    space, experts = loaded.config.space, tuple(loaded.config.models.experts)
+    space, (experts, _) = loaded.config.space, searched_experts(loaded.config)
     assignments = [
         example(searched(each, len(experts), space.normalize, calibration.fingerprint), experts)
         for each in choices_of(loaded.config)

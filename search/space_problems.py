@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from search.algebra import mixing_of
 from search.positions import Location, Problem, did_you_mean
-from search.space import Bounds, MethodChoice, Mixing, SpaceError, mixed
+from search.space import MethodChoice, Mixing, SpaceError
 from search.space.methods import coefficient_bounds, searched, takes_coefficients
 from search.space.methods import problems as method_problems
 from search.space.scales import density_steps
@@ -104,12 +105,9 @@ def _mixing(
     """
     if space.expression is None:
         return tuple(space.experts or aliases), None
-    derived = models.get("derived")
-    derived = (
-        {name: text for name, text in derived.items() if isinstance(text, str)} if isinstance(derived, dict) else {}
-    )
-    variables = {name: Bounds(*ends) for name, ends in space.variables.items()}
-    return mixed(space.expression, variables, [each for each in aliases if each not in derived], derived)
+    given = models.get("derived")
+    derived = {name: text for name, text in given.items() if isinstance(text, str)} if isinstance(given, dict) else {}
+    return mixing_of(space, [each for each in aliases if each not in derived], derived)
 
 
 def _of_method(choice: MethodChoice, index: int, experts: int) -> Iterator[Problem]:

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import cast
 
 from merging.recipe import Group, SourceRef
+from search.algebra import searched_experts
 from search.borders import as_borders, planned_borders, wants_borders
 from search.events import LOG_VERSION
 from search.optimizers import registry
 from search.optimizers.contract import Genome, Optimizer, Settings
 from search.schema import Config
 from search.space import Blocks as BlockGranularity
-from search.space import Borders, Bounds, Granularity, MethodChoice, Mixing, PlacedBlocks, Space, SpaceError, mixed
+from search.space import Borders, Bounds, Granularity, MethodChoice, PlacedBlocks, Space, SpaceError
 from search.space import Knots as KnotGranularity
 from search.space.methods import PLANNED
 from search.space_schema import AUTO, Blocks, Knots
-from search.virtual import ALONE, experts_of
+from search.virtual import ALONE, experts_of, forms_of
 
 LAMBDA_GRID = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 """Single λ for all experts, the baselines of task arithmetic (0.3–0.4 in its papers, ~1 for few small task vectors)."""
@@ -102,9 +103,11 @@ def build_stages(
     )
     taking, mixing = searched_experts(config)
     # Every search starts from the same baselines, also where the user's bounds leave them out.
+    derived = forms_of(config)
+    written = [value for form in derived.values() for value in form.values()]
     baselines = common(
         granularity="model",
-        coefficient=Bounds(min(low, 0.0), max(high, LAMBDA_GRID[-1])),
+        coefficient=Bounds(min(low, 0.0, *written), max(high, LAMBDA_GRID[-1], *written)),
         methods=("task_arithmetic", *PRESETS) if version > 1 else ("task_arithmetic",),
     )
 
@@ -123,7 +126,7 @@ def build_stages(
             calibration=calibration,
         )
 
-    fixed = _baselines(baselines, config)
+    fixed = _baselines(baselines, config, derived)
     names = stage_names(config)
     if ends is None:
         ends = _ends(names, len(fixed), config)
@@ -135,19 +138,6 @@ def build_stages(
         else:
             stages.append(Stage(index, name, space("model" if name == "per-expert" else granularity), (), end))
     return stages
-
-
-def searched_experts(config: Config) -> tuple[tuple[str, ...], Mixing | None]:
-    """The experts that the search merges, and how their coefficients come about where it is not by genes of their own.
-
-    Raises:
-        SpaceError: an expression that means nothing.
-    """
-    space, models = config.space, config.models
-    if space.expression is None:
-        return (experts_of(config) if space.experts is None else tuple(space.experts)), None
-    variables = {name: Bounds(*ends) for name, ends in space.variables.items()}
-    return mixed(space.expression, variables, (*models.experts, *models.virtual), models.derived)
 
 
 def stage_names(config: Config) -> list[str]:
@@ -198,7 +188,7 @@ def translate(genome: Genome, source: Space, target: Space) -> Genome | None:
         return None
 
 
-def _baselines(space: Space, config: Config) -> tuple[tuple[str, Genome], ...]:
+def _baselines(space: Space, config: Config, derived: Mapping[str, dict[str, float]]) -> tuple[tuple[str, Genome], ...]:
     """What needs no search. What is made of the experts stands alone: an average over that too would be nobody's
     baseline. A derived expert may have a skill of its own, and is labelled as experts are."""
     experts = tuple(config.models.experts)
@@ -208,9 +198,9 @@ def _baselines(space: Space, config: Config) -> tuple[tuple[str, Genome], ...]:
         return space.uniform(nothing | dict.fromkeys(experts, value), method)
 
     labelled = [("base", space.uniform(nothing))]
-    labelled += [
-        (f"expert {name}", space.uniform({**nothing, name: 1.0})) for name in (*experts, *config.models.derived)
-    ]
+    labelled += [(f"expert {name}", space.uniform({**nothing, name: 1.0})) for name in experts]
+    for name, form in derived.items():
+        labelled.append((f"expert {name}", space.uniform(nothing | ({name: 1.0} if name in nothing else form))))
     labelled += [(f"{name}{ALONE}", space.uniform({**nothing, name: 1.0})) for name in config.models.virtual]
     if len(experts) > 1:
         labelled.append(("average", everyone(1.0 / len(experts))))

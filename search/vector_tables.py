@@ -87,14 +87,17 @@ def print_list(store: Store, manifests: Mapping[str, Manifest], broken: Mapping[
     if not manifests and not broken:
         _say(console, f"no vectors in {store.path}; `paretomerge vector extract BASE EXPERT --name NAME` makes one")
         return
-    table = _table("vector", "base", "size", "of full", "error", "licence", "scores")
+    table = _table("vector", "base", "size", "of full", "error", "licence")
     for name, each in manifests.items():
         table.add_row(
             cell(name), cell(each.base.name), size_words(each.bytes), f"{share(each):.1%}", error_words(each.error),
-            cell(each.license or "not stated"), cell(_scores(each)),
+            cell(each.license or "not stated"),
         )  # fmt: skip
     if manifests:
         console.print(table)
+    for name, each in manifests.items():
+        if any(score.of == "vector" for score in each.scores):
+            _say(console, f"{name} scores {_scores(each)}")
     for name, reason in broken.items():
         _say(console, f"{name}: unreadable. {reason}")
     _say(console, f"store: {store.path}")
@@ -144,7 +147,7 @@ def print_scores(found: VectorScores) -> None:
     for each in found.scores:
         by_metric.setdefault(each.metric, {})[each.of] = f"{each.value:.4g}"
     for metric, values in by_metric.items():
-        lost = "nothing: exact" if values.get("expert") else "fine-tune not given"
+        lost = "nothing: exact" if values.get("expert") else "not known: --expert"
         if metric in found.losses:
             loss = found.losses[metric]
             sign = -1.0 if found.directions[metric] == "maximize" else 1.0

@@ -137,6 +137,8 @@ def imported(store: Store, source: str, name: str | None, *, replace: bool) -> t
     if not hub.is_hub(source) and not archive.is_archive(source):
         folder = find_model(source)
         return _copied(store, folder, name, replace=replace)
+    if name is not None and not replace:
+        store.check_free(name)
     # what the vector calls itself is known only when it is here
     with beside(store.path / "import", store.alone) as waiting:
         if hub.is_hub(source):

@@ -31,25 +31,41 @@ ALONE = " alone"
 """How the labels of virtual experts end, as baselines."""
 
 
-def derived_of(config: Config) -> dict[str, VirtualConfig]:
-    """The derived experts, each as the merge that it is.
+def forms_of(config: Config) -> dict[str, dict[str, float]]:
+    """Derived expert -> expert -> coefficient of its task vector.
 
     Raises:
         MergingError: expressions that mean nothing.
     """
-    if not config.models.derived:
-        return {}
     from merging.expressions import expand
 
-    forms = expand(config.models.derived, config.models.experts)
+    return expand(config.models.derived, config.models.experts) if config.models.derived else {}
+
+
+def modelled(config: Config) -> tuple[str, ...]:
+    """The derived experts that have to be models of their own: those that the search gives coefficients to, and those
+    that virtual experts are made of. The others are written out wherever they are named."""
+    space, derived = config.space, config.models.derived
+    searched = () if space.expression is not None else derived if space.experts is None else space.experts
+    named = {*searched, *(alias for each in config.models.virtual.values() for alias in each.of or ())}
+    return tuple(name for name in derived if name in named)
+
+
+def derived_of(config: Config) -> dict[str, VirtualConfig]:
+    """The derived experts that have to be models of their own, each as the merge that it is.
+
+    Raises:
+        MergingError: expressions that mean nothing.
+    """
+    forms = forms_of(config)
     return {
-        name: VirtualConfig(method=DERIVED, of=list(form) or None, coefficients=form or 0.0)
-        for name, form in forms.items()
+        name: VirtualConfig(method=DERIVED, of=list(forms[name]) or None, coefficients=forms[name] or 0.0)
+        for name in modelled(config)
     }
 
 
 def made_of(config: Config) -> dict[str, VirtualConfig]:
-    """All experts that are made: the derived, then the virtual ones, in the order in which they can be made.
+    """All experts that are made: derived, then virtual ones, in the order in which they can be made.
 
     Raises:
         MergingError: expressions that mean nothing.
@@ -58,8 +74,8 @@ def made_of(config: Config) -> dict[str, VirtualConfig]:
 
 
 def experts_of(config: Config) -> tuple[str, ...]:
-    """All aliases that a search gives coefficients to: the experts, then the derived and the virtual ones."""
-    return (*config.models.experts, *config.models.derived, *config.models.virtual)
+    """All models beside the base: the experts, then the derived ones that are models, then the virtual ones."""
+    return (*config.models.experts, *modelled(config), *config.models.virtual)
 
 
 def place_of(name: str, config: Config) -> Location:

@@ -154,18 +154,18 @@ def _outputs(bench: Bench, expert: str) -> Callable[[nn.Module], Tensor]:
     bench.apply({expert: 1.0})
     evaluator = bench.evaluators[expert]
     ids = evaluator.items("search").ids[:INPUTS]
-    samples = list(Samples.of(record_inputs(evaluator, bench.engine, ids, prepared=True)))
+    batches = list(Samples.of(record_inputs(evaluator, bench.engine, ids, prepared=True)).batches(INPUTS))
 
     def give(model: nn.Module) -> Tensor:
         with torch.no_grad():
-            return torch.cat([_rows(model(**sample).logits) for sample in samples])
+            return torch.cat([_rows(model(**batch).logits) for batch in batches])
 
     return give
 
 
 def _rows(logits: Tensor) -> Tensor:
-    """[rows, classes] of one input's logits."""
-    return logits if logits.ndim == 2 else logits[0, -_ANSWER:]
+    """[rows, classes] of a batch's logits, none of them padded."""
+    return logits if logits.ndim == 2 else logits[:, -_ANSWER:].flatten(0, 1)
 
 
 def _tolerated(bench: Bench, expert: str) -> float:

@@ -127,9 +127,8 @@ def auto_borders(
     if stack is None:
         stack = max(profile.stacks, key=lambda each: len(_of_stack(profile, each)))
     if stack not in profile.stacks:
-        raise MergingError(
-            f"expected a stack of blocks ({', '.join(profile.stacks) or 'there is none'}), found {stack!r}"
-        )
+        known = ", ".join(map(repr, profile.stacks)) or "there is none"
+        raise MergingError(f"expected the name of a stack of blocks ({known}), found {stack!r}")
     values = _features(_of_stack(profile, stack), profile.aliases)
     if not values.shape[1]:  # all depths are alike
         found = np.array_split(np.arange(len(values)), min(blocks or 1, len(values)))

@@ -223,7 +223,9 @@ def _no_config(path: Path) -> str:
     inner = sorted(each.parent.name for each in path.glob(f"*/{ADAPTER}")) if path.is_dir() else []
     if inner:
         listed = ", ".join(printable(each, 60) for each in inner[:5])
-        return f"expected one adapter in {path}, found {len(inner)} in folders of their own ({listed}); give one of these"
+        return (
+            f"expected one adapter in {path}, found {len(inner)} in folders of their own ({listed}); give one of these"
+        )
     return f"expected {ADAPTER} in the adapter's folder {path}, found none"
 
 
@@ -247,11 +249,9 @@ def _sorted_out(path: Path, tensors: Mapping[str, TensorInfo]) -> tuple[tuple[Mo
     whole: dict[str, str] = {}
     for name in sorted(tensors):
         inner = _WRAPPERS.sub("", name.removeprefix(PREFIX))
-        for pattern, part in _PARTS:
-            match = pattern.match(inner)
-            if match:
-                break
-        else:
+        matches = ((pattern.match(inner), part) for pattern, part in _PARTS)
+        match, part = next((each for each in matches if each[0] is not None), (None, ""))
+        if match is None:
             saved = _SAVED.match(inner)
             if saved is None and re.search(r"(^|\.)lora_", inner):
                 raise MergingError(

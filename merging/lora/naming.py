@@ -19,7 +19,6 @@ from merging.compatibility import is_tied, optional_heads
 from merging.conversion import Shape, Strided, place, row_major
 
 
-
 @dataclass(frozen=True)
 class Place:
     """Where elements of a live tensor are in the base's tensors.
@@ -80,9 +79,33 @@ class Names:
         found = [names for names in self._parameters.values() if live & set(names)]
         return frozenset(found[0]) if found and len(found[0]) > 1 else frozenset()
 
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """(name, module) of the live model, on the meta device: shapes and no weights."""
+        yield from self._model.named_modules()
+
+    def places(self, name: str) -> tuple[Place, ...]:
+        """As :meth:`find`, of a name of the base's own live model."""
+        return tuple(self._places.get(name, ()))
+
+    def live_names(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """All names of a parameter of the live model: several where it is tied."""
+        return tuple(self._parameters.get(id(parameter), ()))
+
+    def is_in_attention(self, module: str) -> bool:
+        """Whether a live module is, or belongs to, one of torch's own attention layers, which call no layers."""
+        parent = module.rpartition(".")[0]
+        return any(isinstance(self._module(each), nn.MultiheadAttention) for each in (module, parent) if each)
+
+    @property
+    def class_of(self) -> tuple[str, str]:
+        """(name of the live model's class, module of Python that has it)."""
+        return type(self._model).__name__, type(self._model).__module__
+
     def is_turned(self, module: str) -> bool:
         """Whether a live module says that its experts are stored [experts, in, out]."""
-        return any(bool(getattr(self._module(each), "is_transposed", False)) for each in (module, *self._variants(module)))
+        return any(
+            bool(getattr(self._module(each), "is_transposed", False)) for each in (module, *self._variants(module))
+        )
 
     def _stored(self, name: str) -> tuple[Place, ...]:
         return (Place(name, self._shapes[name]),) if name in self._shapes else ()
@@ -165,5 +188,3 @@ class Names:
             return self._model.get_submodule(name)
         except AttributeError:
             return None
-
-

@@ -62,9 +62,7 @@ def other_shape(adapter: Adapter, name: str, found: Shape, expected: Shape) -> s
         if tokens
         else _RIGHT_BASE
     )
-    return (
-        f"expected {printable(name)} in {adapter.path} in the base's shape {list(expected)}, found {list(found)}; {advice}"
-    )
+    return f"expected {printable(name)} in {adapter.path} in the base's shape {list(expected)}, found {list(found)}; {advice}"
 
 
 def no_magnitude(adapter: Adapter, module: str) -> str:

@@ -29,6 +29,7 @@ class Slot:
         kind: see :data:`Kind`.
         shape: of the live tensor.
         places: where it is on disk.
+        twins: other live names of it, where it is tied.
         turned: of a stack: stored [experts, in, out].
     """
 
@@ -37,6 +38,7 @@ class Slot:
     kind: Kind
     shape: Shape
     places: tuple[Place, ...]
+    twins: tuple[str, ...] = ()
     turned: bool = False
 
     @property
@@ -54,9 +56,10 @@ def slots(names: Names) -> Iterator[Slot]:
             if id(parameter) in seen or not (places := names.places(own)):
                 continue
             seen.add(id(parameter))
-            tied = len(names.live_names(parameter)) > 1
-            kind: Kind = "tied" if tied else _kind(held, leaf, tuple(parameter.shape), names, module)
-            yield Slot(module, leaf, kind, tuple(parameter.shape), places, bool(getattr(held, "is_transposed", False)))
+            twins = tuple(name for name in names.live_names(parameter) if name != own)
+            shape = tuple(parameter.shape)
+            kind: Kind = "tied" if twins else _kind(held, leaf, shape, names, module)
+            yield Slot(module, leaf, kind, shape, places, twins, bool(getattr(held, "is_transposed", False)))
 
 
 def _kind(module: nn.Module, leaf: str, shape: Shape, names: Names, name: str) -> Kind:

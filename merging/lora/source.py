@@ -55,7 +55,7 @@ def open_adapter(path: Path | str, base: Checkpoint, *, allow_pickle: bool = Fal
     built.adapt()
     if built.lost:
         raise MergingError(lost_modules(adapter, base, built.lost))
-    return Composed(adapter.path, base, built.changes(), notes=(*_other_base(adapter, base), *dict.fromkeys(built.notes)))
+    return Composed(adapter.path, base, built.changes(), notes=(*_other_base(adapter, base), *built.notes()))
 
 
 class _Builder:
@@ -63,16 +63,16 @@ class _Builder:
 
     Attributes:
         edits: name on disk -> steps.
-        notes: what its user should know.
         lost: live names that the base does not have.
     """
 
     def __init__(self, adapter: Adapter, base: Checkpoint):
         self.edits: dict[str, list[Edit]] = {}
-        self.notes: list[str] = []
         self.lost: list[str] = []
         self._adapter = adapter
         self._base = base
+        self._shared: dict[str, Edit] = {}  # name on disk of what is tied -> the first that is added
+        self._half: set[str] = set()
         self._names = Names(base)
         self._layout = Layout.of({name: info.shape for name, info in base.tensors.items()})
 
@@ -165,9 +165,11 @@ class _Builder:
 
     def _product(self, one: str, other: str, rank: int, scale: float, turned: bool) -> LowRank:
         """scale·B·A, or its transpose; convolutions seen as matrices [out, in·kernel]."""
-        left: Thunk = lambda: self._adapter.read_float(other).reshape(-1, rank) * scale  # noqa: E731
-        right: Thunk = lambda: self._adapter.read_float(one).reshape(rank, -1)  # noqa: E731
-        return LowRank(lambda: right().T, lambda: left().T) if turned else LowRank(left, right)
+        b: Thunk = lambda: self._adapter.read_float(other).reshape(-1, rank)  # noqa: E731
+        a: Thunk = lambda: self._adapter.read_float(one).reshape(rank, -1)  # noqa: E731
+        if turned:
+            return LowRank(lambda: a().T, lambda: b().T * scale)
+        return LowRank(b, lambda: a() * scale)
 
     def _is_turned(self, module: Module, place: Place, a: Shape, b: Shape, rank: int) -> bool:
         """Whether the live weight is [in, out], as that of a Conv1D: by its shape, and where it is square by its kind."""
@@ -268,13 +270,24 @@ class _Builder:
         found = placed(edit, place, self._stored(place))
         if found is None:
             raise MergingError(scattered(self._adapter, place))
-        self.edits.setdefault(place.name, []).append(found)
         tied = self._tied(place)
         if tied:
-            self.notes.append(
-                f"the adapter {self._adapter.path} changes {place.name}, which the base has as one tensor with its head: "
-                "as in peft's merge_and_unload, both change"
-            )
+            twin = self._shared.setdefault(place.name, edit)
+            if twin is not edit and not _same(twin, edit):
+                raise MergingError(trained_apart(self._adapter, self._base, place.name, tied))
+            if twin is not edit:  # embedding and head share what is added, as they share what it is added to
+                self._half.discard(place.name)
+                return
+            self._half.add(place.name)
+        self.edits.setdefault(place.name, []).append(found)
+
+    def notes(self) -> tuple[str, ...]:
+        """What its user should know."""
+        return tuple(
+            f"the adapter {self._adapter.path} adds to {name} in one of its two places only, and the base has one tensor "
+            "for embedding and head: as in peft's merge_and_unload both change, which is another model than was trained"
+            for name in sorted(self._half)
+        )
 
     def _search(self, name: str) -> tuple[Place, ...]:
         try:
@@ -315,6 +328,13 @@ def _numel(shape: Shape) -> int:
     return int(torch.Size(shape).numel())
 
 
+def _same(one: Edit, other: Edit) -> bool:
+    """Whether two products have the same factors."""
+    if not isinstance(one, LowRank) or not isinstance(other, LowRank):
+        return False
+    return torch.equal(one.left(), other.left()) and torch.equal(one.right(), other.right())
+
+
 def _fits(shape: Shape, a: Shape, b: Shape) -> bool:
     """Whether a parameter of this shape may have these factors."""
     experts = shape[0] if len(shape) == 3 else 1
@@ -325,7 +345,12 @@ def _fits(shape: Shape, a: Shape, b: Shape) -> bool:
 def _other_base(adapter: Adapter, base: Checkpoint) -> tuple[str, ...]:
     """A note where the adapter names another base than is given; by the last part of names, which is all that travels."""
     said = adapter.settings.base
-    known = {str(base.path), str(base.path.resolve()), str(base.config.get("_name_or_path") or ""), *base.path.parts[-1:]}
+    known = {
+        str(base.path),
+        str(base.path.resolve()),
+        str(base.config.get("_name_or_path") or ""),
+        *base.path.parts[-1:],
+    }
     last = _last(said)
     cached = f"models--{said.replace('/', '--')}"
     if not said or last in {_last(each) for each in known} or cached in base.path.absolute().parts:

@@ -1,17 +1,19 @@
 """Exact: composing gives back every bit of the fine-tune, whatever its dtype.
 
-Four forms, of which the smallest is taken. Each stores one number an element, in frames
+Five forms, of which the smallest is taken. Each stores one number an element, in frames
 (:mod:`merging.vectors.frames`):
 
 - ``sum``: τ in float32, where base + τ rounds back to the fine-tune's bits in every element.
 - ``steps``: how many representable numbers lie between the base's and the fine-tune's, modulo 2^bits, with the signs of
   small steps in the lowest bit ("zigzag"). Small changes are small numbers, also where subtraction does not round-trip.
+- ``changed``: those steps of the elements that changed, and where these lie.
 - ``xor``: the bits in which the two differ.
 - ``whole``: the fine-tune's own bits, where it has little to do with the base.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +25,10 @@ from merging.pool import pieces
 from merging.recipe import MergingError, Value
 from merging.vectors.added import added
 from merging.vectors.frames import Frames, frame_sizes, malformed, pack
+from merging.vectors.positions import count, gaps, positions
 from merging.vectors.tensors import PIECE, Bits, Pair, bits_of, from_bits
 
-FORMS = ("steps", "xor", "sum", "whole")
+FORMS = ("steps", "changed", "xor", "sum", "whole")
 
 _TRIED = 1 << 22
 """Elements by which the form of a larger tensor is chosen: slices that lie evenly over it."""
@@ -58,7 +61,7 @@ def encode(pair: Pair, form: str = "smallest") -> tuple[dict[str, Value], dict[s
     return {"form": form}, {"frames": found}
 
 
-def decode(info: TensorInfo, form: object, frames: Tensor) -> Exact:
+def decode(info: TensorInfo, form: object, frames: Tensor) -> Exact | Changed:
     """What gives the tensor back.
 
     Raises:
@@ -68,9 +71,13 @@ def decode(info: TensorInfo, form: object, frames: Tensor) -> Exact:
         raise malformed(f"one of the forms {', '.join(FORMS)}", repr(form))
     if form == "sum" and not info.dtype.is_floating_point:
         raise malformed("a form for integers", repr(form))
-    found = Frames(frames, len(range(0, info.numel, PIECE)))
-    itemsize = 4 if form == "sum" else info.dtype.itemsize
-    found.check(frame_sizes(info.numel, PIECE, itemsize))
+    frame_count = len(range(0, info.numel, PIECE))
+    if form == "changed":
+        found = Frames(frames, 2 * frame_count)  # of each piece where they lie, and what they are
+        found.check(_sizes_of_changed(found, info))
+        return Changed(info.shape, info.dtype, found)
+    found = Frames(frames, frame_count)
+    found.check(frame_sizes(info.numel, PIECE, 4 if form == "sum" else info.dtype.itemsize))
     return Exact(info.shape, info.dtype, str(form), found)
 
 
@@ -95,6 +102,33 @@ class Exact:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """The base's bits but for some elements; see :class:`merging.composed.Change`."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    frames: Frames
+    factors: None = None
+
+    def compose(self, base: Tensor) -> Tensor:
+        """The fine-tune's bits."""
+        out = base.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+        flat, number = out.view(-1), np.dtype(f"<u{self.dtype.itemsize}")
+        for piece, (start, stop) in enumerate(pieces(flat.numel(), PIECE)):
+            index = positions(self.frames, 2 * piece, stop - start)
+            steps = self.frames.unpack(2 * piece + 1, number, len(index))
+            place = bits_of(flat[start:stop])  # a view: what is written there is the tensor
+            place[index] = bits_of(_restored(from_bits(place[index], self.dtype), steps, "steps", self.dtype))
+        return out
+
+
+def _sizes_of_changed(frames: Frames, info: TensorInfo) -> Iterator[int]:
+    for piece, (start, stop) in enumerate(pieces(info.numel, PIECE)):
+        yield frames.sizes[2 * piece]
+        yield count(frames, 2 * piece, stop - start) * info.dtype.itemsize
+
+
 def _smallest(pair: Pair) -> str:
     sample = pair.sample(_TRIED)
     sizes = {}
@@ -109,6 +143,8 @@ def _encoded(pair: Pair, form: str) -> Tensor | None:
     """The part; None where sums do not give the bits back."""
     if form == "sum" and not _sums(pair):
         return None
+    if form == "changed":
+        return pack(_changed(pair))
     number = {"sum": _sum, "steps": _steps, "xor": _xor, "whole": _whole}[form]
     return pack(number(pair, start, stop) for start, stop in pieces(pair.numel, PIECE))
 
@@ -146,6 +182,14 @@ def _steps(pair: Pair, start: int, stop: int) -> Bits:
     top = step.dtype.itemsize * 8 - 1
     found: Bits = ((step << 1) ^ (step >> top)).view(base.dtype)
     return found
+
+
+def _changed(pair: Pair) -> Iterator[Bits]:
+    for start, stop in pieces(pair.numel, PIECE):
+        steps = _steps(pair, start, stop)
+        index = np.flatnonzero(steps)
+        yield gaps(index)
+        yield steps[index]
 
 
 def _restored(base: Tensor, stored: Bits, form: str, dtype: torch.dtype) -> Tensor:

@@ -9,15 +9,15 @@ already, such as a LoRA adapter, exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from merging.composed import Change, Factored, Factors
 from merging.files import TensorInfo
-from merging.linear_algebra import one_thread, svd, wide
+from merging.linear_algebra import leading, one_thread, svd, wide
 from merging.recipe import MergingError, Value
 from merging.vectors.frames import malformed
 from merging.vectors.shapes import View, matrices
@@ -33,6 +33,8 @@ _WHOLE = 2048
 
 _OVERSAMPLED = 16
 _POWERS = 3
+_PROBED = 16
+_BLOCK = 2048
 _VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FACTORS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -75,7 +77,7 @@ def encode_svd(
         wanted = min(full, full if most is None else most)
     stack = pair.delta().reshape(view.stack)
     with torch.no_grad(), one_thread():
-        spectra = [_leading(each, wanted, error) for each in stack]
+        spectra = [_leading(each, wanted) for each in stack]
         if error is not None:
             wanted = _rank(spectra, stack, error, wanted, full)
         lefts = torch.stack([(u * s)[:, :wanted] for u, s, _ in spectra])
@@ -176,32 +178,54 @@ def cost(view: View, rank: int) -> float:
 Spectrum = tuple[Tensor, Tensor, Tensor]
 
 
-def _leading(matrix: Tensor, wanted: int, error: float | None) -> Spectrum:
-    """U, S, Vᵀ of the largest singular values in float64: as many as are wanted, or all that are computed."""
-    exact = wide(matrix)
-    full = min(exact.shape)
+def _leading(matrix: Tensor, wanted: int) -> Spectrum:
+    """U, S, Vᵀ of the largest singular values in float64; zeros where there are not as many.
+
+    Args:
+        matrix: [m, n] float32.
+        wanted: how many.
+    """
+    full = min(matrix.shape)
     if full <= _WHOLE or wanted + _OVERSAMPLED >= full // 2:
-        u, s, vh = svd(exact)
+        u, s, vh = leading(wide(matrix), wanted)
     else:
-        u, s, vh = _sketched(exact, wanted + _OVERSAMPLED)
-    return u[:, :wanted], s[:wanted], vh[:wanted]
+        u, s, vh = (each.to(torch.float64) for each in _sketched(matrix, wanted, _OVERSAMPLED, _POWERS))
+    rest = wanted - len(s)
+    return pad(u, (0, rest)), pad(s, (0, rest)), pad(vh, (0, 0, 0, rest))
 
 
-def _sketched(matrix: Tensor, count: int) -> Spectrum:
-    """About the ``count`` largest singular values, by powers of the matrix on random directions."""
+def _sketched(matrix: Tensor, count: int, more: int, powers: int) -> Spectrum:
+    """About the ``count`` largest singular values, by powers of the matrix on a few random directions ``more``."""
     draw = torch.Generator().manual_seed(0)
-    directions = torch.randn(matrix.shape[1], count, generator=draw, dtype=torch.float64)
-    basis = torch.linalg.qr(matrix @ directions)[0]
-    for _ in range(_POWERS):
-        basis = torch.linalg.qr(matrix.mT @ basis)[0]
-        basis = torch.linalg.qr(matrix @ basis)[0]
-    u, s, vh = svd(basis.mT @ matrix)
-    return basis @ u, s, vh
+    directions = torch.randn(matrix.shape[1], count + more, generator=draw, dtype=torch.float64)
+    basis = torch.linalg.qr(_times(matrix, directions))[0]
+    for _ in range(powers):
+        basis = torch.linalg.qr(_turned_times(matrix, basis))[0]
+        basis = torch.linalg.qr(_times(matrix, basis))[0]
+    u, s, vh = svd(_turned_times(matrix, basis).mT)
+    return basis @ u[:, :count], s[:count], vh[:count]
+
+
+def _times(matrix: Tensor, other: Tensor) -> Tensor:
+    """matrix @ other in float64, by blocks of rows: all of a large matrix in float64 would be twice as much memory."""
+    return torch.cat([wide(block) @ other for block in matrix.split(_BLOCK)])
+
+
+def _turned_times(matrix: Tensor, other: Tensor) -> Tensor:
+    """matrixᵀ @ other, likewise."""
+    found = torch.zeros(matrix.shape[1], other.shape[1], dtype=torch.float64)
+    for block, rows in zip(matrix.split(_BLOCK), other.split(_BLOCK), strict=True):
+        found.addmm_(wide(block).mT, rows)
+    return found
+
+
+def _energy(matrix: Tensor) -> float:
+    return math.fsum(float(torch.linalg.vector_norm(wide(block))) ** 2 for block in matrix.split(_BLOCK))
 
 
 def _rank(spectra: list[Spectrum], stack: Tensor, error: float, computed: int, full: int) -> int:
     """The smallest rank that leaves a relative error over all matrices."""
-    total = math.fsum(float(each.double().square().sum()) for each in stack)
+    total = math.fsum(map(_energy, stack))
     caught = torch.zeros(computed, dtype=torch.float64)
     for _, s, _ in spectra:
         caught += s.square().cumsum(0)
@@ -240,21 +264,14 @@ def is_out_of_reach(pair: Pair, error: float, most: int) -> bool:
         most: the largest rank that would do.
     """
     stack = pair.delta().reshape(matrices(pair.shape).stack)
-    needed = 0.0
-    probed = 0
-    for matrix in _some(stack):
-        exact = wide(matrix)
-        total = float(exact.square().sum())
-        count = min(most, 32, min(exact.shape))
-        if min(exact.shape) <= 4 * _OVERSAMPLED or not total:
+    found = []
+    for matrix in stack[:: max(1, len(stack) // 4)]:
+        total = _energy(matrix)
+        if min(matrix.shape) <= 4 * _PROBED or not total:
             return False
+        count = min(most, _PROBED)
         with torch.no_grad(), one_thread():
-            s = _sketched(exact, count)[1]
+            s = _sketched(matrix, count, _PROBED, 1)[1]
         left = total - float(s.square().sum()) - error**2 * total
-        needed += count + max(0.0, left) / max(float(s[-1]) ** 2, total * 1e-30)
-        probed += 1
-    return probed > 0 and needed / probed > most
-
-
-def _some(stack: Tensor) -> Iterator[Tensor]:
-    yield from stack[:: max(1, len(stack) // 4)]
+        found.append(count + max(0.0, left) / max(float(s[-1]) ** 2, total * 1e-30))
+    return math.fsum(found) / len(found) > most

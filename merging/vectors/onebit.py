@@ -47,7 +47,7 @@ def decode(info: TensorInfo, signs: Tensor, sizes: Tensor) -> Added:
         MergingError: malformed.
     """
     rows, columns = rows_of(info.shape)
-    count = sum((stop - start + 7) // 8 for start, stop in pieces(info.numel, PIECE))
+    count = -(-info.numel // 8)  # pieces have whole bytes
     if signs.dtype != torch.uint8 or tuple(signs.shape) != (count,):
         raise malformed(f"{count} bytes of signs", f"{signs.dtype} of shape {list(signs.shape)}")
     if sizes.dtype != torch.float32 or tuple(sizes.shape) != (rows,):

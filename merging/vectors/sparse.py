@@ -22,6 +22,7 @@ from merging.recipe import MergingError, Value
 from merging.selection import EVERYTHING, NOTHING, Cut, cut_by, is_tied
 from merging.vectors.added import Added
 from merging.vectors.frames import Frames, malformed, pack
+from merging.vectors.positions import count, gaps, positions
 from merging.vectors.tensors import PIECE, Bits, Pair
 from merging.vectors.values import is_number, number_of, stored_as, widened
 
@@ -31,7 +32,6 @@ DENSITY = 0.1
 """Of the elements, where nobody says otherwise: DARE's usual drop rate of 0.9."""
 
 _BINS = 1 << 15
-_GAP = np.dtype("<u4")
 
 
 def encode_topk(
@@ -51,20 +51,20 @@ def encode_topk(
     if error is not None:
         if density is not None:
             raise MergingError("expected a density or an error for topk, found both; leave one out")
-        count = _fewest(pair, error)
+        largest = _fewest(pair, error)
     else:
         density = DENSITY if density is None else density
         _check_density(density, 0.0)
-        count = round(density * pair.numel)
-    cut = _cut(pair, count)
-    positions: list[Bits] = []
+        largest = round(density * pair.numel)
+    cut = _cut(pair, largest)
+    places: list[Bits] = []
     kept: list[Bits] = []
     for start, stop in pieces(pair.numel, PIECE):
         delta = pair.delta(start, stop)
         index = _inside(delta.abs().numpy(), start, cut, _tie_seed(pair))
-        positions.append(np.diff(index, prepend=-1).astype(_GAP) - 1)
+        places.append(gaps(index))
         kept.append(stored_as(delta[torch.from_numpy(index)], values))
-    return {"values": values}, {"gaps": pack(positions), "kept": pack(kept)}
+    return {"values": values}, {"gaps": pack(places), "kept": pack(kept)}
 
 
 def decode_topk(info: TensorInfo, values: object, gaps: Tensor, kept: Tensor) -> Added:
@@ -74,23 +74,16 @@ def decode_topk(info: TensorInfo, values: object, gaps: Tensor, kept: Tensor) ->
         MergingError: malformed.
     """
     number = number_of(values)
-    count = len(range(0, info.numel, PIECE))
-    places, numbers = Frames(gaps, count), Frames(kept, count)
-    for piece, (start, stop) in enumerate(pieces(info.numel, PIECE)):
-        elements, rest = divmod(places.sizes[piece], _GAP.itemsize)
-        if rest or elements > stop - start:
-            raise malformed(f"at most {stop - start} positions in a frame", f"{places.sizes[piece]} bytes of them")
-    numbers.check(size // _GAP.itemsize * number.itemsize for size in places.sizes)
+    frames = len(range(0, info.numel, PIECE))
+    places, numbers = Frames(gaps, frames), Frames(kept, frames)
+    counts = [count(places, piece, stop - start) for piece, (start, stop) in enumerate(pieces(info.numel, PIECE))]
+    numbers.check(each * number.itemsize for each in counts)
 
     def deltas() -> Iterator[Tensor]:
         for piece, (start, stop) in enumerate(pieces(info.numel, PIECE)):
             found = torch.zeros(stop - start)
-            elements = places.sizes[piece] // _GAP.itemsize
-            gap = places.unpack(piece, _GAP, elements)
-            index = np.cumsum(gap.astype(np.int64) + 1) - 1
-            if elements and index[-1] >= stop - start:
-                raise malformed(f"positions below {stop - start}", int(index[-1]))
-            found[torch.from_numpy(index)] = widened(numbers.unpack(piece, number, elements), values)
+            index = torch.from_numpy(positions(places, piece, stop - start))
+            found[index] = widened(numbers.unpack(piece, number, counts[piece]), values)
             yield found
 
     return Added(info.shape, info.dtype, deltas)

@@ -111,7 +111,7 @@ class Store:
         """
         place = self.path / check_name(name)
         if not replace:
-            self._check_free(place)
+            self.check_free(name)
         with beside(place, self.alone) as partial:
             write(partial)
             self.take(name, partial, replace=replace)
@@ -134,7 +134,7 @@ class Store:
         with self.alone():
             if replace and (place.is_symlink() or place.exists()):
                 self._drop(place)
-            self._check_free(place)
+            self.check_free(name)
             partial.replace(place)
         flush(self.path)
         return place
@@ -170,7 +170,13 @@ class Store:
         except OSError as error:
             raise MergingError(why(error, folder)) from error
 
-    def _check_free(self, place: Path) -> None:
+    def check_free(self, name: str) -> None:
+        """Refuse a name that is none, or is taken.
+
+        Raises:
+            MergingError: says what to do.
+        """
+        place = self.path / check_name(name)
         if place.is_symlink() or place.exists():
             raise MergingError(
                 f"expected a new name, found {place.name} in the store {self.path} already; choose another, remove "

@@ -12,7 +12,8 @@ from search.checks.course import Checked
 from search.checks.findings import LEVELS
 from search.checks.plans import sizes_of
 from search.ranges import size_text
-from search.virtual import made_of, members, told
+from search.schema import Config, VirtualConfig
+from search.virtual import DERIVED, forms_of, members, told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from search.forecast.disk import Disk
 
 _CODE_IS_RUN = "the code of a plug-in is run"
+
+
+def _made(config: Config) -> dict[str, VirtualConfig]:
+    """What is made of the experts, or only written in terms of them."""
+    forms = forms_of(config).items()
+    derived = {name: VirtualConfig(method=DERIVED, of=list(form), coefficients=form) for name, form in forms}
+    return derived | config.models.virtual
 
 
 def facts(checked: Checked) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def _summary(checked: Checked) -> dict[str, Any] | None:
                 "of": list(members(each, config)),
                 "told": told(name, config),
             }
-            for name, each in made_of(config).items()
+            for name, each in _made(config).items()
         },
         "calibration": {alias: _inputs_text(checked, alias) for alias in calibrated(config)},
         "evaluators": {

@@ -28,6 +28,8 @@ WORST = 5
 """Groups that are named one by one."""
 _SHADES = " ▁▂▃▄▅▆▇█"
 _DIGITS = "0123456789"
+_NAME = 26
+"""Signs that a column of names keeps; its neighbours' headings are wrapped first."""
 _NUMBER = 4
 """Signs of a cell with a number."""
 
@@ -108,7 +110,11 @@ def _item(text: str, mark: str, console: Console) -> None:
 def _print_table(table: Table, console: Console) -> None:
     drawn = Drawn(title=cell(table.title), title_justify="left", title_style="bold")
     for index, name in enumerate(table.header):
-        drawn.add_column(cell(name), justify="left" if index == 0 or name == "pair" else "right", overflow="fold")
+        names = index == 0 or name == "pair"
+        longest = max((len(row[index]) for row in table.rows), default=0) if names else 0
+        drawn.add_column(
+            cell(name), justify="left" if names else "right", overflow="fold", min_width=min(longest, _NAME)
+        )
     for row in table.rows:
         drawn.add_row(*(cell(each) for each in row))
     console.print(drawn)
@@ -143,11 +149,11 @@ def map_lines(diagnosis: Diagnosis, quantity: Quantity, console: Console) -> lis
         return []
     label = max(len(row) for row in inside)
     room = max(10, console.width - label - 3)
-    lines = [Text(f"{_what(quantity)}: kinds down, depths across (0: next to the input)", "bold")]
+    lines = [Text(f"{_what(quantity)}: kinds × depths, 0 next to the input", "bold")]
     numbers = _numbers(quantity, [values.get((row, column)) for row in inside for column in columns])
     if numbers is not None and len(columns) * _NUMBER <= room:
         text, unit = numbers
-        lines[0] = Text(f"{_what(quantity)}{unit}: kinds down, depths across (0: next to the input)", "bold")
+        lines[0] = Text(f"{_what(quantity)}{unit}: kinds × depths, 0 next to the input", "bold")
         lines.append(Text(f"{'':{label}}  " + "".join(f"{each:>{_NUMBER}}" for each in columns)))
         for row in inside:
             cells = "".join(f"{text(values.get((row, column))):>{_NUMBER}}" for column in columns)
@@ -158,15 +164,16 @@ def map_lines(diagnosis: Diagnosis, quantity: Quantity, console: Console) -> lis
 
 def _numbers(quantity: Quantity, values: Sequence[float | None]) -> tuple[_Text, str] | None:
     """How numbers are written in three signs, and their unit; None where they cannot be."""
-    known = [abs(value) for value in values if value is not None]
-    highest = max(known, default=0.0)
-    if quantity.percent or highest <= 1.0:
-        unit, factor = (" in per cent", 100.0) if quantity.percent or highest >= 0.1 else (" in thousandths", 1000.0)
+    highest = max((abs(value) for value in values if value is not None), default=0.0)
+    if quantity.percent:
+        unit, factor = " in per cent", 100.0
+    elif highest <= 1.0:
+        unit, factor = (" in hundredths", 100.0) if highest >= 0.1 else (" in thousandths", 1000.0)
     elif highest < 999.5:
         unit, factor = "", 1.0
     else:
         return None
-    return (lambda value: "–" if value is None else f"{factor * value:.0f}".replace("-0", "0")), unit
+    return (lambda value: "–" if value is None else str(round(factor * value)).replace("-", "−")), unit
 
 
 def _shaded(

@@ -10,6 +10,7 @@ from search.diagnosis.curve_tables import (
     activation_table,
     barrier_points,
     barrier_table,
+    between,
     lambda_table,
     redundancy_points,
     redundancy_table,

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 MOST_DRAWN = 6
 """Drawings that stand open; more are behind a fold."""
-MOST_SERIES = 36
-"""Drawings of one quantity at most: the pairs of nine experts."""
 MOST_MODULES = 40
 """Rows of a map of tensors; a mixture of many experts has more, and is shown by kinds alone."""
 _WRITTEN = 14
@@ -84,7 +82,14 @@ def _place(name: str, group: Group) -> tuple[str, int] | None:
 
 
 def heat_figure(
-    id: str, diagnosis: Diagnosis, quantity: Quantity, grid: Grid, scopes: Mapping[str, Measures], *, row: int = 40
+    id: str,
+    diagnosis: Diagnosis,
+    quantity: Quantity,
+    grid: Grid,
+    scopes: Mapping[str, Measures],
+    *,
+    row: int = 40,
+    most: int = 36,
 ) -> list[Figure]:
     """The drawings of a quantity: one figure, and a second one where there are more than stand side by side.
 
@@ -95,8 +100,9 @@ def heat_figure(
         grid: where they stand.
         scopes: name -> measures, by the names of the grid.
         row: pixels of a row.
+        most: drawings at most; those that are left out are told of.
     """
-    series = quantity.series(diagnosis)[:MOST_SERIES]
+    series = quantity.series(diagnosis)[:most]
     ends = ends_of(quantity, scopes, series, diagnosis)
     shown = {name: scopes[name] for name in grid.cells}
     parts = [series[:MOST_DRAWN], series[MOST_DRAWN:]]
@@ -108,7 +114,7 @@ def heat_figure(
             Figure(
                 id=f"{id}-{index}" if index else id,
                 plots=plots,
-                caption=_caption(quantity, diagnosis, grid),
+                caption=_caption(quantity, diagnosis, grid, most),
                 numbers=table(numbers.title, numbers.header, numbers.rows, tall=True),
                 columns=2 if len(plots) > 1 else 1,
                 scale=scale_bar(quantity, ends),
@@ -224,13 +230,13 @@ def scale_bar(quantity: Quantity, ends: tuple[float, float, float]) -> Html:
     )
 
 
-def _caption(quantity: Quantity, diagnosis: Diagnosis, grid: Grid) -> str:
+def _caption(quantity: Quantity, diagnosis: Diagnosis, grid: Grid, most: int) -> str:
     what = "expert" if quantity.per == "expert" else "pair of experts"
     text = f"{quantity.means} One drawing per {what}: module kinds down, depths across (0 is next to the input"
     text += f"; “{OUTSIDE}” are tensors outside the blocks)." if OUTSIDE in grid.columns else ")."
     if quantity.key == COSINE.key:
         text += " z is the cosine times √n: what it is in standard deviations of chance."
     number = len(quantity.series(diagnosis))
-    if number > MOST_SERIES:
-        text += f" The first {MOST_SERIES} of {number} are drawn; all of them are in the command's --json."
+    if number > most:
+        text += f" The first {most} of {number} are drawn; all of them are in the command's --json."
     return text

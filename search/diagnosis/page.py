@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from search.diagnosis import curve_plots
 from search.diagnosis.finding import Finding, shown_reference
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 6_000_000
 """Of the file, plotly's 4.8 million among them, as of a run's report."""
+
+
+class Room(NamedTuple):
+    """What there is room for.
+
+    Attributes:
+        tensors: maps of single tensors, beside those of groups.
+        series: drawings of a quantity, at most.
+    """
+
+    tensors: bool
+    series: int
+
+
+ROOMS = (Room(True, 36), Room(False, 36), Room(False, 15), Room(False, 6))
+"""What is tried, one after the other, until the page is small enough. 36 are the pairs of nine experts."""
 WORST = 10
 """Groups that are named one by one."""
 
@@ -43,20 +59,21 @@ def write_page(finding: Finding, path: Path) -> Path:
 
 
 def render(finding: Finding) -> str:
-    """The page as HTML text. Where it would be too large, the maps of tensors are left out."""
+    """The page as HTML text. Where it would be too large, maps of tensors are left out, then pairs of experts."""
     from plotly.offline import get_plotlyjs
 
-    plotly = get_plotlyjs()
-    text = _assembled(finding, plotly, tensors=True)
-    if len(text.encode("utf-8", errors="replace")) <= MOST_BYTES:
-        return text
-    return _assembled(finding, plotly, tensors=False)
+    plotly, text = get_plotlyjs(), ""
+    for room in ROOMS:
+        text = _assembled(finding, plotly, room)
+        if len(text.encode("utf-8", errors="replace")) <= MOST_BYTES:
+            break
+    return text
 
 
-def _assembled(finding: Finding, plotly: str, *, tensors: bool) -> str:
+def _assembled(finding: Finding, plotly: str, room: Room) -> str:
     sections = [
         _whole(finding),
-        *(_heat(finding, each, tensors) for each in shown_quantities(finding.diagnosis)),
+        *(_heat(finding, each, room) for each in shown_quantities(finding.diagnosis)),
         _kinds(finding),
         curve_plots.section(finding.curves),
         _settings(finding),
@@ -96,15 +113,17 @@ def _whole(finding: Finding) -> Section:
     return Section("Whole model", join([*body, element("p", note, class_="note")]))
 
 
-def _heat(finding: Finding, quantity: Quantity, tensors: bool) -> Section:
+def _heat(finding: Finding, quantity: Quantity, room: Room) -> Section:
     diagnosis = finding.diagnosis
     id = quantity.key.replace("_", "-")
     groups = {str(group): measures for group, measures in diagnosis.groups.items()}
-    figures = heat_figure(id, diagnosis, quantity, grid_of_groups(diagnosis), groups)
+    figures = heat_figure(id, diagnosis, quantity, grid_of_groups(diagnosis), groups, most=room.series)
     body, all_figures = [figures_html(figures)], [*figures]
-    grid = grid_of_tensors(diagnosis) if tensors else None
+    grid = grid_of_tensors(diagnosis) if room.tensors else None
     if grid is not None:
-        finer: list[Figure] = heat_figure(f"{id}-tensors", diagnosis, quantity, grid, dict(diagnosis.tensors), row=26)
+        finer: list[Figure] = heat_figure(
+            f"{id}-tensors", diagnosis, quantity, grid, dict(diagnosis.tensors), row=26, most=room.series
+        )
         body.append(details("By tensor: modules down, depths across", figures_html(finer)))
         all_figures += finer
     return Section(quantity.title, join(body), figures=tuple(all_figures))

@@ -178,11 +178,11 @@ def _parameters_of(assignment: Assignment) -> Mapping[str, Value]:
 def _read_coefficients(plan: Plan, reading: Reading, choices: tuple[int, ...], values: list[float]) -> None:
     witnesses = plan.projection(choices).witnesses if plan.width else ()
     read: dict[int, Array] = {}
-    for witness in {each for each in witnesses if each is not None}:
-        coefficients = reading.coefficients[witness]
+    for unit in {each for each in witnesses if each is not None}:
+        coefficients = reading.coefficients[unit]
         if np.isnan(coefficients).any():
             raise SpaceError("expected a coefficient for every expert where the method takes them, found none")
-        read[witness] = plan.mixing.read(coefficients)
+        read[unit] = plan.mixing.read(coefficients)
     for owner, bounds in enumerate(plan.mixing.bounds):
         for gene, witness in enumerate(witnesses):
             if witness is None:

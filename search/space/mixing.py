@@ -71,7 +71,7 @@ class Mixing:
         if not self.of_variables:
             return coefficients[: len(self.owners)]
         found, *_ = np.linalg.lstsq(self.matrix, coefficients - self.offset, rcond=None)
-        return self.settled(found)
+        return self.settled(np.asarray(found, dtype=np.float64))
 
     @staticmethod
     def settled(values: Array) -> Array:

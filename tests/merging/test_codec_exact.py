@@ -22,7 +22,6 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.flo
 WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.bool]
 
 
-
 def quick(examples: int) -> settings:
     return settings(
         deadline=None,
@@ -68,7 +67,7 @@ def test_sums_are_used_only_where_they_round_trip(data: st.DataObject, dtype: to
 
 
 @pytest.mark.parametrize("dtype", WHOLE)
-@pytest.mark.parametrize("form", ["steps", "xor", "whole"])
+@pytest.mark.parametrize("form", ["steps", "changed", "xor", "whole"])
 def test_exact_holds_whole_numbers(dtype: torch.dtype, form: str) -> None:
     draw = torch.Generator().manual_seed(1)
     base, expert = (torch.randint(0, 256, (9, 8 * dtype.itemsize), generator=draw).to(torch.uint8) for _ in range(2))
@@ -98,6 +97,7 @@ def test_the_form_is_the_smallest() -> None:
     fewer = (base * 4096).round() / 4096  # 12 bits after the point: differences of the same grid are short numbers
     pairs = {
         "steps": (base.bfloat16(), (base + delta).bfloat16()),
+        "changed": (base, torch.where(base > 2.5, delta, base)),
         "xor": (base, -base),
         "sum": (fewer, fewer + (torch.arange(base.numel()).reshape(base.shape) % 3) / 4096),
         "whole": (base, torch.ones_like(base)),
@@ -119,9 +119,9 @@ def test_exact_is_smaller_than_the_fine_tune() -> None:
     base, delta = (each.bfloat16() for each in gaussian((256, 256)))
     expert = base + delta
     assert encode("a", base, expert, "exact").bytes < 0.55 * expert.numel() * 2
-    few = base.clone()
-    few[3] += 1  # one row of 256 changed
-    assert encode("a", base, few, "exact").bytes < 0.02 * expert.numel() * 2
+    few = torch.where(torch.rand(256, 256) < 0.01, expert, base)
+    changed = int((few != base).sum())
+    assert encode("a", base, few, "exact").bytes < 3.1 * changed + 100  # two bytes each, and where
 
 
 @pytest.mark.parametrize("codec", [name for name in CODECS if name != "factored"])
@@ -155,7 +155,10 @@ def test_a_fine_tune_with_other_rows(codec: str) -> None:
         start[: min(20, rows)] = base[: min(20, rows)]
         expert = start + torch.cat([delta, delta])[:rows]
         found = encode("embed.weight", base, expert, codec)
-        again, straight = composed(found, base, expert), composed(encode("embed.weight", start, expert, codec), start, expert)
+        again, straight = (
+            composed(found, base, expert),
+            composed(encode("embed.weight", start, expert, codec), start, expert),
+        )
         assert again.shape == expert.shape and bits(again) == bits(straight)
     unlike = torch.randn(3, 5, 4)
     assert composed(encode("a", base, unlike, codec), base, unlike).shape == unlike.shape
@@ -179,7 +182,9 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         one, two = base.to(dtype), (base + delta).to(dtype)
         two[2, 2] = torch.nan
         for codec in ("exact", "bf16"):
-            with pytest.raises(MergingError, match="NaN or infinity among the elements 0 to 15 of tensor a.b of the fine"):
+            with pytest.raises(
+                MergingError, match="NaN or infinity among the elements 0 to 15 of tensor a.b of the fine"
+            ):
                 encode("a.b", one, two, codec)
         with pytest.raises(MergingError, match="of the base"):
             encode("a.b", two, one, "exact")

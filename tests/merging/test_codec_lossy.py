@@ -33,7 +33,7 @@ def test_the_stated_error_is_that_of_what_comes_back(codec: str, dtype: torch.dt
     again = composed(found, base, expert)
     assert again.dtype == dtype and again.shape == expert.shape
     assert found.error == pytest.approx(error_of(again, base, expert), rel=1e-12)
-    assert found.error > 0 and bits(again) == bits(composed(found, base, expert))
+    assert (found.error > 0 or codec == "bf16") and bits(again) == bits(composed(found, base, expert))
     assert found.bytes == sum(each.numel() * each.element_size() for each in found.tensors.values())
 
 
@@ -56,8 +56,8 @@ def test_bf16_rounds_every_value_to_eight_bits() -> None:
     found = encode("a", base, expert, "bf16")
     wanted = base + (expert - base).bfloat16().float()
     assert bits(composed(found, base, expert)) == bits(wanted)
-    # of significands that are spread evenly in the logarithm: 2⁻⁸ · √(1/12 · 3/(8 ln 2)) of the value
-    assert found.error == pytest.approx(2**-8 * 2 * math.sqrt((1 - 1 / 4) / (2 * math.log(2)) / 12) / 1.5, rel=0.25)
+    # A value m·2^e is off by up to half of 2^(e − 7); of m spread evenly in the logarithm, the mean of m² is 3/(2 ln 2).
+    assert found.error == pytest.approx(2**-7 / math.sqrt(12 * 3 / (2 * math.log(2))), rel=0.1)
     assert found.bytes < 2 * base.numel() * 0.8
 
 
@@ -135,13 +135,13 @@ def test_seeded_has_the_error_of_dare(density: float) -> None:
     plain = encode("a", base, delta, "seeded", density=density, rescale=False, values="float32")
     assert rescaled.error == pytest.approx(math.sqrt(drop / density), rel=0.02)
     assert plain.error == pytest.approx(math.sqrt(drop), rel=0.02)
-    assert rescaled.bytes == pytest.approx(4 * density * delta.numel(), rel=0.1)
+    assert 0.8 < rescaled.bytes / (4 * density * delta.numel()) < 1.01
     narrow = encode("a", base, delta, "seeded", density=density)
     assert narrow.bytes < 2.05 * density * delta.numel()
     mean = sum(
-        composed(encode("a", base, delta, "seeded", density=density, seed=seed), base, delta) for seed in range(40)
+        composed(encode("a", base, delta, "seeded", density=density, seed=seed), base, delta) for seed in range(8)
     )
-    assert error_of(mean / 40, base, delta) == pytest.approx(math.sqrt(drop / density / 40), rel=0.05)  # unbiased
+    assert error_of(mean / 8, base, delta) == pytest.approx(math.sqrt(drop / density / 8), rel=0.1)  # unbiased
 
 
 def test_seeded_chooses_as_a_merge_does() -> None:

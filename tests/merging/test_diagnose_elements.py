@@ -168,7 +168,12 @@ def test_what_is_not_defined_is_left_out() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**31), size=st.integers(3, 300), density=st.floats(0.05, 1.0), scale=st.sampled_from([0.125, 2.0, 1024.0]))
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.integers(3, 300),
+    density=st.floats(0.05, 1.0),
+    scale=st.sampled_from([0.125, 2.0, 1024.0]),
+)
 def test_neither_order_nor_scale_nor_names_matter(seed: int, size: int, density: float, scale: float) -> None:
     one, two, three = normal(3, size, seed)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))

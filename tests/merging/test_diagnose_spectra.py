@@ -1,4 +1,4 @@
-"""Ranks, subspaces, alignment and interference: known spectra, planted subspaces, chance, and factors against elements."""
+"""Ranks, subspaces, alignment and interference: known spectra, planted subspaces, chance, factors."""
 
 from __future__ import annotations
 

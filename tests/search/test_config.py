@@ -100,8 +100,8 @@ WRONG = {
     ),
     "a wrong granularity": (
         ("{knots: 3}", "{knot: 3}"),
-        "config.yaml:12:3: space.granularity: expected model, layer, tensor, lines, {knots: k} or {blocks: n}, "
-        "found {'knot': 3}",
+        "config.yaml:12:3: space.granularity: expected model, layer, tensor, lines, {knots: k}, {blocks: n} or "
+        "{blocks: auto}, found {'knot': 3}",
     ),
     "an unknown module kind": (
         ("  granularity", "  kinds: [[attention], [mpl]]\n  granularity"),

@@ -126,7 +126,7 @@ WRONG = {
     ),
     "a granularity that is none": (
         "  granularity: line",
-        "space.granularity: expected model, layer, tensor, lines, {knots: k} or {blocks: n}, found 'line'",
+        "space.granularity: expected model, layer, tensor, lines, {knots: k}, {blocks: n} or {blocks: auto}, found 'line'",
     ),
     "endless bounds": ("  coefficient: [0, .inf]", "space.coefficient: expected [low, high] with low < high"),
 }

@@ -1,0 +1,158 @@
+"""The smallest encoding within a budget; a budget for a whole model, shared out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from codec_pairs import bits, composed, error_of, gaussian
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from merging.recipe import MergingError
+from merging.vectors import budget as budgets
+from merging.vectors.budget import ALL, BudgetPlan, choose, energy, whole_error
+from merging.vectors.codec import Encoded, encode
+
+
+def low_rank(rows: int, columns: int, rank: int) -> Tensor:
+    draw = torch.Generator().manual_seed(5)
+    return torch.randn(rows, rank, generator=draw) @ torch.randn(rank, columns, generator=draw) * 0.01
+
+
+def few_changed(base: Tensor) -> Tensor:
+    draw = torch.Generator().manual_seed(6)
+    return torch.where(torch.rand(base.shape, generator=draw) < 0.01, base, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("budget", [0.0, 1e-4, 0.01, 0.1, 0.5, 0.7, 1.0])
+def test_the_budget_is_kept(dtype: torch.dtype, budget: float) -> None:
+    base, delta = (each.to(dtype) for each in gaussian((60, 80)))
+    expert = base + delta
+    found = choose("a", base, expert, budget)
+    again = composed(found, base, expert)
+    assert error_of(again, base, expert) <= budget and found.error <= budget
+    if budget == 0.0:
+        assert found.codec == "exact" and bits(again) == bits(expert)
+    assert found.bytes <= encode("a", base, expert, "exact").bytes
+
+
+def test_each_codec_is_chosen_where_it_is_the_smallest() -> None:
+    base, delta = gaussian((96, 128))
+    signs = torch.where(delta >= 0, 0.01, -0.01)
+    cases = {
+        ("svd", 0.01): low_rank(96, 128, 2),
+        ("topk", 1e-4): few_changed(base),
+        ("onebit", 0.65): delta,
+        ("onebit", 0.01): signs + 1e-5 * delta,
+        ("uniform", 0.05): delta,
+    }
+    for (codec, budget), change in cases.items():
+        found = choose("a", base * 0, change, budget)
+        assert found.codec == codec, (codec, budget, found.codec)
+        sizes = [
+            each.bytes
+            for each in (
+                choose("a", base * 0, change, budget, [other]) for other in ALL if other not in ("equal", codec)
+            )
+        ]
+        assert found.bytes <= min(sizes)
+
+
+def test_only_what_is_allowed_is_chosen() -> None:
+    base, delta = gaussian((40, 50))
+    assert choose("a", base, base + delta, 0.7, ["bf16"]).codec in ("bf16", "exact")
+    assert choose("a", base, base + delta, 0.9, []).codec == "exact"
+    # DARE's error is larger than 1 at its usual density: never within a budget, and never tried unless named
+    assert choose("a", base, base + delta, 1.0).codec != "seeded" and "seeded" not in ALL
+    assert choose("a", base, base + delta, 1.0, ["seeded"]).codec == "exact"
+    with pytest.raises(MergingError, match="expected one of the codecs"):
+        choose("a", base, base + delta, 0.1, ["zip"])
+    for wrong in (-0.1, 1.1, math.nan, True, "0.1"):
+        with pytest.raises(MergingError, match="expected a budget between 0"):
+            choose("a", base, base + delta, wrong)  # type: ignore[arg-type]
+    with pytest.raises(MergingError, match="NaN or infinity"):
+        choose("a", base, base * torch.inf, 0.1)
+
+
+def test_what_cannot_lose_is_exact() -> None:
+    base, delta = gaussian((40, 50))
+    ids = torch.arange(20)
+    assert choose("ids", ids, ids + 1, 0.5).codec == "exact"
+    assert choose("a", base, base.clone(), 0.5) == Encoded("equal", {}, {}, 0.0)
+    large = torch.tensor([[3e38, 1.0], [2.0, -3e38]])
+    assert choose("a", large, -large, 0.02).codec == "exact"  # the difference is beyond float32
+    scalar = torch.tensor(0.5)
+    assert choose("scale", scalar, scalar + 0.1, 0.5).error <= 0.5
+    one = gaussian((5,))
+    assert choose("norm", one[0], one[0] + one[1], 0.1).error <= 0.1
+
+
+def test_slices_tell_the_codec_of_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trying every way on all of it does, within a few per cent."""
+    base, delta = gaussian((320, 200))
+    for change in (delta, few_changed(base), low_rank(320, 200, 2)):
+        expert = base + change
+        for budget in (0.02, 0.65):
+            whole = choose("a", base, expert, budget)
+            with monkeypatch.context() as patch:
+                patch.setattr(budgets, "_TRIED", 1 << 15)
+                sliced = choose("a", base, expert, budget)
+            assert sliced.error <= budget and sliced.bytes <= 1.05 * whole.bytes
+
+
+def test_singular_values_are_not_computed_without_hope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The changes of a full fine-tune have a flat spectrum: a few values tell."""
+    base, delta = gaussian((300, 300))
+    monkeypatch.setattr("merging.vectors.lowrank.encode_svd", lambda *_, **__: pytest.fail("computed"))
+    assert choose("a", base, base + delta, 0.02).codec == "uniform"
+
+
+@settings(deadline=None, max_examples=25, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+@given(
+    st.lists(st.tuples(st.integers(1, 10**9), st.floats(1e-12, 1e12) | st.just(0.0)), min_size=1, max_size=20),
+    st.floats(1e-4, 1.0),
+    st.floats(1.0, 10.0),
+)
+def test_a_plan_spends_the_whole_budget(held: list[tuple[int, float]], budget: float, ceiling: float) -> None:
+    """No more, and less only where every tensor has reached its ceiling; water-filling: one level for all others."""
+    energies = {f"t{number}": each for number, each in enumerate(held)}
+    plan = BudgetPlan.of(energies, budget, ceiling)
+    most = min(1.0, ceiling * budget)
+    assert all(each <= most * (1 + 1e-9) for each in plan.budgets.values())
+    spent = whole_error((whole, plan.budgets[name]) for name, (_, whole) in energies.items())
+    capped = all(plan.budgets[name] >= most * (1 - 1e-9) for name, (_, whole) in energies.items() if whole)
+    assert spent <= budget * (1 + 1e-9)
+    assert capped or spent == pytest.approx(budget, rel=1e-6) or not any(whole for _, whole in held)
+    for name, (count, whole) in energies.items():
+        if whole and plan.budgets[name] < most * (1 - 1e-9):
+            assert plan.budgets[name] ** 2 * whole / count == pytest.approx(plan.mean_square, rel=1e-6)
+
+
+def test_a_plan_saves_bytes_at_the_same_error() -> None:
+    """Two matrices, one of which changed thirty times as much: the same whole error, with fewer bytes."""
+    base, small = gaussian((200, 200), 0.001)
+    large = gaussian((200, 200), 0.03, seed=1)[1]
+    pairs = {"a": (base, base + small), "b": (base, base + large)}
+    energies = {name: energy(name, *pair) for name, pair in pairs.items()}
+    assert energies["a"][0] == 40000 and energies["b"][1] == pytest.approx(40000 * 0.03**2, rel=0.03)
+    plan = BudgetPlan.of(energies, 0.05, ceiling=20.0)
+    shared = {name: choose(name, *pair, plan.budgets[name]) for name, pair in pairs.items()}
+    alike = {name: choose(name, *pair, 0.05) for name, pair in pairs.items()}
+    error = whole_error((energies[name][1], each.error) for name, each in shared.items())
+    assert error <= 0.05
+    assert sum(each.bytes for each in shared.values()) < 0.85 * sum(each.bytes for each in alike.values())
+
+
+def test_plans_refuse_what_is_no_budget() -> None:
+    assert BudgetPlan.of({}, 0.1).budgets == {} and BudgetPlan.of({"a": (5, 0.0)}, 0.1).budgets == {"a": 0.0}
+    assert set(BudgetPlan.of({"a": (5, 2.0), "b": (2, 1.0)}, 0.0).budgets.values()) == {0.0}
+    with pytest.raises(MergingError, match="expected a budget"):
+        BudgetPlan.of({}, 2.0)
+    with pytest.raises(MergingError, match="a ceiling of at least 1"):
+        BudgetPlan.of({}, 0.1, 0.5)
+    ids = torch.arange(5)
+    assert energy("ids", ids, ids + 1) == (5, 0.0)
