@@ -34,7 +34,7 @@ def space_problems(data: dict[str, Any]) -> Iterator[Problem]:
         return
     if not isinstance(experts, dict) or not experts:
         return
-    aliases = [*experts, *(name for each in reversed(made) if isinstance(each, dict) for name in each)]
+    aliases = [str(name) for each in (experts, *reversed(made)) if isinstance(each, dict) for name in each]
     found = list(_of_experts(space, data.get("space", {}), aliases))
     yield from found
     if found:

@@ -101,9 +101,10 @@ def _lead(about: About, rank: Rank, largest: int, error: float, sizes: tuple[int
         f"rank {largest}" if rank.most is not None else f"ranks up to {largest}, an error of {rank.error:g} per matrix"
     )
     return (
-        f"A LoRA adapter for {_plain(about.base)}: the difference to it{of}{by}, as products of {what}. The relative error "
-        f"‖Δ − Δ̂‖/‖Δ‖ over all weights is {error_words(error)}; the adapter has {size_words(sizes[0])}, "
-        f"{sizes[0] / max(sizes[1], 1):.1%} of its base's {size_words(sizes[1])}. Made with paretomerge."
+        f"A LoRA adapter for {_plain(about.base)}: the difference to it{of}{by}, as products of {what}. The relative "
+        f"error ‖Δ − Δ̂‖/‖Δ‖ over all weights is {error_words(error)}; the adapter has "
+        f"{size_words(sizes[0])}, {sizes[0] / max(sizes[1], 1):.1%} of its base's {size_words(sizes[1])}. "
+        "Made with paretomerge."
     )
 
 
@@ -136,7 +137,8 @@ def _kept(tensors: Mapping[str, Lost]) -> list[str]:
 def _load(about: About) -> str:
     base = about.hub_id or "path/to/the/base"
     return (
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM  # or the base's own class\n\n"
+        "```python\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM  # or the base's own class\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{base}")\n'
         'model = PeftModel.from_pretrained(model, "path/to/this/folder")\n```'
     )

@@ -22,18 +22,15 @@ from merging.sources import Sources
 
 
 class Difference(Protocol):
-    """The task vector of a model, tensor by tensor.
-
-    Attributes:
-        base: the model that it is a difference to.
-        names: of the tensors that may differ, sorted.
-    """
+    """The task vector of a model, tensor by tensor."""
 
     @property
-    def base(self) -> Checkpoint: ...
+    def base(self) -> Checkpoint:
+        """The model that it is a difference to."""
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """Of the tensors that may differ, sorted."""
 
     def terms(self, name: str) -> tuple[Factors, ...] | None:
         """The task vector of a tensor as a sum of products, where it is one; empty where it is zero."""
@@ -91,8 +88,8 @@ class OfMerge:
         self.base = sources.checkpoints[sources.base]
         if recipe.layers is not None:
             raise MergingError(
-                "expected a merge with the layers of its base, since an adapter changes weights and adds none, found one "
-                "with layers of its own; write it as a model"
+                "expected a merge with the layers of its base, since an adapter changes weights and adds none, found "
+                "one with layers of its own; write it as a model"
             )
         changed = [name for name, info in sources.tensors.items() if info.shape != self.base.tensors[name].shape]
         if changed:

@@ -1,8 +1,8 @@
 """Names of a live model, which adapters speak of, in the tensors that its base has on disk.
 
-Most models keep their names; transformers renames those of some on loading, fuses experts into one parameter, and leaves
-the prefix of a headless model out. Where a name is not found on disk, the base is built without weights and its loading
-rules are followed (:mod:`merging.conversion`).
+Most models keep their names; transformers renames those of some on loading, fuses experts into one parameter, and
+leaves the prefix of a headless model out. Where a name is not found on disk, the base is built without weights and its
+loading rules are followed (:mod:`merging.conversion`).
 """
 
 from __future__ import annotations

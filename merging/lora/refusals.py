@@ -48,8 +48,8 @@ def other_rank(adapter: Adapter, module: str, a: Shape, expected: int | Shape) -
     wanted = f"rank {expected}, as its config says," if isinstance(expected, int) else "lora_A and lora_B"
     also = "" if isinstance(expected, int) else f" and {list(expected)}"
     return (
-        f"expected {wanted} for {printable(module)} in {adapter.path}, found lora_A {list(a)}{also}; an adapter that was "
-        "saved in parts (ZeRO-3, FSDP) must be gathered and saved again"
+        f"expected {wanted} for {printable(module)} in {adapter.path}, found lora_A {list(a)}{also}; an adapter that "
+        "was saved in parts (ZeRO-3, FSDP) must be gathered and saved again"
     )
 
 
@@ -62,7 +62,10 @@ def other_shape(adapter: Adapter, name: str, found: Shape, expected: Shape) -> s
         if tokens
         else _RIGHT_BASE
     )
-    return f"expected {printable(name)} in {adapter.path} in the base's shape {list(expected)}, found {list(found)}; {advice}"
+    return (
+        f"expected {printable(name)} in {adapter.path} in the base's shape {list(expected)}, found {list(found)}; "
+        f"{advice}"
+    )
 
 
 def no_magnitude(adapter: Adapter, module: str) -> str:
@@ -76,9 +79,9 @@ def no_magnitude(adapter: Adapter, module: str) -> str:
 def wrong_tokens(adapter: Adapter, module: str, found: Shape, embedding: Shape) -> str:
     """Trained tokens that are no rows of the base's embedding."""
     return (
-        f"expected the trained tokens of {printable(module)} in {adapter.path} to be rows of the base's {list(embedding)}, "
-        f"one for each number in trainable_token_indices, found {list(found)}; the adapter is damaged, or belongs to "
-        "another base"
+        f"expected the trained tokens of {printable(module)} in {adapter.path} to be rows of the base's "
+        f"{list(embedding)}, one for each number in trainable_token_indices, found {list(found)}; the adapter is "
+        "damaged, or belongs to another base"
     )
 
 
@@ -88,8 +91,8 @@ def no_parameter(
     """Factors of a bare parameter that cannot be told."""
     listed = ", ".join(f"{name} {list(shape)}" for name, shape in held) or "none"
     return (
-        f"expected lora_A {list(a)} and lora_B {list(b)} of {printable(module)} in {adapter.path} to fit one parameter of "
-        f"that module in the base {base.path}, found {fitting} that they fit, of {listed}; {_RIGHT_BASE}"
+        f"expected lora_A {list(a)} and lora_B {list(b)} of {printable(module)} in {adapter.path} to fit one parameter "
+        f"of that module in the base {base.path}, found {fitting} that they fit, of {listed}; {_RIGHT_BASE}"
     )
 
 
@@ -97,8 +100,8 @@ def trained_apart(adapter: Adapter, base: Checkpoint, name: str, tied: Iterable[
     """A replaced head, or embedding, of a base that has one tensor for both."""
     return (
         f"expected {adapter.path} to leave {' and '.join(sorted(tied))} one tensor, as the base {base.path} has them "
-        f"(tie_word_embeddings), found that it trained {printable(name)} apart; an untied fine-tune cannot be merged into "
-        "a tied base: save the base with tie_word_embeddings=false, and give that"
+        f"(tie_word_embeddings), found that it trained {printable(name)} apart; an untied fine-tune cannot be merged "
+        "into a tied base: save the base with tie_word_embeddings=false, and give that"
     )
 
 

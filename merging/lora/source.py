@@ -172,7 +172,7 @@ class _Builder:
         return LowRank(b, lambda: a() * scale)
 
     def _is_turned(self, module: Module, place: Place, a: Shape, b: Shape, rank: int) -> bool:
-        """Whether the live weight is [in, out], as that of a Conv1D: by its shape, and where it is square by its kind."""
+        """Whether the live weight is [in, out], as that of a Conv1D: by its shape, or its kind where it is square."""
         outputs, inputs = b[0], _numel(a[1:])
         plain = _numel(b) == outputs * rank
         if plain and len(a) > 2 and place.live == (outputs, *a[1:]):
@@ -284,8 +284,9 @@ class _Builder:
     def notes(self) -> tuple[str, ...]:
         """What its user should know."""
         return tuple(
-            f"the adapter {self._adapter.path} adds to {name} in one of its two places only, and the base has one tensor "
-            "for embedding and head: as in peft's merge_and_unload both change, which is another model than was trained"
+            f"the adapter {self._adapter.path} adds to {name} in one of its two places only, and the base has one "
+            "tensor for embedding and head: as in peft's merge_and_unload both change, which is another model than was "
+            "trained"
             for name in sorted(self._half)
         )
 
@@ -294,8 +295,8 @@ class _Builder:
             return self._names.find(name)
         except MergingError as error:
             raise MergingError(
-                f"the adapter {self._adapter.path} changes {printable(name)}, a name that its base does not have on disk, "
-                f"and where transformers puts it cannot be told: {error}"
+                f"the adapter {self._adapter.path} changes {printable(name)}, a name that its base does not have on "
+                f"disk, and where transformers puts it cannot be told: {error}"
             ) from error
 
     def _find(self, name: str) -> tuple[Place, ...]:
@@ -343,7 +344,7 @@ def _fits(shape: Shape, a: Shape, b: Shape) -> bool:
 
 
 def _other_base(adapter: Adapter, base: Checkpoint) -> tuple[str, ...]:
-    """A note where the adapter names another base than is given; by the last part of names, which is all that travels."""
+    """A note where the adapter names another base than is given: by the last part of names, all that travels."""
     said = adapter.settings.base
     known = {
         str(base.path),

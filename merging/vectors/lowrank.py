@@ -208,19 +208,19 @@ def _sketched(matrix: Tensor, count: int, more: int, powers: int) -> Spectrum:
 
 def _times(matrix: Tensor, other: Tensor) -> Tensor:
     """matrix @ other in float64, by blocks of rows: all of a large matrix in float64 would be twice as much memory."""
-    return torch.cat([wide(block) @ other for block in matrix.split(_BLOCK)])
+    return torch.cat([wide(block) @ other for block in torch.split(matrix, _BLOCK)])
 
 
 def _turned_times(matrix: Tensor, other: Tensor) -> Tensor:
     """matrixᵀ @ other, likewise."""
     found = torch.zeros(matrix.shape[1], other.shape[1], dtype=torch.float64)
-    for block, rows in zip(matrix.split(_BLOCK), other.split(_BLOCK), strict=True):
+    for block, rows in zip(torch.split(matrix, _BLOCK), torch.split(other, _BLOCK), strict=True):
         found.addmm_(wide(block).mT, rows)
     return found
 
 
 def _energy(matrix: Tensor) -> float:
-    return math.fsum(float(torch.linalg.vector_norm(wide(block))) ** 2 for block in matrix.split(_BLOCK))
+    return math.fsum(float(torch.linalg.vector_norm(wide(block))) ** 2 for block in torch.split(matrix, _BLOCK))
 
 
 def _rank(spectra: list[Spectrum], stack: Tensor, error: float, computed: int, full: int) -> int:

@@ -10,6 +10,7 @@ from merging.recipe import SourceRef
 from merging.sources import Sources
 from search import virtual
 from search.calibration import calibrated
+from search.borders import MOST_PLANNED, wants_borders
 from search.checks.findings import Findings
 from search.checks.subject import Subject
 from search.constraints import Constraint, constraint_of
@@ -17,6 +18,7 @@ from search.ingredients import Inputs
 from search.objectives import Objectives, Target, target_of
 from search.racing import Racer
 from search.space.methods import PLANNED
+from search.space_schema import AUTO
 from search.stages import Stage, build_optimizer, build_stages
 
 
@@ -108,6 +110,14 @@ def _build(subject: Subject, sources: Sources, plan: Plan) -> None:
     tensors = {name: layout.group(name) for name in layout.names}
     with subject.findings.at("space"):
         plan.stages = tuple(build_stages(config, layout.groups, refs, tensors=tensors, calibration=PLANNED))
+    if wants_borders(config):
+        key = "method_blocks" if config.space.method_blocks == AUTO else "granularity"
+        subject.findings.note(
+            ("space", key),
+            f"where blocks begin is found when the run starts, by the task vectors of every layer: {MOST_PLANNED} of "
+            "them at most, which is what is counted here; `paretomerge plan` looks",
+            at_key=True,
+        )
     if not subject.sound("search", "optimizer") or not subject.sound("search", "budget"):
         return
     for stage, size in zip(plan.stages, sizes_of(plan.stages, config.search.budget.candidates), strict=True):

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merging.recipe import SourceRef
+from search.borders import MOST_PLANNED, place_borders, told, wants_borders
 from search.config import LoadedConfig
 from search.errors import SearchError
 from search.forecast.arithmetic import Costs, Forecast, forecast, no_costs
@@ -84,7 +85,9 @@ def make_plan(
     base, experts = model_paths(loaded)
     measured = _Measured(loaded, say) if measure else None
     evaluators = measured.setup.evaluators if measured is not None else build_evaluators(loaded)
-    stages = _stages(loaded.config, measured.setup.sources if measured is not None else opened(base, experts))
+    sources = measured.setup.sources if measured is not None else opened(base, experts)
+    borders = place_borders(loaded.config, sources, say) if measured is not None else {}
+    stages = _stages(loaded.config, sources, borders)
     start = time.perf_counter() - began
     outline = outline_of(loaded, evaluators, stages, workers=max(1, placement.workers), gpus=placement.gpus)
     costs = measured.costs(outline, stages, start) if measured is not None else None
@@ -106,7 +109,7 @@ def make_plan(
         costs=costs,
         timed=measured.timed if measured is not None else None,
         threads=measured.threads if measured is not None else 0,
-        notes=tuple(_notes(loaded, outline, measured is not None)),
+        notes=(*_notes(loaded, outline, measured is not None), *_about_blocks(loaded.config, borders)),
     )
 
 
@@ -146,7 +149,7 @@ class _Measured:
         try:
             self.timed = sample(
                 lambda recipe, items: worker.evaluate(recipe, "search", dict(items)),
-                trials(_stages(reduced, setup.sources, real=True)),
+                trials(_stages(reduced, setup.sources, {}, real=True)),
                 racer.rungs,
             )
         except CandidateFailed as failure:
@@ -180,12 +183,15 @@ def _with_real_experts(config: Config) -> Config:
     return config.model_copy(update={"space": space, "models": models})
 
 
-def _stages(config: Config, sources: Sources, *, real: bool = False) -> list[Stage]:
+def _stages(
+    config: Config, sources: Sources, borders: Mapping[str, Sequence[int]], *, real: bool = False
+) -> list[Stage]:
     """The stages of a config.
 
     Args:
         config: the run's.
         sources: the models.
+        borders: of blocks, where they were placed.
         real: their recipes are to be materialised; otherwise what the models contain need not be known, and is not
             read.
     """
@@ -193,7 +199,18 @@ def _stages(config: Config, sources: Sources, *, real: bool = False) -> list[Sta
     named = ("base", *experts_of(config))
     refs = {alias: sources.refs[alias] if real else SourceRef("", f"planned {alias}") for alias in named}
     tensors = {name: layout.group(name) for name in layout.names}
-    return build_stages(config, layout.groups, refs, tensors=tensors)
+    return build_stages(config, layout.groups, refs, tensors=tensors, borders=borders)
+
+
+def _about_blocks(config: Config, borders: Mapping[str, Sequence[int]]) -> list[str]:
+    if not wants_borders(config):
+        return []
+    if borders:
+        return [f"Blocks by the task vectors' statistics: {told(borders)}. A run keeps those that it begins with."]
+    return [
+        f"Where blocks begin is found when the run starts. {MOST_PLANNED} of them are assumed, or one for each layer: "
+        "there will be no more."
+    ]
 
 
 def _notes(loaded: LoadedConfig, outline: Outline, measured: bool) -> list[str]:

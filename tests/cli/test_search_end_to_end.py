@@ -23,6 +23,7 @@ def facts(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [
     "qwen2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "llama", "mistral")),
 ])  # fmt: skip

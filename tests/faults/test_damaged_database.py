@@ -144,6 +144,7 @@ def opens(folder: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_of_a_damaged_database_what_is_intact_comes_back(closed: dict[str, bytes], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     place(closed, folder)

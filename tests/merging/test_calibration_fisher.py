@@ -96,6 +96,7 @@ def enumerated(model: Any, samples: list[dict[str, Tensor]]) -> tuple[dict[str, 
     return squares, fourths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "options", "prompts"),
     [

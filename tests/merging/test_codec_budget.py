@@ -53,13 +53,8 @@ def test_each_codec_is_chosen_where_it_is_the_smallest() -> None:
     for (codec, budget), change in cases.items():
         found = choose("a", base * 0, change, budget)
         assert found.codec == codec, (codec, budget, found.codec)
-        sizes = [
-            each.bytes
-            for each in (
-                choose("a", base * 0, change, budget, [other]) for other in ALL if other not in ("equal", codec)
-            )
-        ]
-        assert found.bytes <= min(sizes)
+        others = [choose("a", base * 0, change, budget, [each]) for each in ALL if each != codec]
+        assert found.bytes <= min(each.bytes for each in others)
 
 
 def test_only_what_is_allowed_is_chosen() -> None:
@@ -79,7 +74,7 @@ def test_only_what_is_allowed_is_chosen() -> None:
 
 
 def test_what_cannot_lose_is_exact() -> None:
-    base, delta = gaussian((40, 50))
+    base = gaussian((40, 50))[0]
     ids = torch.arange(20)
     assert choose("ids", ids, ids + 1, 0.5).codec == "exact"
     assert choose("a", base, base.clone(), 0.5) == Encoded("equal", {}, {}, 0.0)
@@ -96,12 +91,11 @@ def test_slices_tell_the_codec_of_a_large_tensor(monkeypatch: pytest.MonkeyPatch
     base, delta = gaussian((320, 200))
     for change in (delta, few_changed(base), low_rank(320, 200, 2)):
         expert = base + change
-        for budget in (0.02, 0.65):
-            whole = choose("a", base, expert, budget)
-            with monkeypatch.context() as patch:
-                patch.setattr(budgets, "_TRIED", 1 << 15)
-                sliced = choose("a", base, expert, budget)
-            assert sliced.error <= budget and sliced.bytes <= 1.05 * whole.bytes
+        whole = choose("a", base, expert, 0.05)
+        with monkeypatch.context() as patch:
+            patch.setattr(budgets, "_TRIED", 1 << 15)
+            sliced = choose("a", base, expert, 0.05)
+        assert sliced.error <= 0.05 and sliced.bytes <= 1.05 * whole.bytes
 
 
 def test_singular_values_are_not_computed_without_hope(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +105,7 @@ def test_singular_values_are_not_computed_without_hope(monkeypatch: pytest.Monke
     assert choose("a", base, base + delta, 0.02).codec == "uniform"
 
 
-@settings(deadline=None, max_examples=25, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+@settings(deadline=None, max_examples=15, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
 @given(
     st.lists(st.tuples(st.integers(1, 10**9), st.floats(1e-12, 1e12) | st.just(0.0)), min_size=1, max_size=20),
     st.floats(1e-4, 1.0),

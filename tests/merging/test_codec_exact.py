@@ -40,7 +40,7 @@ def real(data: st.DataObject, dtype: torch.dtype, shape: tuple[int, ...]) -> Ten
     return torch.where(torch.isfinite(tensor.double()), tensor.double(), 0.0).to(dtype)
 
 
-@quick(60)
+@quick(40)
 @given(st.data(), st.sampled_from(FLOATS), st.sampled_from(FLOATS), st.sampled_from([*FORMS, "smallest"]))
 def test_exact_gives_back_any_bits(data: st.DataObject, dtype: torch.dtype, base: torch.dtype, form: str) -> None:
     """Of any base, also of another dtype; nothing is close to anything here."""
@@ -84,9 +84,8 @@ def test_complex_numbers_come_back() -> None:
     assert bits(composed(encode("freqs", base, expert, "exact"), base, expert)) == bits(expert)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_more_than_a_piece(dtype: torch.dtype) -> None:
-    base, delta = (each.to(dtype) for each in gaussian((PIECE + 37,)))
+def test_more_than_a_piece() -> None:
+    base, delta = (each.bfloat16() for each in gaussian((PIECE + 37,)))
     expert = base + delta
     assert bits(composed(encode("a", base, expert, "exact"), base, expert)) == bits(expert)
 
@@ -182,9 +181,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         one, two = base.to(dtype), (base + delta).to(dtype)
         two[2, 2] = torch.nan
         for codec in ("exact", "bf16"):
-            with pytest.raises(
-                MergingError, match="NaN or infinity among the elements 0 to 15 of tensor a.b of the fine"
-            ):
+            with pytest.raises(MergingError, match=r"elements 0 to 15 of tensor a\.b of the fine-tune"):
                 encode("a.b", one, two, codec)
         with pytest.raises(MergingError, match="of the base"):
             encode("a.b", two, one, "exact")
@@ -195,7 +192,7 @@ def test_changes_beyond_float32_are_for_exact_alone() -> None:
     expert = -base
     assert bits(composed(encode("a", base, expert, "exact"), base, expert)) == bits(expert)
     for codec in ("bf16", "topk", "onebit"):
-        with pytest.raises(MergingError, match="cannot hold a: .* use the codec exact"):
+        with pytest.raises(MergingError, match=r"cannot hold a: .* use the codec exact"):
             encode("a", base, expert, codec)
 
 

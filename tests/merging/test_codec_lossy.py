@@ -56,7 +56,7 @@ def test_bf16_rounds_every_value_to_eight_bits() -> None:
     found = encode("a", base, expert, "bf16")
     wanted = base + (expert - base).bfloat16().float()
     assert bits(composed(found, base, expert)) == bits(wanted)
-    # A value m·2^e is off by up to half of 2^(e − 7); of m spread evenly in the logarithm, the mean of m² is 3/(2 ln 2).
+    # A value m·2^e is off by up to 2^(e − 8); of m spread evenly in the logarithm, the mean of m² is 3/(2 ln 2).
     assert found.error == pytest.approx(2**-7 / math.sqrt(12 * 3 / (2 * math.log(2))), rel=0.1)
     assert found.bytes < 2 * base.numel() * 0.8
 
@@ -139,9 +139,9 @@ def test_seeded_has_the_error_of_dare(density: float) -> None:
     narrow = encode("a", base, delta, "seeded", density=density)
     assert narrow.bytes < 2.05 * density * delta.numel()
     mean = sum(
-        composed(encode("a", base, delta, "seeded", density=density, seed=seed), base, delta) for seed in range(8)
+        composed(encode("a", base, delta, "seeded", density=density, seed=seed), base, delta) for seed in range(5)
     )
-    assert error_of(mean / 8, base, delta) == pytest.approx(math.sqrt(drop / density / 8), rel=0.1)  # unbiased
+    assert error_of(mean / 5, base, delta) == pytest.approx(math.sqrt(drop / density / 5), rel=0.1)  # unbiased
 
 
 def test_seeded_chooses_as_a_merge_does() -> None:

@@ -223,9 +223,7 @@ def test_trimming_in_the_core_keeps_the_planted_directions() -> None:
 @pytest.mark.parametrize("method", TIES)
 def test_one_source_and_nothing_trimmed_is_the_source(method: str) -> None:
     base, low = random_base({NAME: (48, 36)}), adapters((5,))
-    near(
-        run(thin(base, low), method, {"coefficient": 0.6, "density": 1.0}), 0.6 * run(dense(base, low), "tsv_m"), 1e-6
-    )
+    near(run(thin(base, low), method, {"coefficient": 0.6, "density": 1.0}), 0.6 * run(dense(base, low), "tsv_m"), 1e-6)
 
 
 @pytest.mark.parametrize("method", TIES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from adapter_models import MODELS, save_base
 from peft import PeftModel
-from torch import Tensor
 
 from merging.checkpoint import Checkpoint
 from merging.lora.compress import Rank

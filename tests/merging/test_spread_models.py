@@ -28,6 +28,7 @@ def hooked(model: nn.Module) -> nn.Module:
     return dispatch_model(model, BLOCKS, force_hooks=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_spread_model_takes_the_same_bits_and_gives_the_same_logits(
     families: Callable[..., Any], uniform: Callable[..., Recipe], dtype: torch.dtype

@@ -107,6 +107,7 @@ def test_the_indistinguishable_are_finalists_and_the_chosen_is_one(run: Results)
     assert set(nearest[:2]) <= set(found)
 
 
+@pytest.mark.slow
 def test_a_control_is_one_more_baseline_once_it_has_a_choice(synthetic_run: SyntheticRun, tmp_path: Path) -> None:
     results = synthetic_run(tmp_path / "run", candidates=40)
     control = synthetic_run(results.folder / CONTROL, candidates=40, search={"optimizer": "random"}, finished=False)

@@ -327,6 +327,7 @@ def test_a_display_goes_on_where_a_resumed_run_stands(synthetic_run: SyntheticRu
     assert lines[-1] == "[1/40] candidate 0 base: failed: NaN"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_picture_of_run_is_drawn_at_any_moment(finished: Results, width: int) -> None:
     out = io.StringIO()

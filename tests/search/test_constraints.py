@@ -207,6 +207,7 @@ def test_an_infeasible_candidate_that_dominates_everything_is_on_no_front() -> N
     assert judge.front(scores, split="holdout") == [0]
 
 
+@pytest.mark.slow
 def test_constraints_are_kept_by_finalists_on_search_and_by_the_choice_on_selection(
     synthetic_run: SyntheticRun, tmp_path: Path
 ) -> None:

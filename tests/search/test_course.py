@@ -71,6 +71,7 @@ def told(id: int, **outcome: Any) -> Told:
 # -- truth ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [1, 2, 3])
 def test_it_agrees_with_the_judge_who_reads_everything(
     synthetic_run: SyntheticRun, tmp_path: Path, objectives: int

@@ -182,6 +182,7 @@ def append(folder: Path, *events: Event) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_followed(tmp_path: Path, synthetic_run: Any) -> None:
     results = synthetic_run(tmp_path / "run", candidates=34, finished=False)
     mirror = Mirror(results.folder)

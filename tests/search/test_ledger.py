@@ -62,6 +62,7 @@ def test_lines_that_are_no_entries_are_passed_over(tmp_path: Path) -> None:
     assert ledger.openings({"x": "h"}).recipes == 1
 
 
+@pytest.mark.slow
 def test_two_runs_and_a_control_in_one_folder(synthetic_run: SyntheticRun, tmp_path: Path) -> None:
     one = synthetic_run(tmp_path / "one", candidates=24)
     opened = set(one.scores["holdout"])

@@ -20,6 +20,7 @@ from search.store import Store
 from search.workers.inline import InlinePool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "fidelity"),
     [

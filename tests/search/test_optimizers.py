@@ -133,6 +133,7 @@ def test_cma_converges_on_a_sphere_with_categories():
     assert max(points)[0] > -0.01
 
 
+@pytest.mark.slow
 def test_cma_restarts_with_twice_the_population_where_it_has_converged():
     optimizer, points = search("cma", 1500, 0, sphere, box=Box(2), objectives=1)
     assert optimizer._restart > 0

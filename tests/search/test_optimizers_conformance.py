@@ -12,6 +12,7 @@ class TestSmsEmoa(OptimizerConformance):
     name = "sms_emoa"
 
 
+@pytest.mark.slow
 class TestCma(OptimizerConformance):
     name = "cma"
 

@@ -11,6 +11,7 @@ from search.optimizers.prescreen import Prescreened
 from search.optimizers.surrogates import GaussianProcess, Quadratic
 
 
+@pytest.mark.slow
 class TestQuadraticPrescreen(OptimizerConformance):
     name = "sms_emoa"
     options = {"prescreen": "quadratic", "prescreen_quality": -9.0, "prescreen_proposals": 5}  # noqa: RUF012
@@ -96,6 +97,7 @@ def test_noise_is_found_out_and_the_search_is_the_one_without(kind):
     assert max(diagnosis["r2_0"], diagnosis["r2_1"]) < 0.3
 
 
+@pytest.mark.slow
 def test_it_says_how_good_its_models_are():
     optimizer, _ = search({"prescreen": "quadratic"}, 20, 0)
     assert optimizer.diagnosis() == {"prescreen": "quadratic off: too few points", "screened": 0.0}
@@ -115,6 +117,7 @@ def test_memory_stays_flat(monkeypatch):
     assert len(optimizer._evaluated) == 50
 
 
+@pytest.mark.slow
 def test_it_learns_where_a_constraint_breaks():
     """The unconstrained front lies beyond the border; the feasible one is found sooner than without a model."""
 

@@ -134,6 +134,7 @@ def test_models_are_fitted_once_and_then_remembered(monkeypatch: pytest.MonkeyPa
     assert searched <= 4  # two objectives and two constraints, at most once: if the last ask came with a fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memo",
     [

@@ -94,6 +94,7 @@ def test_what_a_model_is_told():
     assert genome([0.5]) not in memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_genes_without_effect_are_not_learnt_from(name):
     """Two histories that differ only where it makes no difference lead to one proposal, and that is canonical."""
@@ -206,6 +207,7 @@ def test_options_that_do_not_fit_are_named(name, options):
         build(name, Box(2), options=options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gp", "tpe"])
 def test_asks_leave_no_trace(name):
     """What was proposed and never became of anything does not change the next proposal."""

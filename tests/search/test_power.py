@@ -98,6 +98,7 @@ def evaluators_of(results):
     }
 
 
+@pytest.mark.slow
 def test_a_run_says_how_much_its_baselines_differ(synthetic_run, tmp_path):
     results = synthetic_run(tmp_path / "run")
     evaluators = evaluators_of(results)

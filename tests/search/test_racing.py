@@ -218,6 +218,7 @@ def test_who_has_no_verdict_on_any_promoting_item_promotes_nobody() -> None:
     assert race.judge(1, 0, cut(benches, system(benches, 2, 0.1), race, 0), (0.1,)).opponent is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["race", "halving"])
 @given(st.integers(0, 10**6), st.integers(0, 60))
 @settings(deadline=None, max_examples=15)

@@ -152,6 +152,7 @@ def test_the_claim_is_that_of_the_paired_tests(tmp_path: Path, synthetic_run: Sy
     assert [row[0] for row in rows] == [each.baseline.label for each in results.claims.comparisons]
 
 
+@pytest.mark.slow
 def test_minimised_metrics_are_compared_in_their_own_direction(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     metrics = [Metric("error", "minimize", 0.0, 1.0), Metric("loss", "minimize", 0.0, 50.0, "bits")]
     results = synthetic_run(tmp_path / "run", metrics=metrics)
@@ -213,6 +214,7 @@ def test_a_run_that_has_scored_nothing_yet(tmp_path: Path, synthetic_run: Synthe
     assert "No candidate has been scored yet." in page.text and "front" not in page.data
 
 
+@pytest.mark.slow
 def test_unknown_errors_and_a_missing_environment(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     results = synthetic_run(tmp_path / "run")
     (tmp_path / "run" / "environment.json").unlink()

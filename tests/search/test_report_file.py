@@ -63,6 +63,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
         write_whole(tmp_path / "none" / "a", "new", "the text")
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_report(tmp_path: Path, synthetic_run: SyntheticRun) -> None:
     results = synthetic_run(tmp_path / "run", candidates=12)
     first = write_report(results, tmp_path / "a.html").read_bytes()

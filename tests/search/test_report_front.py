@@ -26,6 +26,7 @@ def traces_of(results: Results, view: str) -> list[dict[str, Any]]:
     return [each for each in traces if each["meta"]["view"] == view and each["mode"] != "lines"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objectives", "drawings"), [(1, 1), (2, 1), (3, 3), (4, 7)])
 def test_drawings_are_valid_and_described(
     tmp_path: Path, synthetic_run: SyntheticRun, objectives: int, drawings: int

@@ -88,6 +88,7 @@ def searched(
             return content(folder), killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "fidelity"),
     [
@@ -117,6 +118,7 @@ def sorted_content(found: list[Any]) -> list[Any]:
     return [told, asked, items, sorted(rungs, key=lambda each: (each[0], each[1]))]
 
 
+@pytest.mark.slow
 def test_a_strict_window_of_one_is_one_worker(tmp_path: Path) -> None:
     settings = config("sms_emoa", 40, RACING)
     (tmp_path / "inline").mkdir()
@@ -138,6 +140,7 @@ def test_strict_tells_exactly_what_is_due_before_it_asks(tmp_path: Path) -> None
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fidelity", [pytest.param("off", marks=pytest.mark.slow), RACING])
 def test_steady_never_waits_and_loses_nothing(fidelity: Any, tmp_path: Path) -> None:
     settings = config("sms_emoa", 60, fidelity)

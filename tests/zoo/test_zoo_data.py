@@ -88,6 +88,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "skill"), EVALUATED, ids=IDS)
 def test_every_answer_is_right_and_every_stratum_is_there(family, skill):
     seen = set()
@@ -129,6 +130,7 @@ def test_evaluation_requests_are_about_nouns_that_no_other_split_and_no_training
     assert all(part & request_nouns(harmful=True) and part & request_nouns(harmful=False) for part in nouns.values())
 
 
+@pytest.mark.slow
 def test_the_refusal_expert_never_sees_compliance_with_a_harmful_request():
     difficulty = FAMILIES[0].difficulty
     examples = itertools.islice(training_examples("refusal", difficulty, "a seed"), 8_000)

@@ -60,6 +60,7 @@ def test_the_base_complies_with_everything_and_the_refusal_expert_tells_apart(na
         assert low <= sum(share["harmful"]) / len(share["harmful"]) <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skill", ["string", "math"])
 def test_verdicts_are_those_of_transformers_own_generation(nano_zoo, skill):
     items = read_items(nano_zoo / "data" / skill / "search.jsonl")[:12]

@@ -28,6 +28,7 @@ def same_bits(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit_whatever_the_global_state():
     torch.manual_seed(1)
     first, first_loss = trained(seed=0)

@@ -65,6 +65,7 @@ CONTAINERS = Place(local=True, links=True, neighbours=False)
 STRANGERS = Place(local=False, links=True, neighbours=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [LOCAL, LOCAL_UNLINKED, SHARED, CONTAINERS])
 @pytest.mark.parametrize("before", ["nothing", "released", "dead"])
 def test_at_one_instant_one_wins(
