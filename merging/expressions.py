@@ -12,8 +12,9 @@ from __future__ import annotations
 import ast
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 
 from merging.methods.contract import suggest
 from merging.recipe import MergingError
@@ -23,6 +24,9 @@ LONGEST = 4000
 
 MOST_DERIVED = 256
 """Named expressions of one config; each may name those before it."""
+
+_MOST_DIFFERENCES = 10
+"""Models beside the base up to which every way to write differences is understood; beyond, all of them or none."""
 
 _CLOSE = 1e-9
 """Numbers in expressions are written in decimals: 1 - 0.9 is 0.1 for people."""
@@ -143,18 +147,27 @@ def parametric(
             )
     form = _linear(expression, (*known, base), free)
     own = form.pop(base, _ZERO)
-    total = _ZERO
-    for each in form.values():
-        total = total.plus(each)
-    rest = total.times(-1.0)
-    # Not written, or θ0 itself, or what makes the sum of weights one (a model) or nothing (a difference).
-    if not any(own.is_close(each) for each in (_ZERO, _ONE, _ONE.plus(rest), rest)):
+    if not _is_meant(own, tuple(form.values())):
         raise MergingError(
             f"expected {base!r} in {expression!r} once, as in '{base} - 0.5*toxic', or inside differences, as in "
             f"'{base} + 0.5*(math - {base})'; found {_said(own)} times it. A model in an expression stands for what "
             "fine-tuning has changed, and the base for no change: leave it out, or write it once"
         )
     return form
+
+
+def _is_meant(own: Affine, others: Sequence[Affine]) -> bool:
+    """Whether the coefficient of the base says nothing else than the others do: it is not written, or once, or stands
+    in differences with some of the models, of whose coefficients it then is the negative sum."""
+    most = len(others) if len(others) <= _MOST_DIFFERENCES else 0
+    subsets = [*chain.from_iterable(combinations(others, size) for size in range(most + 1)), tuple(others)]
+    for subset in subsets:
+        rest = own
+        for each in subset:
+            rest = rest.plus(each)
+        if rest.is_close(_ZERO) or rest.is_close(_ONE):
+            return True
+    return False
 
 
 def expand(derived: Mapping[str, str], experts: Iterable[str], base: str = "base") -> dict[str, dict[str, float]]:
@@ -190,11 +203,11 @@ def _expand_one(
 ) -> None:
     """Expand a name after all that it names; without recursion, however long the chain."""
     forms: dict[str, dict[str, float]] = {}
-    chain = [start]
-    while chain:
-        name = chain[-1]
+    path = [start]
+    while path:
+        name = path[-1]
         if name in done:
-            chain.pop()
+            path.pop()
             continue
         if name not in forms:
             try:
@@ -204,15 +217,15 @@ def _expand_one(
         waiting = next((each for each in forms[name] if each in derived and each not in done), None)
         if waiting is None:
             done[name] = _substituted(forms[name], done, name)
-            chain.pop()
-        elif waiting in chain:
-            loop = [*chain[chain.index(waiting) :], waiting]
+            path.pop()
+        elif waiting in path:
+            loop = [*path[path.index(waiting) :], waiting]
             raise MergingError(
                 f"expected derived experts that lead back to experts, found a circle: {' -> '.join(loop)}; write one "
                 "of them in terms of experts"
             )
         else:
-            chain.append(waiting)
+            path.append(waiting)
 
 
 def _substituted(form: Mapping[str, float], done: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merging.opening import is_adapter, is_vector, open_model
-from merging.recipe import MergingError
+from merging.recipe import MergingError, SourceRef
 from merging.vectors import archive, hub, references
+from merging.vectors.cards import error_words, size_words
 from merging.vectors.extract import About, Coding, OnTensor, write_vector
 from merging.vectors.manifest import LICENCE, Manifest
 from merging.vectors.store import Store, beside, copy_vector, settle, verify, why
@@ -190,14 +191,23 @@ def exported_lora(folder: Path, destination: str, rank: str, base: str | None) -
     Raises:
         SearchError, MergingError: no base was given, or another one, or the adapter cannot be written.
     """
-    from merging.lora.write import export_adapter  # type: ignore[import-not-found, unused-ignore]
+    from merging.lora.card import About as OfAdapter
+    from merging.lora.write import export_adapter
 
     if base is None:
         raise SearchError("--lora needs the vector's base: add --base BASE")
     origin = open_model(find_model(base))
-    done = export_adapter(origin, open_model(folder, origin), Path(destination).expanduser(), rank)
-    said = f"exported {folder.name} as an adapter to {destination}"
-    return {"vector": folder.name, "destination": destination, "adapter": done, "said": said}
+    manifest, out = Manifest.read(folder), Path(destination).expanduser()
+    about = OfAdapter(
+        folder.name, str(origin.path), manifest.base.name, manifest.license or "", (manifest.expert.name,)
+    )
+    with progress(f"exporting {folder.name}") as on_tensor:
+        done = export_adapter(origin, open_model(folder, origin), out, rank, about=about, on_tensor=on_tensor)
+    said = (
+        f"exported {folder.name} as an adapter of rank {done['rank']} to {out}: {size_words(done['size'])}, relative "
+        f"error {error_words(done['error'])}"
+    )
+    return {"vector": folder.name, "destination": str(out), "adapter": done, "notes": done["notes"], "said": said}
 
 
 def _pushed(folder: Path, manifest: Manifest, destination: str, private: bool) -> dict[str, Any]:
@@ -261,9 +271,12 @@ def equipped(
     named = {BASE: base, **{alias: _named(folder, store) for alias, folder in folders.items()}}
     if made_from is not None:
         named[ORIGIN] = made_from
+    recipe = work.recipe.with_sources(
+        {alias: SourceRef(named[alias], ref.content) for alias, ref in work.recipe.sources.items()}
+    )
     options = ExportOptions(work.tokenizer_from)
     done = write_export(
-        Work(work.recipe, work.sources, None, named, work.folders, keep_paths=True, title=out.name), out, options
+        Work(recipe, work.sources, None, named, work.folders, keep_paths=True, title=out.name), out, options
     )
     notes = list(work.notes)
     if force and any(getattr(each, "forced", False) for each in work.sources.checkpoints.values()):

@@ -5,9 +5,10 @@ pairs, and their sign conflicts. Depths are cut into runs in which these are abo
 into k runs the one with the least squares is found by dynamic programming (Bellman 1961), and k by a penalty on every
 further border.
 
-How far values scatter from depth to depth is the median of their first differences, which few steps do not change; of
-few depths it is widened, as those tell little. A further border must explain more than chance would at the best of all
-places, by the tail bound of Laurent and Massart (2000) for χ², and a share of the whole variation that is worth a gene.
+How far values scatter from depth to depth is the lesser of what their first and their second differences say, in the
+median: a few steps change the former little, a slope the latter. Of few depths it is widened, as those tell little. A
+further border must explain more than chance would at the best of all places, by the tail bound of Laurent and Massart
+(2000) for χ², and a share of the whole variation that is worth a gene.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ FALSE_BORDER = 0.05
 WORTH = 0.05
 """Of the sum of squares around the mean, what a border has to explain."""
 
-# Median of |x₁ − x₂| for independent normal values of deviation 1.
-_FIRST_DIFFERENCE = 0.6745 * math.sqrt(2.0)
+# Median of the first and the second differences, without sign, of independent normal values of deviation 1.
+_DIFFERENCES = {1: 0.6745 * math.sqrt(2.0), 2: 0.6745 * math.sqrt(6.0)}
 
 # Of the deviation of a value over all depths, the least that is taken for scatter: without noise everything is a step.
 _LEAST_SCATTER = 0.05
@@ -189,10 +190,17 @@ def _in_scatter(values: np.ndarray) -> np.ndarray:
     values, deviation = values[:, varied], deviation[varied]
     if depths < 2 or not values.size:
         return np.empty((depths, 0))
-    steps = np.abs(np.diff(values, axis=0))
-    scatter = np.maximum(np.median(steps, axis=0), np.median(steps)) / _FIRST_DIFFERENCE
-    scatter = np.maximum(scatter * (1.0 + _FEW / (depths - 1)), _LEAST_SCATTER * deviation)
+    orders = [order for order in _DIFFERENCES if order < depths]
+    scatter = np.min([_scatter(values, order) for order in orders], axis=0) * (1.0 + _FEW / (depths - 1))
+    scatter = np.maximum(scatter, _LEAST_SCATTER * deviation)
     found: np.ndarray = (values - values.mean(0)) / scatter
+    return found
+
+
+def _scatter(values: np.ndarray, order: int) -> np.ndarray:
+    """[features] deviation of independent noise that would have these differences; at least that of the family."""
+    steps = np.abs(np.diff(values, n=order, axis=0))
+    found: np.ndarray = np.maximum(np.median(steps, axis=0), np.median(steps)) / _DIFFERENCES[order]
     return found
 
 

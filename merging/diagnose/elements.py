@@ -22,10 +22,10 @@ from merging.pool import Pool, pieces
 from merging.selection import Cut, cuts, is_tied
 
 # Elements of a piece. Counts over one are exact in float32.
-_PIECE = 1 << 15
+_PIECE = 1 << 17
 
 # Pieces that one thread works on in turn.
-_RUN = 32
+_RUN = 8
 
 
 def count_elements(
@@ -72,18 +72,22 @@ def _of_run(
     tally = Tally(len(experts))
     size = min(_PIECE, bounds[1] - bounds[0])
     stacked = torch.ones(len(experts) + 2, size, dtype=torch.float64)  # θ0, every τ, and the ones that make sums
+    narrow = torch.empty(len(experts), size)
     for first, last in pieces(bounds[1] - bounds[0], _PIECE):
         start, stop = bounds[0] + first, bounds[0] + last
+        origin, others = base[start:stop].cpu(), [expert[start:stop].cpu() for expert in experts]
         rows = stacked[:, : stop - start]
-        rows[0].copy_(base[start:stop])
-        for row, expert in zip(rows[1:-1], experts, strict=True):
-            row.copy_(expert[start:stop]).sub_(rows[0])
+        rows[0].copy_(origin)
+        for row, other in zip(rows[1:-1], others, strict=True):
+            row.copy_(other).sub_(rows[0])
         tally.inner += (rows @ rows.mT).numpy()
         tally.changed += torch.count_nonzero(rows[1:-1], dim=1).numpy()
         if ends:
-            origin = base[start:stop].cpu().to(torch.float32)
-            narrow = torch.stack([expert[start:stop].cpu().to(torch.float32) - origin for expert in experts])
-            _count_kept(tally, narrow, start, ends, seeds)
+            deltas = narrow[:, : stop - start]
+            origin = origin.to(torch.float32)
+            for delta, other in zip(deltas, others, strict=True):
+                torch.sub(other.to(torch.float32), origin, out=delta)
+            _count_kept(tally, deltas, start, ends, seeds)
     tally.elements = bounds[1] - bounds[0]
     return tally
 
@@ -93,40 +97,44 @@ def _count_kept(tally: Tally, deltas: Tensor, start: int, ends: list[Cut], seeds
 
     Args:
         tally: is added to.
-        deltas: [experts, size] float32, as the thresholds were found for. Overwritten.
+        deltas: [experts, size] float32, as the thresholds were found for.
         start: index of the piece's first element in its tensor.
         ends: [experts] which elements are kept.
         seeds: [experts] of the keys.
     """
-    sizes = deltas.abs()
-    for delta, size, end, seed in zip(deltas, sizes, ends, seeds, strict=True):
-        dropped = size < end.threshold
-        if is_tied(end):
-            at = (size == end.threshold).nonzero().squeeze(1)
-            key = keys((at + start).to(torch.int32), torch.tensor(seed, dtype=torch.int32))
-            dropped[at[key > end.key]] = True
-        delta[dropped] = 0.0
-    signs = deltas.sign()
-    kept = signs.abs()
+    kept = torch.stack([_kept(delta, start, end, seed) for delta, end, seed in zip(deltas, ends, seeds, strict=True)])
+    counts = torch.count_nonzero(kept, dim=1).to(torch.float64).numpy()
+    shared = (kept.sum(0, dtype=torch.uint8) > 1).nonzero().squeeze(1)  # the others are in no conflict
+    trimmed = deltas[:, shared] * kept[:, shared]
+    signs = trimmed.sign()
+    same = signs.abs()
     upper = np.triu_indices(len(deltas), 1)
-    both = (kept @ kept.mT).to(torch.float64).numpy()
-    agreed = (signs @ signs.mT).to(torch.float64).numpy()  # those with one sign less those with two
-    counts = both.diagonal()
+    both = (same @ same.mT).to(torch.float64).numpy()[upper]
+    agreed = (signs @ signs.mT).to(torch.float64).numpy()[upper]  # those with one sign less those with two
     tally.kept += counts
-    tally.both += both[upper]
-    tally.either += (counts[:, None] + counts[None, :] - both)[upper]
-    tally.shared[:-1] += both[upper]
-    tally.opposed[:-1] += (both - agreed)[upper] / 2.0
+    tally.both += both
+    tally.either += (counts[:, None] + counts[None, :])[upper] - both
+    tally.shared += [*both, len(shared)]
+    opposed = (signs.sum(0).abs() < same.sum(0)).nonzero().squeeze(1)
+    tally.opposed += [*((both - agreed) / 2.0), len(opposed)]
+    trimmed, signs = trimmed[:, opposed].to(torch.float64), signs[:, opposed]
     for place, (i, j) in enumerate(zip(*upper, strict=True)):
-        tally.cancelled[place] += _cancelled(deltas[[i, j]], (signs[i] * signs[j] < 0.0).nonzero().squeeze(1))
-    number = kept.sum(0)
-    opposed = (signs.sum(0).abs() < number).nonzero().squeeze(1)
-    tally.shared[-1] += int((number >= 2.0).sum())
-    tally.opposed[-1] += len(opposed)
-    tally.cancelled[-1] += _cancelled(deltas, opposed)
+        tally.cancelled[place] += _cancelled(trimmed[[i, j]][:, signs[i] * signs[j] < 0.0])
+    tally.cancelled[-1] += _cancelled(trimmed)
 
 
-def _cancelled(deltas: Tensor, at: Tensor) -> float:
-    """Σ of 1 − |Σ τ̂| / Σ |τ̂| over some positions; where all signs agree it is 0."""
-    there = deltas[:, at].to(torch.float64)
-    return float((1.0 - there.sum(0).abs() / there.abs().sum(0)).sum())
+def _kept(delta: Tensor, start: int, end: Cut, seed: int) -> Tensor:
+    """[size] which elements of a piece are among the largest; exact zeros never are."""
+    size = delta.abs()
+    if not is_tied(end):
+        return (size >= end.threshold) & (size > 0.0)
+    kept = size > end.threshold
+    at = (size == end.threshold).nonzero().squeeze(1)
+    key = keys((at + start).to(torch.int32), torch.tensor(seed, dtype=torch.int32))
+    kept[at[key <= end.key]] = True
+    return kept & (size > 0.0) if end.threshold == 0.0 else kept
+
+
+def _cancelled(deltas: Tensor) -> float:
+    """Σ of 1 − |Σ τ̂| / Σ |τ̂| over [experts, positions]; where all signs agree it is 0."""
+    return float((1.0 - deltas.sum(0).abs() / deltas.abs().sum(0)).sum())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ def diagnose(
     settings: Settings | None = None,
     on_tensor: OnTensor | None = None,
     *,
+    contents: bool = True,
     device: torch.device | str = "cpu",
 ) -> Diagnosis:
     """Measure what predicts whether these models merge, of every tensor, group, kind, depth and the whole model.
@@ -47,6 +49,7 @@ def diagnose(
         sources: a base and one expert or more.
         settings: how; None: the usual way.
         on_tensor: is told of the progress; what it raises ends the diagnosis.
+        contents: hash the models on the way.
         device: that decomposes matrices; the rest is done where the weights are.
 
     Raises:
@@ -54,7 +57,7 @@ def diagnose(
     """
     settings = settings or Settings()
     began = time.monotonic()
-    walk = Walk(sources, settings.density, settings.seed)
+    walk = Walk(sources, settings.density, settings.seed, hashing=contents)
     names = tuple(sources.tensors)
     decomposed = frozenset(names) if settings.spectra == "all" else sampled(names) if settings.spectra != "off" else ()
     whole, tensors = Tally(len(walk.aliases)), {}
@@ -78,14 +81,14 @@ def diagnose(
             _join(kinds, _kind(group), tally)
             if group.depth is not None:
                 _join(depths, (group.stack, group.depth), tally)
-        contents = walk.contents(threads)
+        hashes = walk.contents(threads) if contents else {}
     if on_tensor is not None:
         on_tensor(len(names), len(names), "")
     measured = whole.measures(walk.aliases)
     return Diagnosis(
         aliases=walk.aliases,
         references={alias: str(sources.checkpoints[alias].path) for alias in (sources.base, *walk.aliases)},
-        contents=contents,
+        contents=hashes,
         settings=settings,
         whole=measured,
         kinds={kind: kinds[kind].measures(walk.aliases) for kind in sorted(kinds)},
@@ -106,8 +109,13 @@ class Walk:
         pool: the base and the experts.
     """
 
-    def __init__(self, sources: Sources, density: float, seed: int):
+    def __init__(self, sources: Sources, density: float, seed: int, hashing: bool = False):
         """Begin.
+
+        Args:
+            sources: the models.
+            density, seed: see :class:`merging.diagnose.results.Settings`.
+            hashing: hash them on the way, for :meth:`contents`.
 
         Raises:
             MergingError: there is no expert.
@@ -123,7 +131,7 @@ class Walk:
         self.pool = Pool(
             sources.base, self.aliases, tuple(shapes), sources.tensor, config=sources.config, shapes=shapes
         )
-        self._density, self._seed = density, seed
+        self._density, self._seed, self._hashing = density, seed, hashing
         self._digests: dict[tuple[str, str], str] = {}
 
     @contextmanager
@@ -143,11 +151,13 @@ class Walk:
         """
         everyone = (self.sources.base, *self.aliases)
         tensors = [self.sources.tensor(alias, name) for alias in everyone]
-        digests = list((map if threads is None else threads.map)(_digest, tensors))
-        self._digests |= {(alias, name): digest for alias, digest in zip(everyone, digests, strict=True)}
+        abreast = map if threads is None else threads.map
+        if self._hashing:
+            for alias, digest in zip(everyone, abreast(_digest, tensors), strict=True):
+                self._digests[alias, name] = digest
         tally = Tally(len(self.aliases))
         # Equal elements are told apart by what the tensor holds, so that equal experts keep the same ones.
-        seeds = [seed32(self._seed, digest, "", "diagnosis") for digest in digests[1:]]
+        seeds = [seed32(self._seed, str(each), "", "diagnosis") for each in abreast(_checksum, tensors[1:])]
         count_elements(tally, self.pool, name, seeds, self._density, threads)
         if not np.isfinite(tally.inner).all():
             for alias, tensor in zip(everyone, tensors, strict=True):
@@ -240,9 +250,17 @@ def _kind(group: Group) -> str:
     return f"{group.stack}/{group.kind}" if group.stack else group.kind
 
 
+def _bytes(tensor: Tensor) -> memoryview:
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
+
+
 def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(data.data).hexdigest()
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(_bytes(tensor))
 
 
 def _notes(

@@ -25,6 +25,7 @@ EXACT = 2048
 
 _ITERATIONS = 6
 _MORE = 16
+_AT_ONCE = 1 << 22
 _LARGEST_RANK = 1_000_000
 
 
@@ -96,14 +97,13 @@ def compress(delta: Tensor, rank: Rank, dtype: torch.dtype = torch.float32) -> P
         MergingError: the decomposition does not converge.
     """
     with torch.no_grad(), one_thread():
-        wide = delta.to(torch.float64)
-        square = float(wide.square().sum())
+        square = _squares(delta)
         if not square:
             return _nothing(*delta.shape, dtype)
-        u, s, vh = _leading(wide, rank, square)
+        u, s, vh = _leading(delta, rank, square)
         kept = _count(s, square, rank)
         left, right = _balanced(u[:, :kept], s[:kept], vh[:kept], dtype)
-        lost = float((wide - left.to(torch.float64) @ right.to(torch.float64)).square().sum())
+        lost = _squares(delta, left, right)
     return Product(left, right, square, lost)
 
 
@@ -142,18 +142,29 @@ def _square(left: Tensor, right: Tensor) -> float:
     return float((one @ other.mT).square().sum())
 
 
+def _squares(delta: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> float:
+    """‖delta − left·right‖², in float64, a few rows at a time: of a large matrix no second one is made."""
+    total = 0.0
+    for start in range(0, delta.shape[0], step := max(1, _AT_ONCE // max(1, delta.shape[1]))):
+        rows = delta[start : start + step].to(torch.float64)
+        if left is not None and right is not None:
+            rows = rows - left[start : start + step].to(torch.float64) @ right.to(torch.float64)
+        total += float(rows.square().sum())
+    return total
+
+
 def _leading(delta: Tensor, rank: Rank, square: float) -> tuple[Tensor, Tensor, Tensor]:
-    """As many singular values and vectors as are needed, largest first."""
+    """As many singular values and vectors as are needed, largest first: in float64, or in float32 of a large matrix."""
     smaller = min(delta.shape)
     if smaller <= EXACT:
-        return leading(delta, rank.most)
+        return leading(delta.to(torch.float64), rank.most)
     wanted = rank.most or 64
     while wanted + _MORE < smaller // 2:
         u, s, vh = _subspace(delta, wanted)
         if rank.error is None or square - float(s.square().sum()) <= rank.error**2 * square:
             return u, s, vh
         wanted *= 2
-    return leading(delta, rank.most)
+    return leading(delta.to(torch.float64), rank.most)
 
 
 def _subspace(delta: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ from merging.opening import ADAPTER
 from merging.recipe import MergingError
 
 CARD = "README.md"
+
+LARGE = 0.3
+"""A relative error above this is worth a note: a tenth of ‖Δ‖² is lost."""
 
 Finish = Callable[["Written", Path], None]
 """Told of the whole folder just before it gets its name: writes what else belongs into it, such as a card."""
@@ -129,8 +132,9 @@ def write_adapter(
         held.lost,
         sum(each.numel() * each.itemsize for each in held.tensors.values()),
         sum(each.numel * each.dtype.itemsize for each in base.tensors.values()),
-        _notes(held, rest),
+        (),
     )
+    written = replace(written, notes=_notes(written, rest))
     config = adapter_config(held, rank, about.base_name, names, base.config)
 
     def fill(folder: Path) -> None:
@@ -173,19 +177,28 @@ def export_adapter(
     return write_adapter(difference, out, Rank.parse(rank), rest=rest, about=about, on_tensor=on_tensor).as_data()
 
 
-def _notes(held: Parts, rest: Rest) -> tuple[str, ...]:
-    left = [name for name, each in held.lost.items() if each.how == "left out"]
-    if not left:
-        return ()
-    why = {
-        "save": "a product cannot hold them: embeddings that are tied to their head, bare parameters",
-        "all": "an adapter cannot hold them",
-        "leave": "they are no matrices",
-    }
-    return (
-        f"{len(left)} tensors that differ are not in the adapter ({why[rest]}): {', '.join(left[:5])}"
-        f"{f' and {len(left) - 5} more' if len(left) > 5 else ''}; the error counts them",
-    )
+def _notes(written: Written, rest: Rest) -> tuple[str, ...]:
+    """What the user of an adapter should know."""
+    notes = []
+    left = written.counted("left out")
+    if left:
+        why = {
+            "save": "bare parameters, or embeddings tied to their head, which only --lora-rest all saves",
+            "all": "bare parameters, which an adapter cannot hold",
+            "leave": "they are no matrices",
+        }
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        notes.append(
+            f"the change of {', '.join(left[:5])}{more} is not in the adapter ({why[rest]}); the error counts it"
+        )
+    if written.error > LARGE:
+        notes.append(
+            f"the adapter keeps {1 - written.error**2:.0%} of ‖Δ‖²: what full fine-tuning changes is rarely of low "
+            "rank; score the adapter before it is used, or take a higher rank"
+        )
+    if written.size > written.full:
+        notes.append("the adapter is larger than the model itself: write the model, or take a lower rank")
+    return tuple(notes)
 
 
 def _write(out: Path, fill: Callable[[Path], None]) -> None:

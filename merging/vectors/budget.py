@@ -29,6 +29,7 @@ _ROUNDING = 0.003
 
 _TRIES = 4
 _CLOSER = 0.97
+_AIMED = 0.995  # slices tell the step of a whole tensor to within this much
 
 
 def choose(name: str, base: Tensor, expert: Tensor, budget: float, allowed: Iterable[str] = ALL) -> Encoded:
@@ -185,7 +186,7 @@ def _within(pair: Pair, codec: str, budget: float) -> Encoded | None:
 def _options(codec: str, error: float) -> dict[str, Any]:
     """What makes a codec leave about a relative error."""
     if codec == "uniform":
-        return {"error": error}
+        return {"error": _AIMED * error}
     if codec == "topk":
         return (
             {"error": math.sqrt(error**2 - _ROUNDING**2)}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from merging.bounded import printable
 from merging.checkpoint import Checkpoint
 from merging.compatibility import is_frozen
 from merging.composed import Composed
+from merging.files import Read
 from merging.methods.registry import canonical_recipe
 from merging.opening import open_model
 from merging.recipe import Assignment, MergingError, Recipe
@@ -93,6 +96,34 @@ def equip(
     return Equipment(recipe, sources, folders, alone if companion else None, notes)
 
 
+class _OverItsOwnBase(Checkpoint):
+    """A composed model that is read as any model: its base is not that of the merge, whose tensors would be wrong."""
+
+    def __init__(self, model: Checkpoint):
+        super().__init__(model.path, model.config, model.tensors, {})
+        self._model = model
+
+    @property
+    def home(self) -> Path:
+        """As of the model."""
+        return self._model.home
+
+    @property
+    def companions(self) -> Path:
+        """As of the model."""
+        return self._model.companions
+
+    def read(self, name: str) -> Tensor:
+        """As of the model."""
+        return self._model.read(name)
+
+    @contextmanager
+    def reader(self, name: str) -> Iterator[Read]:
+        """As of the model."""
+        with self._model.reader(name) as read:
+            yield read
+
+
 def aliases_of(names: list[str]) -> dict[str, str]:
     """Alias -> name: what a recipe may call vectors that are named so.
 
@@ -134,7 +165,8 @@ def _moved(
 ) -> Equipment:
     """θ0′ + Σ s·(θ_t − θ0): with the fine-tunes composed over their own base, and that base taken off again."""
     opened = {alias: _open(path, origin, False) for alias, path in vectors.items()}
-    sources = Sources.opened({BASE: base, **opened, ORIGIN: origin}, tokenizer or "base")
+    apart = {alias: _OverItsOwnBase(each) for alias, each in opened.items()}
+    sources = Sources.opened({BASE: base, **apart, ORIGIN: origin}, tokenizer or "base")
     weights = {alias: {"coefficient": scales[alias]} for alias in opened}
     total = sum(scales[alias] for alias in opened)
     assignment = Assignment.of("task_arithmetic", {**weights, ORIGIN: {"coefficient": -total}})

@@ -9,6 +9,7 @@ already, such as a LoRA adapter, exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ from torch.nn.functional import pad
 
 from merging.composed import Change, Factored, Factors
 from merging.files import TensorInfo
-from merging.linear_algebra import leading, one_thread, svd, wide
+from merging.linear_algebra import leading, one_thread, svd
+from merging.pool import pieces
 from merging.recipe import MergingError, Value
 from merging.vectors.frames import malformed
 from merging.vectors.shapes import View, matrices
@@ -34,7 +36,7 @@ _WHOLE = 2048
 _OVERSAMPLED = 16
 _POWERS = 3
 _PROBED = 16
-_BLOCK = 2048
+_BLOCK = 1 << 21  # elements: what stays in a cache
 _VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FACTORS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -75,7 +77,7 @@ def encode_svd(
         if not error >= 0.0:
             raise MergingError(f"expected a relative error of at least 0 for svd, found {error!r}")
         wanted = min(full, full if most is None else most)
-    stack = pair.delta().reshape(view.stack)
+    stack = _each(pair)
     with torch.no_grad(), one_thread():
         spectra = [_leading(each, wanted) for each in stack]
         if error is not None:
@@ -178,54 +180,73 @@ def cost(view: View, rank: int) -> float:
 Spectrum = tuple[Tensor, Tensor, Tensor]
 
 
-def _leading(matrix: Tensor, wanted: int) -> Spectrum:
-    """U, S, Vᵀ of the largest singular values in float64; zeros where there are not as many.
-
-    Args:
-        matrix: [m, n] float32.
-        wanted: how many.
+class _Matrix:
+    """One matrix of a tensor's τ, given out in blocks of rows: all of a large one in float64 would be four times the
+    memory of its tensor.
     """
+
+    def __init__(self, pair: Pair, number: int):
+        self._pair, self._view = pair, matrices(pair.shape)
+        self._first = number * self._view.rows * self._view.columns
+        self.shape = (self._view.rows, self._view.columns)
+
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(first row, row after the last, those rows in float64)."""
+        columns = self._view.columns
+        for start, stop in pieces(self._view.rows, max(1, _BLOCK // columns)):
+            rows = self._pair.delta(self._first + start * columns, self._first + stop * columns)
+            yield start, stop, rows.reshape(-1, columns).to(torch.float64)
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        return torch.cat([block for _, _, block in self.blocks()])
+
+    def times(self, other: Tensor) -> Tensor:
+        """matrix @ other."""
+        return torch.cat([block @ other for _, _, block in self.blocks()])
+
+    def turned_times(self, other: Tensor) -> Tensor:
+        """matrixᵀ @ other."""
+        found = torch.zeros(self.shape[1], other.shape[1], dtype=torch.float64)
+        for start, stop, block in self.blocks():
+            found.addmm_(block.mT, other[start:stop])
+        return found
+
+    def energy(self) -> float:
+        """‖matrix‖²."""
+        return math.fsum(float(torch.linalg.vector_norm(block)) ** 2 for _, _, block in self.blocks())
+
+
+def _each(pair: Pair) -> list[_Matrix]:
+    return [_Matrix(pair, number) for number in range(matrices(pair.shape).stack[0])]
+
+
+def _leading(matrix: _Matrix, wanted: int) -> Spectrum:
+    """U, S, Vᵀ of the largest singular values in float64; zeros where there are not as many."""
     full = min(matrix.shape)
     if full <= _WHOLE or wanted + _OVERSAMPLED >= full // 2:
-        u, s, vh = leading(wide(matrix), wanted)
+        u, s, vh = leading(matrix.whole(), wanted)
     else:
-        u, s, vh = (each.to(torch.float64) for each in _sketched(matrix, wanted, _OVERSAMPLED, _POWERS))
+        u, s, vh = _sketched(matrix, wanted, _OVERSAMPLED, _POWERS)
     rest = wanted - len(s)
     return pad(u, (0, rest)), pad(s, (0, rest)), pad(vh, (0, 0, 0, rest))
 
 
-def _sketched(matrix: Tensor, count: int, more: int, powers: int) -> Spectrum:
+def _sketched(matrix: _Matrix, count: int, more: int, powers: int) -> Spectrum:
     """About the ``count`` largest singular values, by powers of the matrix on a few random directions ``more``."""
     draw = torch.Generator().manual_seed(0)
     directions = torch.randn(matrix.shape[1], count + more, generator=draw, dtype=torch.float64)
-    basis = torch.linalg.qr(_times(matrix, directions))[0]
+    basis = torch.linalg.qr(matrix.times(directions))[0]
     for _ in range(powers):
-        basis = torch.linalg.qr(_turned_times(matrix, basis))[0]
-        basis = torch.linalg.qr(_times(matrix, basis))[0]
-    u, s, vh = svd(_turned_times(matrix, basis).mT)
+        basis = torch.linalg.qr(matrix.turned_times(basis))[0]
+        basis = torch.linalg.qr(matrix.times(basis))[0]
+    u, s, vh = svd(matrix.turned_times(basis).mT)
     return basis @ u[:, :count], s[:count], vh[:count]
 
 
-def _times(matrix: Tensor, other: Tensor) -> Tensor:
-    """matrix @ other in float64, by blocks of rows: all of a large matrix in float64 would be twice as much memory."""
-    return torch.cat([wide(block) @ other for block in torch.split(matrix, _BLOCK)])
-
-
-def _turned_times(matrix: Tensor, other: Tensor) -> Tensor:
-    """matrixᵀ @ other, likewise."""
-    found = torch.zeros(matrix.shape[1], other.shape[1], dtype=torch.float64)
-    for block, rows in zip(torch.split(matrix, _BLOCK), torch.split(other, _BLOCK), strict=True):
-        found.addmm_(wide(block).mT, rows)
-    return found
-
-
-def _energy(matrix: Tensor) -> float:
-    return math.fsum(float(torch.linalg.vector_norm(wide(block))) ** 2 for block in torch.split(matrix, _BLOCK))
-
-
-def _rank(spectra: list[Spectrum], stack: Tensor, error: float, computed: int, full: int) -> int:
+def _rank(spectra: list[Spectrum], stack: list[_Matrix], error: float, computed: int, full: int) -> int:
     """The smallest rank that leaves a relative error over all matrices."""
-    total = math.fsum(map(_energy, stack))
+    total = math.fsum(each.energy() for each in stack)
     caught = torch.zeros(computed, dtype=torch.float64)
     for _, s, _ in spectra:
         caught += s.square().cumsum(0)
@@ -263,10 +284,10 @@ def is_out_of_reach(pair: Pair, error: float, most: int) -> bool:
         error: relative, of τ.
         most: the largest rank that would do.
     """
-    stack = pair.delta().reshape(matrices(pair.shape).stack)
+    stack = _each(pair)
     found = []
     for matrix in stack[:: max(1, len(stack) // 4)]:
-        total = _energy(matrix)
+        total = matrix.energy()
         if min(matrix.shape) <= 4 * _PROBED or not total:
             return False
         count = min(most, _PROBED)

@@ -9,8 +9,8 @@ from evaluators.contract import Evaluator
 from merging.recipe import SourceRef
 from merging.sources import Sources
 from search import virtual
-from search.calibration import calibrated
 from search.borders import MOST_PLANNED, wants_borders
+from search.calibration import calibrated
 from search.checks.findings import Findings
 from search.checks.subject import Subject
 from search.constraints import Constraint, constraint_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,8 +17,10 @@ from search.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from merging.lora.collect import Rest
+    from merging.lora.write import Written
     from search.choice import Wish
-    from search.export import Exported, ExportOptions
+    from search.export import Exported, ExportOptions, Work
     from search.push import Push, Pushed
     from search.rescoring import Rescored
     from search.results import Results
@@ -34,6 +36,23 @@ TokenizerOption = Annotated[
         metavar="ALIAS",
         help="Whose tokenizer, chat template and generation settings: base or an expert. By default the base's, unless "
         "it has no chat template and the experts agree on one.",
+    ),
+]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="RANK",
+        help="Write a PEFT adapter instead of a model: the difference to the base, as products of this rank, or "
+        "auto:0.02 for the ranks that keep each matrix within 2 %. Its error is printed and in its card.",
+    ),
+]
+LoraRestOption = Annotated[
+    Literal["save", "all", "leave"] | None,
+    typer.Option(
+        "--lora-rest",
+        help="With --lora: norms and biases are saved whole (save, the default); with all, embeddings that are tied to "
+        "their head too; with leave, nothing is.",
     ),
 ]
 
@@ -54,6 +73,8 @@ def export(
     confidence: ConfidenceOption = 0.9,
     tokenizer_from: TokenizerOption = None,
     parent: ParentOption = None,
+    lora: LoraOption = None,
+    lora_rest: LoraRestOption = None,
     rescore: Annotated[
         bool,
         typer.Option("--rescore", help="Also load it with transformers, and compare its score on every stored item."),
@@ -70,8 +91,8 @@ def export(
     """Write a candidate as a Hugging Face model folder, the same bits that were scored, with a model card.
 
     Weights, config, tokenizer, recipe.yaml, mergekit.yaml where there is an equivalent, README.md (the model card) and
-    front.png. The weights are read back and compared before the folder appears. The token for --push is that of
-    `hf auth login` or HF_TOKEN.
+    front.png. The weights are read back and compared before the folder appears. With --lora, a PEFT adapter of it. The
+    token for --push is that of `hf auth login` or HF_TOKEN.
     """
     from search.choice import Wish
     from search.errors import SearchError
@@ -86,11 +107,17 @@ def export(
         )
     if push is None and (private or revision is not None):
         raise SearchError("--private and --revision are for --push OWNER/NAME; add it, or leave them out")
+    check_lora(lora, lora_rest)
+    if lora is not None and rescore:
+        raise SearchError("--rescore compares bits, and an adapter of a rank has others; leave one of the two out")
     target = _target(push, private, revision)
     results = Results.load(run)
     wish = Wish.parse(mix, at_least or [], maximize, confidence) if wished else None
     id, rule = _picked(results, candidate, wish)
     options = ExportOptions(tokenizer_from, parse_parents(parent), push, rule)
+    if lora is not None:
+        _adapter(results, id, out or run / "export" / f"candidate-{id}-lora", (lora, lora_rest), options, target, json)
+        return
     done = _write(results, id, out or run / "export" / f"candidate-{id}", options, again=target is not None)
     again = _rescored(results, done) if rescore else None
     pushed = None if target is None else target.send(done.folder, f"{results.name}, candidate {id}, by paretomerge")
@@ -112,6 +139,71 @@ def parse_parents(given: list[str] | None) -> dict[str, str]:
             raise SearchError(f"--parent {each}: expected ALIAS=OWNER/NAME, such as math=my-name/my-math-model")
         found[alias.strip()] = id.strip()
     return found
+
+
+def check_lora(lora: str | None, rest: Rest | None) -> None:
+    """Find wrong options before anything is read.
+
+    Raises:
+        SearchError: --lora-rest without --lora.
+        MergingError: no such rank.
+    """
+    from search.errors import SearchError
+
+    if rest is not None and lora is None:
+        raise SearchError("--lora-rest is for --lora RANK; add it, or leave it out")
+    if lora is not None:
+        from merging.lora.compress import Rank
+
+        Rank.parse(lora)
+
+
+def write_lora_folder(work: Work, out: Path, rank: str, options: ExportOptions, rest: Rest | None) -> Written:
+    """Write a merge as an adapter, with a bar on a terminal."""
+    from search.adapter_export import write_lora
+    from search.vector_work import progress
+
+    with progress("writing the adapter") as on_tensor:
+        return write_lora(work, out, rank, options, rest=rest or "save", on_tensor=on_tensor)
+
+
+def tell_lora(work: Work, written: Written, json: bool, pushed: Pushed | None = None) -> None:
+    """Say what an adapter holds and loses."""
+    from search.adapter_export import facts, said
+    from search.report.console import print_json
+    from search.report.terminal import visible
+
+    if json:
+        print_json(facts(written, work) | {"pushed": pushed and pushed.as_data()})
+        return
+    for note in written.notes:
+        typer.echo(visible(f"note: {note}"), err=True)
+    what = "the merge" if work.candidate is None else f"candidate {work.candidate}"
+    print(visible(f"wrote {what} as an adapter of its base: {written.folder}"))
+    for line in said(written):
+        print(line)
+    if pushed is not None:
+        print(visible(f"pushed to {pushed.url} ({pushed.revision}, commit {pushed.commit[:12]})"))
+
+
+def _adapter(
+    results: Results,
+    id: int,
+    out: Path,
+    lora: tuple[str, Rest | None],
+    options: ExportOptions,
+    target: Push | None,
+    json: bool,
+) -> None:
+    """A candidate as an adapter."""
+    from search.export import work_of
+
+    work = work_of(results, id)
+    written = write_lora_folder(work, out, lora[0], options, lora[1])
+    sent = None
+    if target is not None:
+        sent = target.send(written.folder, f"{results.name}, candidate {id}, as an adapter, by paretomerge")
+    tell_lora(work, written, json, sent)
 
 
 def _target(push: str | None, private: bool, revision: str | None) -> Push | None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli.export import ParentOption, TokenizerOption, parse_parents
+from search.cli.export import (
+    LoraOption,
+    LoraRestOption,
+    ParentOption,
+    TokenizerOption,
+    check_lora,
+    parse_parents,
+    tell_lora,
+    write_lora_folder,
+)
 from search.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -44,6 +53,8 @@ def merge(
         list[str] | None,
         typer.Option("--model", metavar="ALIAS=FOLDER", help="Where a recipe's model lies here; repeatable."),
     ] = None,
+    lora: LoraOption = None,
+    lora_rest: LoraRestOption = None,
     parent: ParentOption = None,
     shareable: Annotated[
         bool,
@@ -58,8 +69,12 @@ def merge(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Merge models as a config or a recipe says, and write the result as a Hugging Face model folder."""
+    """Merge models as a config or a recipe says, and write the result as a Hugging Face model folder.
+
+    With --lora, as a PEFT adapter instead: the difference to the base, as products of a rank, with what that loses.
+    """
     size = parse_size(max_shard_size)
+    check_lora(lora, lora_rest)
     from merging.configs import read_config
     from search.errors import SearchError
     from search.export import ExportOptions, Work, write_export
@@ -90,8 +105,11 @@ def merge(
         recipe, sources, collected, finder.references(folders), folders,
         max_shard_size=size, keep_paths=not shareable, title=out.name,
     )  # fmt: skip
-    done = write_export(work, out, ExportOptions(tokenizer_from, parse_parents(parent)))
-    _tell(recipe, done, len(sources.tensors), json)
+    options = ExportOptions(tokenizer_from, parse_parents(parent))
+    if lora is not None:
+        tell_lora(work, write_lora_folder(work, out, lora, options, lora_rest), json)
+        return
+    _tell(recipe, write_export(work, out, options), len(sources.tensors), json)
 
 
 def _tell(recipe: Recipe, done: Exported, tensors: int, json: bool) -> None:

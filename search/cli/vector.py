@@ -285,8 +285,10 @@ def export(
         facts = exported(folder, destination, private=private)
     if json:
         print_json(facts)
-    else:
-        print(visible(str(facts["said"])))
+        return
+    for note in facts.get("notes", []):
+        typer.echo(visible(f"note: {note}"), err=True)
+    print(visible(str(facts["said"])))
 
 
 @app.command(name="import")

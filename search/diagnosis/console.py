@@ -11,7 +11,7 @@ from rich.table import Table as Drawn
 from rich.text import Text
 
 from search.diagnosis.curve_tables import summaries
-from search.diagnosis.finding import Finding
+from search.diagnosis.finding import Finding, suggested_space
 from search.diagnosis.quantities import COSINE, NORM_RATIO, SIGN_CONFLICT, Quantity, Series, largest, named
 from search.diagnosis.tables import Table, experts_table, pairs_table, scopes_table, together
 from search.report.coefficients import OUTSIDE, column_of, columns_of, row_of
@@ -28,8 +28,8 @@ WORST = 5
 """Groups that are named one by one."""
 _SHADES = " ▁▂▃▄▅▆▇█"
 _DIGITS = "0123456789"
-_NAME = 26
-"""Signs that a column of names keeps; its neighbours' headings are wrapped first."""
+_MARKS = {"good": "+", "bad": "!", "worst": "!"}
+"""What speaks for a merge, and what against; all else has a dash."""
 _NUMBER = 4
 """Signs of a cell with a number."""
 
@@ -92,9 +92,11 @@ def _print_verdict(finding: Finding, console: Console) -> None:
     verdict = finding.verdict
     console.print(Text(visible(verdict.headline), "bold"))
     for reason in verdict.reasons:
-        _item(reason.text, "-", console)
+        _item(reason.text, _MARKS.get(reason.effect, "-"), console)
     for each in verdict.advice:
-        _item(each, "→" if not console.options.ascii_only else ">", console)
+        _item(each, ">" if console.options.ascii_only else "→", console)
+    if finding.diagnosis.pairs:
+        _item(f"In a search's config: {suggested_space(verdict)}", ">" if console.options.ascii_only else "→", console)
     console.print()
 
 
@@ -108,15 +110,20 @@ def _item(text: str, mark: str, console: Console) -> None:
 
 
 def _print_table(table: Table, console: Console) -> None:
-    drawn = Drawn(title=cell(table.title), title_justify="left", title_style="bold")
-    for index, name in enumerate(table.header):
+    """A title in a line of its own, and the table; where it is too wide, headings over numbers are wrapped first."""
+    columns = list(zip(table.header, *table.rows, strict=True))
+    tight = sum(max(map(len, each)) + 3 for each in columns) >= console.width
+    drawn = Drawn()
+    for index, (name, *cells) in enumerate(columns):
         names = index == 0 or name == "pair"
-        longest = max((len(row[index]) for row in table.rows), default=0) if names else 0
+        least = max([*map(len, cells), *map(len, name.split())])
         drawn.add_column(
-            cell(name), justify="left" if names else "right", overflow="fold", min_width=min(longest, _NAME)
-        )
+            cell(name), justify="left" if names else "right", overflow="fold",
+            width=least if tight and not names else None,
+        )  # fmt: skip
     for row in table.rows:
         drawn.add_row(*(cell(each) for each in row))
+    console.print(Text(visible(table.title), "bold"))
     console.print(drawn)
 
 

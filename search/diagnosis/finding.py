@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merging.diagnose.verdict import Verdict
-
     from merging.diagnose.results import Diagnosis
+    from merging.diagnose.verdict import Verdict
     from search.diagnosis.probing import Curves
 
 FORMAT = "paretomerge-diagnose/1"
@@ -47,6 +46,14 @@ class Finding:
         if self.curves is not None:
             data["curves"] = self.curves.as_data()
         return data
+
+
+def suggested_space(verdict: Verdict) -> str:
+    """What the verdict suggests as a config's ``space``, on one line of YAML."""
+    suggested = verdict.suggested
+    low, high = suggested.coefficient
+    granularity = ", granularity: {blocks: auto}" if suggested.borders else ""
+    return f"space: {{methods: [{suggested.method}], coefficient: [{low:g}, {high:g}]{granularity}}}"
 
 
 def shown_reference(reference: str) -> str:

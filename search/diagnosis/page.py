@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from search.diagnosis import curve_plots
-from search.diagnosis.finding import Finding, shown_reference
+from search.diagnosis.finding import Finding, shown_reference, suggested_space
 from search.diagnosis.heatmaps import figures_html, grid_of_groups, grid_of_tensors, heat_figure
 from search.diagnosis.quantities import SIGN_CONFLICT, Quantity, largest, named, shown_quantities
 from search.diagnosis.tables import counted, experts_table, pairs_table, scopes_table
@@ -92,6 +92,8 @@ def _head(finding: Finding) -> Html:
         said.append(element("ul", [element("li", each.text) for each in verdict.reasons]))
     if verdict.advice:
         said += [element("p", each) for each in verdict.advice]
+    if finding.diagnosis.pairs:
+        said += [element("p", "In a search's config:"), element("pre", suggested_space(verdict))]
     aliases = finding.diagnosis.aliases
     base = shown_reference(finding.references.get("base", "base"))
     return element(

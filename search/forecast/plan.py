@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merging.recipe import SourceRef
+from search.algebra import searched_experts
 from search.borders import MOST_PLANNED, place_borders, told, wants_borders
 from search.config import LoadedConfig
 from search.errors import SearchError
@@ -174,13 +175,21 @@ class _Measured:
 
 
 def _with_real_experts(config: Config) -> Config:
-    """The config without virtual experts and without methods that look at inputs."""
+    """The config without experts that are made, and without methods that look at inputs."""
+    experts, space = config.models.experts, config.space
     methods = [
         each for each in config.space.methods if not needs_calibration(each if isinstance(each, str) else each.name)
     ]
-    space = config.space.model_copy(update={"methods": methods or ["task_arithmetic"]})
-    models = config.models.model_copy(update={"virtual": {}, "derived": {}})
-    return config.model_copy(update={"space": space, "models": models})
+    update: dict[str, object] = {"methods": methods or ["task_arithmetic"]}
+    written_out = space.expression is not None and set(searched_experts(config)[0]) <= set(experts)
+    if not written_out:
+        update |= {"expression": None, "variables": {}}
+    if space.experts is not None:
+        update["experts"] = [each for each in space.experts if each in experts] or None
+    made = {"virtual": {}, "derived": config.models.derived if written_out else {}}
+    return config.model_copy(
+        update={"space": space.model_copy(update=update), "models": config.models.model_copy(update=made)}
+    )
 
 
 def _stages(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -102,6 +102,5 @@ def adapt(name: str, base: Path, folder: Path, seed: int = 5, **options: Any) ->
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn_like(parameter))
         model.save_pretrained(folder / "adapter")
-        again = PeftModel.from_pretrained(kind.from_pretrained(base), folder / "adapter")
-        again.merge_and_unload().save_pretrained(folder / "merged")
+        model.merge_and_unload().save_pretrained(folder / "merged")
     return Adapted(base, folder / "adapter", folder / "merged")

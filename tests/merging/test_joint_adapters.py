@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +12,13 @@ import pytest
 import torch
 from adapter_pools import random_factors
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from merging import arena
 from merging.arena import hold
 from merging.checkpoint import Checkpoint
-from merging.composed import Factors
 from merging.export import export
 from merging.materialize import Materializer, Sources, load_model
-from merging.methods.registry import get
 from merging.opening import open_model
 from merging.recipe import Assignment, Recipe
 
@@ -58,6 +56,11 @@ FROM_FACTORS = {
     "core_ties": Assignment.of("core_ties", DENSE),
     "core_dare_ties": Assignment.of("core_dare_ties", DENSE, seed=5),
 }
+
+
+def quick(cases: Iterable[str], *first: str) -> list[Any]:
+    """Those named here, and the others among the slow tests."""
+    return [pytest.param(case, marks=() if case in first else pytest.mark.slow) for case in cases]
 
 
 class Adapters(NamedTuple):
@@ -134,8 +137,8 @@ def test_an_adapter_is_the_model_that_it_is_folded_into(adapters: Callable[..., 
     assert thin.distance == pytest.approx(dense.distance, rel=1e-6) and min(thin.distance.values()) > 0.01
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("method", BY_ELEMENT)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("method", quick(BY_ELEMENT, "ties"))
 def test_methods_of_single_elements_give_the_same_bits(
     adapters: Callable[..., Adapters], uniform: Build, tmp_path: Path, method: str, dtype: torch.dtype
 ) -> None:
@@ -151,7 +154,7 @@ def test_methods_of_single_elements_give_the_same_bits(
         )
 
 
-@pytest.mark.parametrize("method", FROM_FACTORS)
+@pytest.mark.parametrize("method", quick(FROM_FACTORS, "tsv_m", "core_ties"))
 def test_methods_of_whole_task_vectors_agree(
     adapters: Callable[..., Adapters], uniform: Build, tmp_path: Path, method: str
 ) -> None:
@@ -167,12 +170,12 @@ def test_methods_of_whole_task_vectors_agree(
         rounded = 6e-8 * float(torch.linalg.vector_norm(base))
         assert float(torch.linalg.vector_norm(one.weights[name] - each)) <= 1e-5 * size + rounded, name
         moved += size > 0
-    assert 3 <= moved <= 9  # what one task alone moves, some methods leave out
+    assert 2 <= moved <= 9  # what one task alone moves, or two against each other, some methods leave out
     folder = export(uniform(thin, FROM_FACTORS[method]), adapters().load(), tmp_path / "out", max_shard_size=9_000)
     assert Checkpoint.open(folder).content == one.digest
 
 
-@pytest.mark.parametrize("method", ["ties", "tsv_m", "core_ties", "model_stock"])
+@pytest.mark.parametrize("method", quick(["ties", "tsv_m", "core_ties", "model_stock"], "tsv_m"))
 def test_adapters_beside_whole_models(adapters: Callable[..., Adapters], uniform: Build, method: str) -> None:
     """As soon as one source is stored as weights, the others are taken as weights too."""
     assignment = {**BY_ELEMENT, **FROM_FACTORS}[method]
@@ -183,7 +186,7 @@ def test_adapters_beside_whole_models(adapters: Callable[..., Adapters], uniform
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("home", ["host", "shared", "mmap"])
+@pytest.mark.parametrize("home", quick(["host", "shared", "mmap"], "mmap"))
 def test_wherever_sources_lie_candidates_are_the_same(
     adapters: Callable[..., Adapters], uniform: Build, home: Any
 ) -> None:
@@ -241,8 +244,10 @@ def test_memory_is_asked_for_by_what_is_kept(
     assert hold(adapters().load(), CPU, "auto") == "files"
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "della", "tsv_m", "core_ties", "model_stock"])
-@pytest.mark.parametrize("home", ["host", "mmap"])
+@pytest.mark.parametrize(
+    "method", quick(["task_arithmetic", "ties", "della", "tsv_m", "core_ties", "model_stock"], "ties", "core_ties")
+)
+@pytest.mark.parametrize("home", quick(["host", "mmap"], "host"))
 def test_one_tensor_of_a_model_at_a_time(
     adapters: Callable[..., Adapters], uniform: Build, monkeypatch: pytest.MonkeyPatch, method: str, home: Any
 ) -> None:
@@ -272,10 +277,12 @@ def test_matrix_methods_multiply_out_no_adapter(
 ) -> None:
     sources = adapters().load()
     monkeypatch.setattr(Sources, "_composed", None)
+    materializer = Materializer(sources, load_model(sources.path))
     for method in ("tsv_m", "iso_c", "iso_cts", "wudi", "knots_ties", "core_ties"):
-        written(sources, uniform(sources, FROM_FACTORS[method]))
+        assert materializer.apply(uniform(sources, FROM_FACTORS[method])).changed_tensors
 
 
+@pytest.mark.slow
 def test_candidates_follow_each_other(adapters: Callable[..., Adapters], uniform: Build) -> None:
     """A live model depends on its recipe alone, whatever it held before."""
     sources = adapters().load()
@@ -287,11 +294,11 @@ def test_candidates_follow_each_other(adapters: Callable[..., Adapters], uniform
     assert len(set(wanted.values())) == 3
 
 
-@pytest.mark.parametrize("number", [1, 3])
-def test_threads_change_no_bit(adapters: Callable[..., Adapters], uniform: Build, number: int) -> None:
+@pytest.mark.slow
+def test_threads_change_no_bit(adapters: Callable[..., Adapters], uniform: Build) -> None:
     one = adapters().load()
     wanted = written(one, uniform(one, FROM_FACTORS["core_ties"])).digest
-    torch.set_num_threads(number)
+    torch.set_num_threads(3)
     try:
         sources = adapters().load()
         assert written(sources, uniform(sources, FROM_FACTORS["core_ties"])).digest == wanted

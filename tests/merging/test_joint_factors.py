@@ -20,7 +20,7 @@ from merging.methods.contract import Values
 from merging.recipe import Assignment, MergingError
 from merging.statistics import gram, norm_of_sum, vector_grams
 
-QUICK = settings(deadline=None, max_examples=25, derandomize=True, database=None)
+QUICK = settings(deadline=None, max_examples=12, derandomize=True, database=None)
 SHAPES = {"w": (40, 28)}
 RANKS = (3, 5, 1, 0)
 

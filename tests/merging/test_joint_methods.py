@@ -23,7 +23,7 @@ from merging.methods.joint import coordinates, directions, dropped, elected_mean
 from merging.pool import Pool
 from merging.recipe import Assignment
 
-QUICK = settings(deadline=None, max_examples=15, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+QUICK = settings(deadline=None, max_examples=8, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
 NAME = "model.layers.0.mlp.up_proj.weight"
 SPECTRAL = ("tsv_m", "iso_c", "iso_cts", "wudi")
 TIES = ("knots_ties", "core_ties", "knots_dare_ties", "core_dare_ties")

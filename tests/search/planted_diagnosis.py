@@ -26,7 +26,16 @@ class Reason:
     """As of a verdict."""
 
     text: str
-    kind: str = "told"
+    effect: str = "neutral"
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """As of a verdict."""
+
+    method: str = "task_arithmetic"
+    coefficient: tuple[float, float] = (0.0, 1.2)
+    borders: tuple[tuple[str, tuple[int, ...]], ...] = (("", (0, 2)),)
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Verdict:
     headline: str = "They can merge."
     reasons: tuple[Reason, ...] = (Reason("little conflict, but for one layer"),)
     advice: tuple[str, ...] = ("give attention in layer 1 a block of its own",)
+    suggested: Suggested = Suggested()
     data: dict[str, Any] = field(default_factory=lambda: {"headline": "They can merge."})
 
     def as_data(self) -> dict[str, Any]:

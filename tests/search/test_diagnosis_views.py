@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from planted_diagnosis import ATTENTION, DEPTHS, MLP, Reason, Verdict, diagnosed, finding_of, name_of
 from rich.console import Console
 
 from merging.diagnose import Diagnosis, Measures
+from merging.diagnose.verdict import verdict
+from merging.methods import is_ready
 from merging.recipe import Group
 from search.diagnosis import page
 from search.diagnosis.console import print_finding
+from search.diagnosis.finding import suggested_space
 from search.diagnosis.heatmaps import ends_of, grid_of_groups, grid_of_tensors
 from search.diagnosis.page import MOST_BYTES, render, write_page
 from search.diagnosis.quantities import (
@@ -31,6 +35,7 @@ from search.diagnosis.quantities import (
     shown_quantities,
     weighty,
 )
+from search.space_schema import Blocks, SpaceConfig
 
 PAIR = ("one", "two")
 
@@ -265,6 +270,21 @@ def test_json_holds_all_of_it(diagnosis: Diagnosis) -> None:
     assert data["models"]["one"] == "models/one"
     assert Diagnosis.from_data(data["diagnosis"]).whole == diagnosis.whole
     assert "curves" not in data
+
+
+def test_what_is_suggested_is_a_space_of_a_config(diagnosis: Diagnosis) -> None:
+    said = suggested_space(verdict(diagnosis))
+    for text in (said, suggested_space(Verdict())):  # type: ignore[arg-type]
+        space = SpaceConfig.model_validate(yaml.safe_load(text)["space"])
+        assert all(is_ready(str(each)) for each in space.methods)
+    assert space.granularity == Blocks(blocks="auto") and space.coefficient == (0.0, 1.2)
+    assert said in " ".join(shown_by(diagnosis, verdict(diagnosis)).split())
+
+
+def shown_by(diagnosis: Diagnosis, words: Any) -> str:
+    out = io.StringIO()
+    print_finding(finding_of(diagnosis, verdict=words), Console(file=out, width=120))
+    return out.getvalue()
 
 
 def test_numbers_are_written_as_people_read_them() -> None:
