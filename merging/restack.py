@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from merging.composed import Factors
 from merging.layout import Layout
 from merging.methods.contract import DELTA_SCALE, Values
 from merging.methods.registry import get
@@ -131,6 +132,14 @@ class Restacked(Sources):
         if name in self.frozen and found is not None and alias not in self.layers[found[0]]:
             alias = self._origin(self.layers[found[0]])  # what is copied is the base's, where it takes part
         return super().tensor(alias, name)
+
+    def factors(self, alias: str, name: str) -> Factors | None:
+        """As :meth:`Sources.factors`; None where a block stands beside another of the base's than its own, from which
+        it differs by more than what was learned."""
+        found = self._split(name)
+        block = {} if found is None else self.layers[found[0]]
+        aside = found is not None and block.get(alias) != block.get(self.base)
+        return None if aside else super().factors(alias, name)
 
     def source_name(self, alias: str, name: str) -> str:
         """What a tensor of the result is called in a model that it is made from.

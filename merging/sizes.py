@@ -12,6 +12,7 @@ import torch
 from merging.arena import size_of
 from merging.checkpoint import Checkpoint, TensorInfo
 from merging.compatibility import declares_ties, is_frozen, optional_heads
+from merging.composed import Composed
 from merging.kernel import torch_dtype
 from merging.layout import block_of
 from merging.opening import open_models
@@ -42,7 +43,8 @@ class ModelSizes:
 
     Attributes:
         parameters: elements of the base, tied ones once.
-        sources: alias -> what :func:`merging.arena.hold` keeps of it, the base first.
+        sources: alias -> what :func:`merging.arena.hold` keeps of it at most, the base first: of an adapter what it
+            changes, as if it were multiplied out, as it is on a device.
         live: weights of the live model.
         piece: the largest part of it that lies on one device in any case: a block, or a single tensor.
         tensor: the largest tensor of it.
@@ -77,7 +79,7 @@ def sizes_of(base: Path | str, experts: Mapping[str, Path | str], dtype: str | N
     held = {name: info for name, info in origin.tensors.items() if name not in tied}
     merged = [name for name, info in held.items() if not is_frozen(name, info)]
     sources = {
-        alias: sum(size_of(info) for name in merged if (info := _stored(each, name, heads)) is not None)
+        alias: sum(size_of(info) for name in merged if (info := _held(each, name, heads)) is not None)
         for alias, each in models.items()
     }
     wanted = torch_dtype(dtype)
@@ -95,6 +97,13 @@ def sizes_of(base: Path | str, experts: Mapping[str, Path | str], dtype: str | N
         itemsize=max(elements, key=lambda size: elements[size]),
         widths=_widths(origin.path),
     )
+
+
+def _held(checkpoint: Checkpoint, name: str, heads: Mapping[str, str]) -> TensorInfo | None:
+    """What lies in memory for a tensor; None for what is the base's own."""
+    if isinstance(checkpoint, Composed) and not {name, heads.get(name, name)} & checkpoint.changes.keys():
+        return None
+    return _stored(checkpoint, name, heads)
 
 
 def _stored(checkpoint: Checkpoint, name: str, heads: Mapping[str, str]) -> TensorInfo | None:

@@ -247,12 +247,20 @@ class Sources:
         return changed and key not in self._read and not self._moves(*key)
 
     def _composed(self, alias: str, name: str) -> Tensor:
-        key = (alias, self.source_name(alias, name))
-        base, checkpoint = self.tensor(self.base, name).cpu(), self.checkpoints[alias]
-        if key in self._factors:
-            return Factored(self._factors[key], self.info(alias, name).dtype).compose(base)
+        key, checkpoint = (alias, self.source_name(alias, name)), self.checkpoints[alias]
         assert isinstance(checkpoint, Composed)
-        return checkpoint.composed(self._stored(*key), base)
+        stored = self._stored(*key)
+        # Of the base what it changes, which in a view of other blocks need not be what the base has here.
+        base = self._read.get((self.base, key[1]))
+        if base is None and name == self._borrowed:
+            info = checkpoint.base.tensors[stored]
+            base = torch.empty(info.shape, dtype=info.dtype)
+            checkpoint.base.read_into(stored, base)
+        elif base is None or self._moves(self.base, key[1]):
+            base = checkpoint.base.read(stored)
+        if key in self._factors:
+            return Factored(self._factors[key], self.info(alias, name).dtype).compose(base.cpu())
+        return checkpoint.composed(stored, base.cpu())
 
     @contextmanager
     def borrowed(self, name: str) -> Iterator[None]:

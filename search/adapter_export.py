@@ -79,11 +79,13 @@ def said(written: Written) -> list[str]:
     """What a terminal is told of an adapter."""
     from merging.vectors.cards import error_words, size_words
 
+    from search.report.markup import count
+
     products, whole = (len(written.counted(how)) for how in ("product", "whole"))
-    saved = f" and {whole} tensors saved whole" if whole else ""
+    saved = f" and {count(whole, 'tensor')} saved whole" if whole else ""
     return [
         f"relative error of the whole difference: {error_words(written.error)}",
-        f"{products} products of rank {written.rank} at most{saved}",
+        f"{count(products, 'product')} of rank {written.rank} at most{saved}",
         f"{size_words(written.size)}, {written.size / max(written.full, 1):.1%} of the model's "
         f"{size_words(written.full)}",
     ]

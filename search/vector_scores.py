@@ -103,7 +103,7 @@ def score_vector(
     metrics = {f"{name}.{each.name}": each for name, evaluator in evaluators.items() for each in evaluator.metrics}
     found: list[Score] = []
     items: dict[str, dict[str, ItemScores]] = {}
-    for of in ("base", *sources.refs.keys() - {"base"}):
+    for of in ("base", VECTOR, *([EXPERT] if EXPERT in sources.refs else [])):
         say(
             f"scoring {'the base' if of == 'base' else 'the base with the vector' if of == VECTOR else 'the fine-tune'}"
         )

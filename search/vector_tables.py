@@ -103,8 +103,8 @@ def print_list(store: Store, manifests: Mapping[str, Manifest], broken: Mapping[
     _say(console, f"store: {store.path}")
 
 
-def print_details(folder: Path, manifest: Manifest) -> None:
-    """One vector."""
+def print_details(folder: Path, manifest: Manifest, *, scores: bool = True) -> None:
+    """One vector; with the scores that are kept with it, where they are wanted."""
     console = _console()
     _say(console, f"{folder.name}: {summary(manifest)}")
     base, expert = manifest.base, manifest.expert
@@ -131,7 +131,7 @@ def print_details(folder: Path, manifest: Manifest) -> None:
                 error_words(sums["relative_error"]),
             )  # fmt: skip
         console.print(table)
-    if manifest.scores:
+    if manifest.scores and scores:
         table = _table("kept scores", "of", "value", "95 % interval", "items", "split")
         for each in manifest.scores:
             interval = f"{each.low:.3g} to {each.high:.3g}"
@@ -152,7 +152,7 @@ def print_scores(found: VectorScores) -> None:
             loss = found.losses[metric]
             sign = -1.0 if found.directions[metric] == "maximize" else 1.0
             low, high = sorted((sign * loss.low, sign * loss.high))
-            lost = f"{sign * loss.difference:.3g} ({low:.3g} to {high:.3g})"
+            lost = f"{sign * loss.difference + 0.0:.3g} ({low + 0.0:.3g} to {high + 0.0:.3g})"  # never -0
         table.add_row(
             cell(metric), values.get("base", ""), values.get("vector", ""), values.get("expert", ""), cell(lost)
         )

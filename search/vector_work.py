@@ -22,6 +22,7 @@ from search.errors import SearchError
 
 if TYPE_CHECKING:
     from merging.checkpoint import Checkpoint
+    from merging.lora.collect import Rest
     from search.export import Exported
     from search.vector_scores import VectorScores
 
@@ -32,12 +33,10 @@ def find_model(text: str) -> Path:
     Raises:
         SearchError, ZooError, MergingError: there is none.
     """
-    import zoo
+    from search.references import resolve
 
-    if zoo.is_reference(text):
-        return zoo.resolve(text)
-    if references.is_reference(text):
-        return references.resolve(text)
+    if (named := resolve(text)) is not None:
+        return named
     path = Path(text).expanduser()
     if not path.is_dir():
         raise SearchError(f"expected a model folder, a zoo:// or a vector:// reference, found nothing at {text}")
@@ -185,7 +184,9 @@ def exported(folder: Path, destination: str, *, private: bool = False) -> dict[s
     return facts | {"destination": str(target), "said": f"exported {folder.name} to {target}"}
 
 
-def exported_lora(folder: Path, destination: str, rank: str, base: str | None) -> dict[str, Any]:
+def exported_lora(
+    folder: Path, destination: str, rank: str, base: str | None, rest: Rest | None = None
+) -> dict[str, Any]:
     """A vector as a PEFT adapter.
 
     Raises:
@@ -202,7 +203,9 @@ def exported_lora(folder: Path, destination: str, rank: str, base: str | None) -
         folder.name, str(origin.path), manifest.base.name, manifest.license or "", (manifest.expert.name,)
     )
     with progress(f"exporting {folder.name}") as on_tensor:
-        done = export_adapter(origin, open_model(folder, origin), out, rank, about=about, on_tensor=on_tensor)
+        done = export_adapter(
+            origin, open_model(folder, origin), out, rank, rest=rest or "save", about=about, on_tensor=on_tensor
+        )
     said = (
         f"exported {folder.name} as an adapter of rank {done['rank']} to {out}: {size_words(done['size'])}, relative "
         f"error {error_words(done['error'])}"
@@ -338,10 +341,10 @@ def licence_of(folder: Path) -> str | None:
 
 def public_name(reference: str, folder: Path) -> str:
     """What strangers may know a model by: its id on the Hub, its reference to the zoo, or its folder's name."""
-    import zoo
     from search.card.parents import hub_id_of
+    from search.references import is_reference
 
-    if zoo.is_reference(reference) or references.is_reference(reference):
+    if is_reference(reference):
         return reference
     return hub_id_of(folder)[0] or folder.absolute().name
 

@@ -46,7 +46,9 @@ def chance_lines(pairs: Sequence[Pair]) -> str:
         keys = [key for key, each in PREDICTORS.items() if each.costs == costs]
         known = [each for each in pairs if all(key in each.values for key in keys)]
         if known:
-            lines.append(f"- {says}: {len(keys)} numbers; the best by chance, in 1 of 20 cases: {chance(known, keys):.2f}")
+            lines.append(
+                f"- {says}: {len(keys)} numbers; the best by chance, in 1 of 20 cases: {chance(known, keys):.2f}"
+            )
     return "\n".join(lines)
 
 
@@ -63,9 +65,7 @@ def verdicts_table(pairs: Sequence[Pair]) -> str:
     for level, members in levels.items():
         gaps = [each.gap for each in members]
         numbers = [f"{statistics.fmean(gaps):.2f}", f"{min(gaps):.2f}", f"{max(gaps):.2f}"] if gaps else ["–"] * 3
-        which = ", ".join(
-            f"{name} {_count(members, name)}" for name in dict.fromkeys(each.family for each in members)
-        )
+        which = ", ".join(f"{name} {_count(members, name)}" for name in dict.fromkeys(each.family for each in members))
         lines.append(f"| {level} | {len(members)} | " + " | ".join([*numbers, which or "–"]) + " |")
     return "\n".join(lines)
 

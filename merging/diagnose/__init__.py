@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merging.diagnose.borders import DepthProfile, auto_borders, depth_profile
+    from merging.diagnose.borders import DepthProfile, auto_borders, borders_by_stack, depth_profile
     from merging.diagnose.results import FORMAT, Diagnosis, Measures, Settings
     from merging.diagnose.stream import diagnose
 
@@ -20,11 +20,22 @@ _HOMES = {
     "Measures": "results",
     "Settings": "results",
     "auto_borders": "borders",
+    "borders_by_stack": "borders",
     "depth_profile": "borders",
     "diagnose": "stream",
 }
 
-__all__ = ["FORMAT", "DepthProfile", "Diagnosis", "Measures", "Settings", "auto_borders", "depth_profile", "diagnose"]
+__all__ = [
+    "FORMAT",
+    "DepthProfile",
+    "Diagnosis",
+    "Measures",
+    "Settings",
+    "auto_borders",
+    "borders_by_stack",
+    "depth_profile",
+    "diagnose",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ from merging.recipe import MergingError
 from merging.sources import Sources
 
 MOST_BLOCKS = 8
-"""Blocks that are placed at most where their number is not given."""
+"""Blocks that are placed at most where their number is not given; and no more than half of the depths, rounded up."""
 
 FALSE_BORDER = 0.05
 """With statistics that only scatter, how often a border is placed, at most."""
@@ -153,7 +153,7 @@ def segmentation(values: np.ndarray, blocks: int | None = None) -> tuple[int, ..
         First row of every run, ascending.
     """
     depths, features = values.shape
-    most = min(depths, MOST_BLOCKS if blocks is None else blocks)
+    most = min((depths + 1) // 2, MOST_BLOCKS) if blocks is None else min(depths, blocks)
     costs, starts = _partitions(_costs(values), most)
     if blocks is not None:
         return starts[-1]

@@ -86,9 +86,7 @@ class Barrier:
     def excess(self) -> tuple[float, ...]:
         """[alphas] loss above the chord, L(α) − (1−α)L(θ_a) − αL(θ_b); nan where the loss is."""
         a, b = self.losses[0], self.losses[-1]
-        return tuple(
-            loss - (1.0 - alpha) * a - alpha * b for alpha, loss in zip(self.alphas, self.losses, strict=True)
-        )
+        return tuple(loss - (1.0 - alpha) * a - alpha * b for alpha, loss in zip(self.alphas, self.losses, strict=True))
 
     @property
     def height(self) -> float:

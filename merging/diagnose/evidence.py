@@ -106,7 +106,11 @@ def _redundancy(found: Redundancy) -> Reason:
     if kept >= REDUNDANT:
         return Reason("redundancy", f"{start}: sparse methods cost nothing.", kept, REDUNDANT, effect="good")
     if kept < DENSE:
-        where = f"{start}" if kept else f"{found.alias} loses more than {1 - found.keep:.0%} of its score with {found.drops[0]:.0%} of its changes dropped (DARE)"
+        where = (
+            f"{start}"
+            if kept
+            else f"{found.alias} loses more than {1 - found.keep:.0%} of its score with {found.drops[0]:.0%} of its changes dropped (DARE)"
+        )
         return Reason("redundancy", f"{where}: every change counts, sparse methods will hurt.", kept, DENSE)
     return Reason("redundancy", f"{start}.", kept, KEEP)
 
@@ -128,4 +132,6 @@ def _activations(check: ActivationCheck) -> list[Reason]:
         f"Activations of the mean collapse in {count} of {len(check.blocks)} blocks: in {worst.name} they vary "
         f"{number(worst.variance_ratio)} times as much as the experts'."
     )
-    return [Reason("activation", text, worst.variance_ratio, COLLAPSED, worst.name, "bad", "with collapsed activations")]
+    return [
+        Reason("activation", text, worst.variance_ratio, COLLAPSED, worst.name, "bad", "with collapsed activations")
+    ]

@@ -157,9 +157,7 @@ def _balance(diagnosis: Diagnosis) -> list[Reason]:
         return []
     norms = diagnosis.whole.norm
     strong, weak = (pick(norms, key=lambda each: norms[each]) for pick in (max, min))
-    text = (
-        f"{strong} moves {factor:.1f} times as far as {weak}: with one coefficient for all, {strong} drowns {weak}."
-    )
+    text = f"{strong} moves {factor:.1f} times as far as {weak}: with one coefficient for all, {strong} drowns {weak}."
     return [Reason("balance", text, factor, UNEQUAL, effect="bad", words="unequal")]
 
 

@@ -53,10 +53,12 @@ def diagnose(
         device: that decomposes matrices; the rest is done where the weights are.
 
     Raises:
-        MergingError: there is no expert, a weight is not finite, or a file was changed since it was opened.
+        MergingError: there is no expert, a weight is not finite, a file was changed since it was opened, or there is no
+            such device.
     """
     settings = settings or Settings()
     began = time.monotonic()
+    place = _device(device)
     walk = Walk(sources, settings.density, settings.seed, hashing=contents)
     names = tuple(sources.tensors)
     decomposed = frozenset(names) if settings.spectra == "all" else sampled(names) if settings.spectra != "off" else ()
@@ -72,7 +74,7 @@ def diagnose(
             with sources.borrowed(name):
                 tally = walk.count(name, threads)
                 if name in decomposed:
-                    estimated += _decompose(walk, name, tally, settings, torch.device(device))
+                    estimated += _decompose(walk, name, tally, settings, place)
                 walk.pool.forget(name)
             tensors[name] = tally.measures(walk.aliases)
             group = sources.layout.group(name)
@@ -174,7 +176,7 @@ class Walk:
 
     def _content(self, alias: str) -> str:
         checkpoint = self.sources.checkpoints[alias]
-        as_stored = type(checkpoint) is Checkpoint and self.sources.tokenizer is None
+        as_stored = type(checkpoint).content is Checkpoint.content and self.sources.tokenizer is None
         if "content" in vars(checkpoint) or not as_stored:
             return checkpoint.content
         lines = []
@@ -248,6 +250,18 @@ def _join(tallies: dict[_Key, Tally], key: _Key, tally: Tally) -> None:
 
 def _kind(group: Group) -> str:
     return f"{group.stack}/{group.kind}" if group.stack else group.kind
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise MergingError(
+            f"expected a device with float64 to decompose matrices on, such as cpu or cuda, found {str(name)!r} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return device
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -102,7 +102,9 @@ def _level(weights: Sequence[Reason], data: Sequence[Reason], experts: int) -> L
     effects = [each.effect for each in (*weights, *data)]
     if "worst" in effects:
         return "unlikely"
-    asked = [each.effect for each in data if each.kind in {"barrier", "activation", "lambda"} and each.effect != "neutral"]
+    asked = [
+        each.effect for each in data if each.kind in {"barrier", "activation", "lambda"} and each.effect != "neutral"
+    ]
     bad = [each for each in weights if each.effect == "bad"]
     if any(each.words == "alike" for each in weights):
         bad = [each for each in bad if each.kind != "size"]
@@ -178,11 +180,15 @@ def _advice(
         found.append(_first(suggested))
     if suggested.separate:
         places = rules.hot_places(diagnosis)
-        found.append(f"Let {listed(places)} have coefficients of their own: granularity: layer, or blocks that end there.")
+        found.append(
+            f"Let {listed(places)} have coefficients of their own: granularity: layer, or blocks that end there."
+        )
     for stack, first in suggested.borders:
         tower = f" of {stack}" if stack else ""
         starts = ", ".join(map(str, first))
-        found.append(f"The layers{tower} fall into {len(first)} blocks that begin at {starts} (granularity: blocks: auto).")
+        found.append(
+            f"The layers{tower} fall into {len(first)} blocks that begin at {starts} (granularity: blocks: auto)."
+        )
     if not data:
         found.append(CAVEAT)
     return found

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,6 +30,7 @@ PICKLE = "adapter_model.bin"
 _LARGEST_RANK = 1_000_000
 _LONGEST_PATTERN = 500
 _MOST_REPEATS = 3
+_MOST_PATTERNS = 10_000
 
 PREFIX = "base_model.model."
 """What PEFT writes before the names of the model that it adapted."""
@@ -99,9 +101,14 @@ class Settings:
         return _matched(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
+@lru_cache(maxsize=1 << 14)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
 def _matched(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _compiled(pattern).match(module):
             return value
     return default
 
@@ -310,9 +317,13 @@ def _rank(value: Any, key: str, file: Path) -> int:
 
 
 def _number(value: Any, key: str, file: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        found = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        found = math.inf
+    if not math.isfinite(found):
         raise MergingError(f"expected a number as {printable(key)} in {file}, found {_shown(value)}")
-    return float(value)
+    return found
 
 
 def _patterns(data: Mapping[str, Any], key: str, file: Path) -> list[tuple[str, Any]]:
@@ -320,16 +331,18 @@ def _patterns(data: Mapping[str, Any], key: str, file: Path) -> list[tuple[str, 
     found = data.get(key) or {}
     if not isinstance(found, dict):
         raise MergingError(f"expected module names and numbers as {key} in {file}, found {_shown(found)}")
+    if len(found) > _MOST_PATTERNS:
+        raise MergingError(f"expected at most {_MOST_PATTERNS} patterns as {key} in {file}, found {len(found)}")
     for pattern in found:
-        repeats = re.findall(r"(?<!\\)[*+{]", pattern)
-        nested = re.search(r"\)[*+{]", pattern)
         try:
             re.compile(pattern)
         except re.error as error:
             raise MergingError(
                 f"expected regular expressions in {key} in {file}, found {printable(pattern)!r}: {error}"
             ) from error
-        if len(pattern) > _LONGEST_PATTERN or len(repeats) > _MOST_REPEATS or nested:
+        repeats, options = (len(re.findall(each, pattern)) for each in (r"(?<!\\)[*+{]", r"(?<![\\(])\?"))
+        nested = re.search(r"\)[*+{]", pattern)
+        if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or options > 2 * _MOST_REPEATS or nested:
             raise MergingError(
                 f"expected patterns of module names in {key} in {file}, found {printable(pattern)!r}, which repeats "
                 "too much to be matched safely; write the module names out"

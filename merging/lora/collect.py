@@ -98,7 +98,8 @@ class Collector:
             if on_tensor is not None:
                 on_tensor(number, len(every), slot.name)
             by_module.setdefault(slot.module, []).append(slot)
-            if any(place.name in may_differ for place in slot.places):
+            stored = [place.name for place in slot.places if place.name in may_differ]
+            if any(self._difference.terms(name) != () for name in stored):
                 self._take(slot)
         self._nest(every)
         for module, own in by_module.items():

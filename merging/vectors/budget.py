@@ -188,21 +188,20 @@ def _options(codec: str, error: float) -> dict[str, Any]:
     if codec == "uniform":
         return {"error": _AIMED * error}
     if codec == "topk":
-        return (
-            {"error": math.sqrt(error**2 - _ROUNDING**2)}
-            if error > 2 * _ROUNDING
-            else {
-                "error": error,
-                "values": "float32",
-            }
-        )
+        narrow, error = _narrowed(error)
+        return {"error": error, "values": "bfloat16" if narrow else "float32"}
     return {}
+
+
+def _narrowed(error: float) -> tuple[bool, float]:
+    """Whether rounding values to bfloat16 leaves enough of a relative error, and how much."""
+    narrow = error > 2 * _ROUNDING
+    return narrow, math.sqrt(error**2 - _ROUNDING**2) if narrow else error
 
 
 def _svd(pair: Pair, budget: float, size: int) -> Encoded | None:
     """The fewest singular values within a budget, where they are smaller than a size in bytes."""
-    narrow = budget > 2 * _ROUNDING
-    error = math.sqrt(budget**2 - _ROUNDING**2) if narrow else budget
+    narrow, error = _narrowed(budget)
     count, rows, columns = matrices(pair.shape).stack
     most = min(min(rows, columns), (size - 1) // (count * (rows + columns) * (2 if narrow else 4)))
     if most < 1 or lowrank.is_out_of_reach(pair, error, most):

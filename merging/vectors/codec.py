@@ -23,7 +23,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -144,12 +144,7 @@ def encode_pair(pair: Pair, codec: str, **options: Any) -> Encoded:
             f"expected {'a floating-point matrix' if found.kind == 'matrix' else 'floating-point numbers'} for the "
             f"codec {codec}, found {pair.name} of {pair.dtype} {list(pair.shape)}; use the codec exact for it"
         )
-    known = list(inspect.signature(found.encode).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise MergingError(
-                f"the codec {codec} has no option {option!r}; it has {', '.join(known) if known else 'none'}"
-            )
+    _check_options(codec, found.encode, options)
     parameters, tensors = found.encode(pair, **options)
     info = TensorInfo(pair.dtype, pair.shape, "")
     error = relative_error(pair, decode(info, codec, parameters, tensors))
@@ -245,6 +240,29 @@ class Aligned:
     def compose(self, base: Tensor) -> Tensor:
         """The fine-tune's tensor."""
         return self.change.compose(aligned(base, self.shape, self.dtype))
+
+
+def _check_options(codec: str, encode: Callable[..., Parts], options: Mapping[str, Any]) -> None:
+    """Refuse options that the codec does not have, and values that are of another type.
+
+    Raises:
+        MergingError: names the option.
+    """
+    types = get_type_hints(encode)
+    known = list(inspect.signature(encode).parameters)[1:]
+    for option, value in options.items():
+        if option not in known:
+            raise MergingError(
+                f"the codec {codec} has no option {option!r}; it has {', '.join(known) if known else 'none'}"
+            )
+        allowed = get_args(types[option]) or (types[option],)
+        fitting = type(value) in allowed or (type(value) is int and float in allowed)
+        if not fitting:
+            names = " or ".join(_TYPES[each] for each in allowed if each in _TYPES)
+            raise MergingError(f"expected {names} for the option {option} of the codec {codec}, found {value!r}")
+
+
+_TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
 def _codec(name: str) -> Codec:

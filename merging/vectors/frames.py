@@ -36,11 +36,12 @@ def malformed(expected: str, found: object) -> MergingError:
 def pack(arrays: Iterable[Bits]) -> Tensor:
     """Flat arrays of numbers, a frame for each, as one part: uint8."""
     compressor = zstandard.ZstdCompressor(level=LEVEL)
-    found = []
+    found = bytearray()
     for array in arrays:
         frame = compressor.compress(_shuffled(array))
-        found += [len(frame).to_bytes(_LENGTH, "little"), frame]
-    return torch.from_numpy(np.frombuffer(b"".join(found), dtype=np.uint8).copy())
+        found += len(frame).to_bytes(_LENGTH, "little")
+        found += frame
+    return torch.from_numpy(np.frombuffer(found, dtype=np.uint8))
 
 
 class Frames:

@@ -36,7 +36,7 @@ _WHOLE = 2048
 _OVERSAMPLED = 16
 _POWERS = 3
 _PROBED = 16
-_BLOCK = 1 << 21  # elements: what stays in a cache
+_BLOCK = 1 << 18  # elements: what stays in a cache
 _VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FACTORS = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -86,8 +86,8 @@ class Pair:
         return math.fsum(float(torch.linalg.vector_norm(each.double())) ** 2 for each in self.deltas())
 
     def sample(self, elements: int) -> Pair:
-        """A smaller pair of about as many elements, from pieces that lie evenly over this one; itself if it has no
-        more."""
+        """A smaller pair of about as many elements, from slices that lie evenly over this one; itself if it has no
+        more, or if nothing changed in them."""
         if self.numel <= elements:
             return self
         count = -(-elements // _SLICE)
@@ -96,7 +96,8 @@ class Pair:
             torch.cat([flat.reshape(-1)[start : start + _SLICE] for start in starts])
             for flat in (self.base, self.expert)
         )
-        return Pair(self.name, base, expert)
+        found = Pair(self.name, base, expert)
+        return self if found.is_equal() else found
 
 
 def aligned(base: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

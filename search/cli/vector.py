@@ -174,7 +174,7 @@ def show(
     if json:
         print_json(details(folder, manifest) | ({} if found is None else {"evaluated": found.as_data()}))
         return
-    print_details(folder, manifest)
+    print_details(folder, manifest, scores=found is None)
     if found is not None:
         print_scores(found)
 
@@ -264,6 +264,10 @@ def export(
         str | None,
         typer.Option("--lora", metavar="RANK", help="As a PEFT adapter of this rank, or auto:ERROR; needs --base."),
     ] = None,
+    lora_rest: Annotated[
+        str | None,
+        typer.Option("--lora-rest", help="With --lora, what is no matrix: save (the default), all or leave."),
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", metavar="BASE", help="With --lora: the vector's base.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With hf://: make the repository private.")] = False,
     store: StoreOption = None,
@@ -274,13 +278,18 @@ def export(
     The token for hf:// is that of `hf auth login` or HF_TOKEN.
     """
     from merging.vectors.store import Store
+    from search.errors import SearchError
     from search.report.console import print_json
     from search.report.terminal import visible
     from search.vector_work import exported, exported_lora, find_vector
 
+    if lora is None and lora_rest is not None:
+        raise SearchError("--lora-rest is for --lora RANK; add it, or leave it out")
+    if lora_rest not in (None, "save", "all", "leave"):
+        raise SearchError(f"--lora-rest {lora_rest}: expected save, all or leave")
     folder = find_vector(name, Store(store))
     if lora is not None:
-        facts = exported_lora(folder, destination, lora, base)
+        facts = exported_lora(folder, destination, lora, base, lora_rest)
     else:
         facts = exported(folder, destination, private=private)
     if json:

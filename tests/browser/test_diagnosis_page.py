@@ -64,13 +64,17 @@ def test_every_number_of_the_issue_has_a_heat_map(sight: Any) -> None:
         assert sight.page.locator(f"#{id} .scatterlayer path.js-line").count() >= 1
 
 
-def test_maps_of_tensors_are_drawn_when_they_are_opened(sight: Any) -> None:
+def test_maps_of_tensors_are_behind_a_fold(sight: Any) -> None:
     page = sight.page
-    assert page.locator("#cosine-tensors-0 .main-svg").count() == 0
-    page.eval_on_selector("#cosine-tensors-0", "each => { each.closest('details').open = true; }")
-    page.wait_for_selector("#cosine-tensors-0 .main-svg")
+    fold = page.locator("#cosine details", has_text="By tensor").last
+    assert not fold.locator("figcaption").first.is_visible()
+    fold.locator("summary").first.click()
+    box = page.locator("#cosine-tensors-0")
+    assert box.is_visible()
     rows = drawn(page, "cosine-tensors-0")["y"]
     assert "self_attn.q_proj" in rows and "mlp.down_proj" in rows
+    wide, svg = box.bounding_box()["width"], page.locator("#cosine-tensors-0 .main-svg").first.bounding_box()["width"]
+    assert abs(wide - svg) <= 2  # drawn for the width that it has now
     sight.keep("tensors")
 
 

@@ -12,10 +12,17 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    CLIPVisionConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    HrmTextConfig,
+    HrmTextForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
@@ -25,6 +32,8 @@ from transformers import (
     T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 SIZE: dict[str, Any] = {
@@ -51,6 +60,32 @@ MODELS = {
         Qwen2MoeConfig(**_LM, num_experts=3, moe_intermediate_size=12, shared_expert_intermediate_size=20),
     ),
     "bert": (BertForSequenceClassification, BertConfig(**SIZE, max_position_embeddings=32, num_labels=3)),
+    "llava": (  # whose names live are others than on disk
+        LlavaForConditionalGeneration,
+        LlavaConfig(vision_config=CLIPVisionConfig(**_VISION), text_config=LlamaConfig(**_LM), image_token_index=3),
+    ),
+    "hrm": (HrmTextForCausalLM, HrmTextConfig(**_LM)),  # whose matrices are split on loading
+    "gpt-oss": (GptOssForCausalLM, GptOssConfig(**_LM, num_local_experts=3, head_dim=4)),  # stacks, stored [in, out]
+    "whisper": (
+        WhisperForConditionalGeneration,
+        WhisperConfig(
+            vocab_size=41,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            num_mel_bins=8,
+            max_source_positions=16,
+            max_target_positions=16,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        ),
+    ),
     "vit": (ViTForImageClassification, ViTConfig(**_VISION, num_labels=3)),
 }
 

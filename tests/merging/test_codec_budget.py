@@ -28,7 +28,7 @@ def few_changed(base: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("budget", [0.0, 1e-4, 0.01, 0.1, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("budget", [0.0, 1e-4, 0.02, 0.5, 1.0])
 def test_the_budget_is_kept(dtype: torch.dtype, budget: float) -> None:
     base, delta = (each.to(dtype) for each in gaussian((60, 80)))
     expert = base + delta
@@ -98,6 +98,17 @@ def test_slices_tell_the_codec_of_a_large_tensor(monkeypatch: pytest.MonkeyPatch
         assert sliced.error <= 0.05 and sliced.bytes <= 1.05 * whole.bytes
 
 
+def test_changes_that_no_slice_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows of an embedding: all between the slices."""
+    base, delta = gaussian((400, 300))
+    expert = base.clone()
+    expert[71:73] += delta[71:73]
+    monkeypatch.setattr(budgets, "_TRIED", 1 << 15)
+    for budget in (0.0, 0.05):
+        found = choose("embed", base, expert, budget)
+        assert found.error <= budget and found.bytes < 3 * 4 * 300
+
+
 def test_singular_values_are_not_computed_without_hope(monkeypatch: pytest.MonkeyPatch) -> None:
     """The changes of a full fine-tune have a flat spectrum: a few values tell."""
     base, delta = gaussian((300, 300))
@@ -105,7 +116,7 @@ def test_singular_values_are_not_computed_without_hope(monkeypatch: pytest.Monke
     assert choose("a", base, base + delta, 0.02).codec == "uniform"
 
 
-@settings(deadline=None, max_examples=15, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+@settings(deadline=None, max_examples=10, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
 @given(
     st.lists(st.tuples(st.integers(1, 10**9), st.floats(1e-12, 1e12) | st.just(0.0)), min_size=1, max_size=20),
     st.floats(1e-4, 1.0),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from codec_pairs import bits, composed, error_of, gaussian
+from comparison import backend
 from torch import Tensor
 
-from merging.masks import keys_of, last_kept, seed32
 from merging.vectors.codec import encode
 from merging.vectors.tensors import PIECE
 
@@ -144,17 +144,19 @@ def test_seeded_has_the_error_of_dare(density: float) -> None:
     assert error_of(mean / 5, base, delta) == pytest.approx(math.sqrt(drop / density / 5), rel=0.1)  # unbiased
 
 
-def test_seeded_chooses_as_a_merge_does() -> None:
-    """The keys of a recipe's seed, the fine-tune's content and the tensor's name: those of ``dare_linear``."""
+@pytest.mark.parametrize("density", [0.3, 0.9])
+def test_seeded_is_what_a_merge_by_dare_makes(density: float) -> None:
+    """Of this fine-tune alone, with the recipe's seed: the same elements, at the same size."""
     base, delta = gaussian((30, 40))
-    expert, name = base + delta, "model.layers.0.mlp.up_proj.weight"
-    found = encode(name, base, expert, "seeded", density=0.3, seed=7, content="sha256:abc")
-    key = seed32(7, "sha256:abc", name, "drop")
-    kept = keys_of(np.arange(1200), key).reshape(30, 40) <= last_kept(0.3)
-    wanted = torch.where(torch.from_numpy(kept), (expert - base).bfloat16().float() * (1 / 0.3), 0.0)
-    torch.testing.assert_close(composed(found, base, expert), base + wanted, rtol=0, atol=1e-7)
-    wider = encode(name, base, expert, "seeded", density=0.5, seed=7, content="sha256:abc", rescale=False)
-    assert set(np.flatnonzero(kept)) < set(np.flatnonzero((composed(wider, base, expert) != base).numpy()))  # nested
+    expert, name, content = base + delta, "model.layers.0.mlp.up_proj.weight", "sha256:abc"
+    own, shared = {"coefficient": 1.0, "density": density}, {"rescale": True, "normalize": False, "seed": 7}
+    merged = backend("dare_linear", base, [expert], [own], shared, name=name, contents=[content])
+    options = {"density": density, "seed": 7, "content": content, "values": "float32"}
+    found = composed(encode(name, base, expert, "seeded", **options), base, expert)
+    torch.testing.assert_close(found, merged, rtol=0, atol=1e-6)
+    assert 0.8 * density < float((found != base).float().mean()) < 1.1 * density
+    other = composed(encode(name, base, expert, "seeded", **{**options, "seed": 8}), base, expert)
+    assert bool(((other != base) != (found != base)).any())
 
 
 def spectrum(values: Tensor, shape: tuple[int, int], seed: int = 0) -> Tensor:

@@ -43,7 +43,7 @@ def scattered(depths: int, seed: int, scatter: float = 0.01) -> tuple[np.ndarray
 
 @pytest.mark.parametrize("planted", [(0, 12), (0, 1), (0, 23), (0, 6, 18), (0, 4, 8, 20), (0, 2, 9, 13, 19)])
 def test_planted_borders(planted: tuple[int, ...]) -> None:
-    for seed in range(5):
+    for seed in range(3):
         ratios, cosines, conflicts = scattered(24, seed)
         for number, start in enumerate(planted[1:], start=1):
             ratios[start:] *= 1.4 if number % 2 else 0.6
@@ -66,10 +66,10 @@ def test_one_kind_of_change_is_enough(which: str) -> None:
     assert auto_borders(profile_of(ratios, cosines, conflicts)) == (0, 10)
 
 
-@pytest.mark.parametrize("depths", [4, 8, 12, 32])
+@pytest.mark.parametrize("depths", [4, 8, 24])
 def test_scatter_alone_gives_one_block(depths: int) -> None:
-    found = [len(auto_borders(profile_of(*scattered(depths, seed)))) for seed in range(60)]
-    assert sum(count > 1 for count in found) <= 60 * 2 * borders_module.FALSE_BORDER
+    found = [len(auto_borders(profile_of(*scattered(depths, seed)))) for seed in range(30)]
+    assert sum(count > 1 for count in found) <= 30 * 2 * borders_module.FALSE_BORDER
 
 
 def test_a_slope_is_cut_into_a_few_even_blocks() -> None:
@@ -124,6 +124,14 @@ def test_without_anything_to_go_by() -> None:
     assert auto_borders(DepthProfile(AB, {})) == ()
     single = profile_of(*scattered(1, 0))
     assert auto_borders(single) == (0,) and auto_borders(single, 4) == (0,)
+
+
+@pytest.mark.parametrize("depths", range(1, 9))
+def test_no_block_for_every_layer(depths: int) -> None:
+    """However smooth the numbers are."""
+    slope = 0.02 * np.exp(np.arange(depths))[:, None] * np.ones((1, 2))
+    found = auto_borders(profile_of(slope, 0.1 * np.arange(depths), 0.5 - 0.05 * np.arange(depths)))
+    assert len(found) <= (depths + 1) // 2
 
 
 def test_several_stacks() -> None:

@@ -104,10 +104,11 @@ def test_known_ranks_and_a_planted_subspace(tmp_path: Path) -> None:
     assert found.whole.base_norm == 0.0 and found.whole.norm_ratio == {}
 
 
-def test_all_of_settings(noisy: Sources, found: Diagnosis) -> None:
+def test_settings_are_followed(noisy: Sources, found: Diagnosis) -> None:
     off = diagnose(noisy, Settings(spectra="off"))
     assert not off.whole.effective_rank and off.whole.interference is None and off.whole.matrix_elements == 0
     assert off.whole.cosine == found.whole.cosine
+    assert diagnose(noisy, Settings(spectra="off"), contents=False).contents == {}
     assert diagnose(noisy, Settings(density=0.5)).whole.overlap_chance[AB] == pytest.approx(1 / 3, rel=1e-3)
     estimated = diagnose(noisy, Settings(rank_k=4, exact_rank=8))
     assert "12 task vectors" in estimated.notes[-1] and not estimated.whole.alignment
@@ -155,14 +156,13 @@ def test_weights_are_read_once_and_one_tensor_of_each_is_held(tmp_path: Path, mo
 
 def test_hashes_on_the_way_are_those_of_the_checkpoints(families: Callable[..., Family]) -> None:
     """Also of tensors that take no part: tied heads and buffers."""
-    for name in ("llama-tied", "gpt2"):
-        family = families(name, torch.bfloat16)
-        sources = Sources.load(family.base, {"a": family.a})
-        contents = diagnose(sources, Settings(spectra="off")).contents
-        assert contents == {alias: Checkpoint.open(each.path).content for alias, each in sources.checkpoints.items()}
+    family = families("llama-tied", torch.bfloat16)
+    sources = Sources.load(family.base, {"a": family.a})
+    contents = diagnose(sources, Settings(spectra="off")).contents
+    assert contents == {alias: Checkpoint.open(each.path).content for alias, each in sources.checkpoints.items()}
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "qwen2", "mistral-sharded"])
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "mistral-sharded"])
 def test_architectures(families: Callable[..., Family], name: str) -> None:
     family = families(name)
     sources = Sources.load(family.base, {"a": family.a, "b": family.b, "again": family.a})
@@ -251,6 +251,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     alone = Sources.opened({"base": Checkpoint.open(write(tmp_path / "base", base))})
     with pytest.raises(MergingError, match="expected a base and one fine-tune of it or more"):
         diagnose(alone)
+    if not torch.cuda.is_available():
+        with pytest.raises(MergingError, match="expected a device with float64"):
+            diagnose(sources_of(tmp_path / "more", base, a=noise(base, 1)), device="cuda")
+    with pytest.raises(MergingError, match="expected a device with float64"):
+        diagnose(alone, device="warp drive")
     broken = {name: each.clone() for name, each in base.items()}
     broken[block(1)][3, 4] = float("nan")
     opened = {"base": alone.checkpoints["base"], "a": Checkpoint.open(write(tmp_path / "a", broken))}

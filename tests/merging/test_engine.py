@@ -277,7 +277,7 @@ def test_sources_that_are_brought_to_a_device_are_there_for_one_tensor_at_a_time
     monkeypatch.setattr(kernel, "_Run", Counted)
     digests = []
     for brought in (False, True):
-        monkeypatch.setattr(kernel, "_is_brought", lambda *_, brought=brought: brought)
+        monkeypatch.setattr(kernel, "_is_made_for", lambda *_, brought=brought: brought)
         made.clear()
         alive.clear()
         sources = families("llama", torch.bfloat16).load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from merging.export import export
 from merging.materialize import Materializer, Sources, load_model
 from merging.opening import open_model
 from merging.recipe import Assignment, Recipe
+from merging.restack import restack
+from merging.sizes import sizes_of
 
 Build = Callable[..., Recipe]
 
@@ -304,3 +307,33 @@ def test_threads_change_no_bit(adapters: Callable[..., Adapters], uniform: Build
         assert written(sources, uniform(sources, FROM_FACTORS["core_ties"])).digest == wanted
     finally:
         torch.set_num_threads(1)
+
+
+def test_sizes_are_told_from_what_is_changed(adapters: Callable[..., Adapters]) -> None:
+    """An upper bound, from headers alone: what an adapter leaves alone is the base's."""
+    made = adapters(torch.bfloat16)
+    told, sources = sizes_of(made.base, made.thin).sources, made.load()
+    for alias in TARGETS:
+        changes = sources.checkpoints[alias].changes  # type: ignore[attr-defined]
+        assert told[alias] == sum(4 * sources.tensors[name].numel for name in changes)
+    assert told["base"] == sum(2 * info.numel for info in sources.tensors.values())
+
+
+@pytest.mark.parametrize("method", ["ties", "tsv_m"])
+def test_blocks_beside_others_are_no_factors(
+    adapters: Callable[..., Adapters], uniform: Build, tmp_path: Path, method: str
+) -> None:
+    """An adapter changes its own block of the base; laid upon another it differs by all that the blocks differ."""
+    assignment = {**BY_ELEMENT, **FROM_FACTORS}[method]
+    layers = ({"base": 0, "a": 0, "b": 0}, {"base": 1, "a": 2, "b": 1}, {"base": 1, "a": 1, "b": 1})
+    found = []
+    for kind in ("thin", "dense"):
+        sources = restack(adapters().load(kind), layers)
+        name = "model.layers.1.self_attn.q_proj.weight"
+        assert sources.factors("a", name) is None
+        assert (sources.factors("b", name) is None) == (kind == "dense")
+        recipe = replace(uniform(sources, assignment), layers=layers)
+        found.append(Checkpoint.open(export(recipe, sources, tmp_path / kind)))
+    for name in found[0].tensors:
+        torch.testing.assert_close(found[0].read(name), found[1].read(name), rtol=0, atol=1e-6)
+    assert (found[0].content == found[1].content) == (method == "ties")

@@ -80,12 +80,22 @@ def test_magnitudes_set_the_norm_of_every_output(opened: Callable[..., Composed]
     assert composed.factors(Q0) is None
 
 
-def test_names_of_other_savers(opened: Callable[..., Composed]) -> None:
-    """The adapter's own name, wrappers of torch.compile and FSDP, older spellings of DoRA: all the same adapter."""
+@pytest.mark.parametrize("vector", ["", ".weight", ".default", ".default.weight"])
+def test_names_of_other_savers(opened: Callable[..., Composed], base: Checkpoint, vector: str) -> None:
+    """The adapter's own name, wrappers of torch.compile and FSDP, all spellings of DoRA: the same adapter."""
     a, b = factors()
     stem = f"{ROOT}_orig_mod.{LAYER.format(0)}"
-    composed = opened({f"{stem}.lora_A.default.weight": a, f"{stem}.lora_B.default.weight": b})
-    assert torch.allclose(delta(composed, Q0), 2.0 * b @ a, atol=1e-5)
+    saved = f"{ROOT}model.norm.modules_to_save.default.weight"
+    magnitude = {f"{stem}.lora_magnitude_vector{vector}": torch.full((6,), 3.0)} if vector else {}
+    composed = opened(
+        {f"{stem}.lora_A.default.weight": a, f"{stem}.lora_B.default.weight": b, saved: torch.full((6,), 2.0)}
+        | magnitude
+    )
+    moved = base.read(Q0) + 2.0 * b @ a
+    assert torch.allclose(
+        composed.read(Q0), 3.0 * moved / moved.norm(dim=1, keepdim=True) if vector else moved, atol=1e-5
+    )
+    assert torch.equal(composed.read("model.norm.weight"), torch.full((6,), 2.0))
 
 
 def test_what_the_base_has_already_is_no_change(opened: Callable[..., Composed], base: Checkpoint) -> None:
@@ -140,8 +150,10 @@ BAD: dict[str, tuple[dict[str, Tensor], dict[str, Any], str]] = {
     "rank": (GOOD, {"r": 3}, "expected rank 3, as its config says.*ZeRO-3"),
     "rank is no number": (GOOD, {"r": "2"}, "expected a rank of at least 1 as r"),
     "alpha is no number": (GOOD, {"lora_alpha": float("nan")}, "expected a number as lora_alpha"),
+    "alpha is beyond numbers": (GOOD, {"lora_alpha": 10**400}, "expected a number as lora_alpha"),
     "no pattern": (GOOD, {"rank_pattern": {"q_proj(": 2}}, "expected regular expressions in rank_pattern"),
     "endless pattern": (GOOD, {"rank_pattern": {"(a+)+b": 2}}, "repeats too much"),
+    "optional without end": (GOOD, {"alpha_pattern": {"a?" * 30 + "a" * 30: 2}}, "repeats too much"),
     "half": ({f"{STEM}.lora_A.weight": A}, {}, "found lora_A without lora_B"),
     "nothing": ({f"{STEM}.lora_A.weight": A[:0], f"{STEM}.lora_B.weight": B[:, :0]}, {}, "ZeRO-3"),
     "two adapters": (GOOD | {f"{STEM}.lora_A.second.weight": A}, {}, "found two tensors for the same place"),

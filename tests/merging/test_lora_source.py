@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_models import adapt, save_base
+from safetensors.torch import load_file, save_file
+from transformers import LlamaModel
 
 from merging.checkpoint import Checkpoint
 from merging.lora.source import open_adapter
@@ -51,6 +53,14 @@ CASES = {
     ),
     "one-parameter": ("qwen-moe", {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}),
     "qwen-moe": ("qwen-moe", {"r": 2, "target_modules": ["q_proj", "shared_expert.up_proj"]}),
+    "renamed": ("llava", {"r": 2, "target_modules": ["q_proj", "linear_1"]}),
+    "split": ("hrm", {"r": 2, "target_modules": ["q_proj", "gate_proj", "o_proj"]}),
+    "split-dora": ("hrm", {"r": 2, "target_modules": ["k_proj"], "use_dora": True}),
+    "convolutions": ("whisper", {"r": 2, "target_modules": ["conv1", "conv2", "fc1"]}),
+    "stacks": (
+        "gpt-oss",
+        {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    ),
     "classifier": ("bert", {"r": 2, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
     "vision": ("vit", {"r": 2, "target_modules": ["q_proj", "projection"], "modules_to_save": ["classifier"]}),
     "convolution-dora": ("vit", {"r": 2, "target_modules": ["projection"], "use_dora": True}),
@@ -60,12 +70,12 @@ CASES = {
 # The others cost a model each, and say the same about other architectures and settings.
 FAST = {"patterns", "dora", "conv1d", "experts", "classifier", "saved-modules"}
 
-DENSE = {"dora", "dora-embeddings", "conv1d-dora", "convolution-dora"}
+DENSE = {"split-dora", "stacks", "dora", "dora-embeddings", "conv1d-dora", "convolution-dora"}
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES])
 def test_agrees_with_peft(case: str, tmp_path: Path) -> None:
-    """Every tensor of the composed model is that of peft's merged one; LoRA stays factored, and nothing else changes."""
+    """Every tensor of the composed model is that of peft's merged one; LoRA stays factored, nothing else changes."""
     name, options = CASES[case]
     made = adapt(name, save_base(name, tmp_path / "base"), tmp_path, **options)
     base, merged = Checkpoint.open(made.base), Checkpoint.open(made.merged)
@@ -99,6 +109,25 @@ def test_head_and_embedding_that_share_a_product_change_once(tmp_path: Path) -> 
     assert torch.allclose(2 * once, twice.read(name) - base.read(name), atol=1e-5)
     assert composed.factors(name).rank == 2  # type: ignore[union-attr]
     assert composed.notes == ()
+
+
+@pytest.mark.slow
+def test_an_adapter_of_the_headless_model(tmp_path: Path) -> None:
+    """Trained on AutoModel, whose names lack the prefix that the base has on disk; and the other way round."""
+    whole = adapt("llama", save_base("llama", tmp_path / "base"), tmp_path, r=2, target_modules=["q_proj"])
+    base = Checkpoint.open(whole.base)
+    changes = open_adapter(whole.adapter, base).changes.keys()
+    held = load_file(whole.adapter / "adapter_model.safetensors")
+    save_file(
+        {name.replace("model.model.model.", "model.model."): each for name, each in held.items()},
+        whole.adapter / "adapter_model.safetensors",
+    )
+    assert open_adapter(whole.adapter, base).changes.keys() == changes
+    LlamaModel.from_pretrained(whole.base).save_pretrained(tmp_path / "headless")
+    headless = Checkpoint.open(tmp_path / "headless")
+    save_file(held, whole.adapter / "adapter_model.safetensors")
+    found = open_adapter(whole.adapter, headless)
+    assert {f"model.{name}" for name in found.changes} == changes
 
 
 @pytest.mark.slow
