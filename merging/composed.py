@@ -120,7 +120,7 @@ class Factored:
     def compose(self, base: Tensor) -> Tensor:
         """See :class:`Change`."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return (base.to(wide) + self.factors.dense().reshape(base.shape).to(wide)).to(self.dtype)
+        return self.factors.dense().reshape(base.shape).to(wide).add_(base.to(wide)).to(self.dtype)
 
 
 class Composed(Checkpoint):

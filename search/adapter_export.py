@@ -78,7 +78,6 @@ def write_lora(
 def said(written: Written) -> list[str]:
     """What a terminal is told of an adapter."""
     from merging.vectors.cards import error_words, size_words
-
     from search.report.markup import count
 
     products, whole = (len(written.counted(how)) for how in ("product", "whole"))

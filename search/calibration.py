@@ -10,6 +10,7 @@ from search.algebra import searched_experts
 from search.positions import Location, Problem, did_you_mean
 from search.schema import CalibrationConfig, Config
 from search.space.methods import MethodChoice
+from search.space.scales import SpaceError
 from search.virtual import members, needs_calibration
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def calibrated(config: Config) -> tuple[str, ...]:
 
     Raises:
         MergingError: there is no such method.
+        SpaceError: the expression of the space means nothing.
     """
     needed = set(searched_experts(config)[0]) if searches_calibrated(config) else set()
     for virtual in config.models.virtual.values():
@@ -71,8 +73,8 @@ def problems(config: Config) -> Iterator[Problem]:
     """What is wrong with the calibration data of a config."""
     try:
         needed = calibrated(config)
-    except MergingError:
-        return  # said where the method is named
+    except (MergingError, SpaceError):
+        return  # said where the method is named, or the expression
     location: Location = ("calibration",)
     if config.calibration is not None and not needed:
         yield Problem(

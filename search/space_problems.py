@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from merging.expressions import expand
+from merging.recipe import MergingError
 from search.algebra import mixing_of
 from search.positions import Location, Problem, did_you_mean
 from search.space import MethodChoice, Mixing, SpaceError
@@ -39,6 +41,11 @@ def space_problems(data: dict[str, Any]) -> Iterator[Problem]:
     yield from found
     if found:
         return
+    try:
+        if space.expression is not None:
+            expand(_derived(data["models"]), map(str, experts))
+    except MergingError:
+        return  # what is wrong with a derived expert is said where it stands
     try:
         taking, mixing = _mixing(space, data["models"], aliases)
     except SpaceError as error:
@@ -105,9 +112,13 @@ def _mixing(
     """
     if space.expression is None:
         return tuple(space.experts or aliases), None
-    given = models.get("derived")
-    derived = {name: text for name, text in given.items() if isinstance(text, str)} if isinstance(given, dict) else {}
+    derived = _derived(models)
     return mixing_of(space, [each for each in aliases if each not in derived], derived)
+
+
+def _derived(models: Mapping[str, Any]) -> dict[str, str]:
+    given = models.get("derived")
+    return {str(name): str(text) for name, text in given.items()} if isinstance(given, dict) else {}
 
 
 def _of_method(choice: MethodChoice, index: int, experts: int) -> Iterator[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -259,6 +258,7 @@ def equipped(
     from merging.sources import BASE
     from merging.vectors.equip import ORIGIN, aliases_of, equip
     from search.export import ExportOptions, Work, write_export
+    from search.vector_options import parse_scales
 
     aliases = aliases_of(list(names))
     folders = {alias: _vector_or_adapter(name, store) for alias, name in aliases.items()}
@@ -285,28 +285,6 @@ def equipped(
     if force and any(getattr(each, "forced", False) for each in work.sources.checkpoints.values()):
         notes.append("recipe.yaml names a vector over another base than its own, which `paretomerge merge` refuses")
     return done, notes + list(done.warnings)
-
-
-def parse_scales(given: Sequence[str], aliases: Mapping[str, str]) -> dict[str, float]:
-    """Alias -> scale, of ``0.8`` for all or ``NAME=0.8`` for one.
-
-    Raises:
-        SearchError: malformed, or of a vector that is not named.
-    """
-    found: dict[str, float] = {}
-    for each in given:
-        name, sign, text = each.rpartition("=")
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise SearchError(f"--scale {each}: expected a number, or NAME=NUMBER, such as 0.8 or legal-v2=0.8")
-        wanted = [alias for alias, own in aliases.items() if not sign or name in (own, alias)]
-        if not wanted:
-            raise SearchError(f"--scale {each}: expected one of {', '.join(aliases.values())}, found {name!r}")
-        found |= dict.fromkeys(wanted, number)
-    return found
 
 
 def scored(folder: Path, config: Path, split: str, base: str | None, expert: str | None) -> VectorScores:

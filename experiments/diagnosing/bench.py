@@ -79,10 +79,10 @@ class Bench:
 
     def utility(self, coefficients: Mapping[str, float], expert: str, *splits: Split) -> float:
         """Utility of a merge on an expert's own task, over the items of all these splits together."""
-        hash = self.apply(coefficients)
+        recipe = self.apply(coefficients)
         total = count = 0.0
         for split in splits:
-            key = (hash, expert, split)
+            key = (recipe, expert, split)
             if key not in self._known:
                 evaluator = self.evaluators[expert]
                 ids = evaluator.items(split).ids[: self.items[split]]

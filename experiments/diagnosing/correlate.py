@@ -82,7 +82,7 @@ class Correlation:
 
 
 def correlation(pairs: Sequence[Pair], key: str, seed: int = 0, draws: int = DRAWS) -> Correlation:
-    """Of the pairs that have this number.
+    """Of the pairs that have this number. The bootstrap keeps every pair's ranks, and draws whose are counted.
 
     Args:
         pairs: that count.
@@ -93,14 +93,13 @@ def correlation(pairs: Sequence[Pair], key: str, seed: int = 0, draws: int = DRA
     known = [each for each in pairs if math.isfinite(each.values.get(key, math.nan))]
     values, gaps = np.array([each.values[key] for each in known]), np.array([each.gap for each in known])
     families = [each.family for each in known]
+    ranks = family_ranks(values, families), family_ranks(gaps, families)
     cells = sorted({each.cell for each in known})
-    places = [[number for number, each in enumerate(known) if each.cell == cell] for cell in cells]
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(draws if len(cells) > 1 else 0):
-        drawn = [number for cell in generator.integers(len(cells), size=len(cells)) for number in places[cell]]
-        found.append(within(values[drawn], gaps[drawn], [families[number] for number in drawn]))
-    found = [each for each in found if math.isfinite(each)]
-    low, high = np.quantile(found, [0.025, 0.975]) if found else (math.nan, math.nan)
+    drawn = np.random.default_rng(seed).multinomial(len(cells), [1 / max(len(cells), 1)] * len(cells), size=draws)
+    place = np.array([cells.index(each.cell) for each in known], dtype=int)
+    found = _weighted(*ranks, drawn[:, place])
+    found = found[np.isfinite(found)]
+    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (math.nan, math.nan)
     return Correlation(
         len(known), spearman(values, gaps), within(values, gaps, families), float(low), float(high),
         pearson(values, gaps),
@@ -111,17 +110,20 @@ def chance(pairs: Sequence[Pair], keys: Sequence[str], seed: int = 0, draws: int
     """What the best of several predictors reaches by chance, in 1 of 20 cases: the 95 % quantile of the largest
     |``within``| after gaps are exchanged within families."""
     generator = np.random.default_rng(seed)
-    gaps = np.array([each.gap for each in pairs])
     families = [each.family for each in pairs]
+    gaps = family_ranks(np.array([each.gap for each in pairs]), families)
     places = [[number for number, each in enumerate(families) if each == name] for name in dict.fromkeys(families)]
-    columns = [np.array([each.values.get(key, math.nan) for each in pairs]) for key in keys]
-    columns = [column for column in columns if np.isfinite(column).all()]
+    columns = [
+        family_ranks(np.array([each.values[key] for each in pairs]), families)
+        for key in keys
+        if all(math.isfinite(each.values.get(key, math.nan)) for each in pairs)
+    ]
     largest = []
     for _ in range(draws):
         mixed = gaps.copy()
         for place in places:
             mixed[place] = generator.permutation(gaps[place])
-        largest.append(max(abs(within(column, mixed, families)) for column in columns))
+        largest.append(max(abs(pearson(column, mixed)) for column in columns))
     return float(np.quantile(largest, 0.95))
 
 
@@ -131,16 +133,35 @@ def spearman(values: np.ndarray, others: np.ndarray) -> float:
 
 
 def within(values: np.ndarray, others: np.ndarray, families: Sequence[str]) -> float:
-    """Pearson's correlation of ranks within each family, each family's brought to mean 0 and to the same spacing; nan
-    where no family of at least 3 has any spread."""
-    left, right = [], []
+    """Pearson's correlation of :func:`family_ranks`; nan where there is no spread."""
+    return pearson(family_ranks(values, families), family_ranks(others, families))
+
+
+def family_ranks(values: np.ndarray, families: Sequence[str]) -> np.ndarray:
+    """Ranks within each family, brought to mean 0 and divided by its size; 0 in families of fewer than 3."""
+    found = np.zeros(len(values))
     for name in dict.fromkeys(families):
         place = [number for number, each in enumerate(families) if each == name]
         if len(place) >= 3:
-            for column, ranks in ((left, values), (right, others)):
-                held = rankdata(ranks[place])
-                column.append((held - held.mean()) / len(place))
-    return pearson(np.concatenate(left), np.concatenate(right)) if left else math.nan
+            held = rankdata(values[place])
+            found[place] = (held - held.mean()) / len(place)
+    return found
+
+
+def _weighted(values: np.ndarray, others: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[draws] correlations of values that count so many times each; nan where one is constant.
+
+    Args:
+        values, others: [n].
+        weights: [draws, n] of whole numbers.
+    """
+    total = weights.sum(1).clip(min=1)
+    mean, other_mean = weights @ values / total, weights @ others / total
+    covariance = weights @ (values * others) / total - mean * other_mean
+    variance = weights @ values**2 / total - mean**2
+    other_variance = weights @ others**2 / total - other_mean**2
+    size = np.sqrt(variance.clip(min=0.0) * other_variance.clip(min=0.0))
+    return np.divide(covariance, size, out=np.full(len(size), math.nan), where=size > 1e-12)
 
 
 def pearson(values: np.ndarray, others: np.ndarray) -> float:

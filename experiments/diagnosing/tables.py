@@ -73,7 +73,7 @@ def verdicts_table(pairs: Sequence[Pair]) -> str:
 def lambda_lines(pairs: Sequence[Pair]) -> str:
     """How near λ* of the geometry comes to the best λ, against always saying what is best on the other families."""
     from merging.diagnose.results import Diagnosis
-    from merging.diagnose.rules import best_lambda
+    from merging.diagnose.rules import full_lambda
 
     known = [each for each in pairs if each.diagnosis]
     if not known:
@@ -81,7 +81,7 @@ def lambda_lines(pairs: Sequence[Pair]) -> str:
     geometry = []
     for pair in known:
         found = Diagnosis.from_data(pair.diagnosis)
-        geometry.append(best_lambda(found.whole, found.aliases, found.pairs))
+        geometry.append(full_lambda(found.whole, found.aliases, found.pairs))
     told, best = np.array(geometry), np.array([each.best for each in known])
     constant = []
     for pair in known:
@@ -90,10 +90,11 @@ def lambda_lines(pairs: Sequence[Pair]) -> str:
     ratio = statistics.median(best / told)
     return "\n".join(
         [
-            f"- λ* and the best λ: Spearman {_signed(spearman(told, best))}, mean error {np.abs(told - best).mean():.2f}; "
-            f"the best λ is {ratio:.2f} λ* in the median",
+            f"- λ* and the best λ: Spearman {_signed(spearman(told, best))}, mean error "
+            f"{np.abs(told - best).mean():.2f}; the best λ is {ratio:.2f} λ* in the median",
             f"- {ratio:.2f} λ*: mean error {np.abs(ratio * told - best).mean():.2f}",
-            f"- always the median best λ of the other families: mean error {np.abs(np.array(constant) - best).mean():.2f}",
+            "- always the median best λ of the other families: mean error "
+            f"{np.abs(np.array(constant) - best).mean():.2f}",
         ]
     )
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from merging.diagnose.curves import KEEP, Barrier, LambdaCurve, Redundancy
+from merging.diagnose.curves import Barrier, LambdaCurve, Redundancy
 from merging.diagnose.probes import COLLAPSED, ActivationCheck
 from merging.diagnose.rules import Reason, number
 
@@ -26,13 +26,24 @@ class Drawn(Protocol):
     """Curves that were drawn; any may be missing."""
 
     @property
-    def lambdas(self) -> Sequence[LambdaCurve]: ...
+    def lambdas(self) -> Sequence[LambdaCurve]:
+        """λ curves; the first is that of all experts together."""
+        ...
+
     @property
-    def barriers(self) -> Sequence[Barrier]: ...
+    def barriers(self) -> Sequence[Barrier]:
+        """Loss barriers, from the base or between experts."""
+        ...
+
     @property
-    def redundancies(self) -> Sequence[Redundancy]: ...
+    def redundancies(self) -> Sequence[Redundancy]:
+        """Redundancy curves of single experts."""
+        ...
+
     @property
-    def activations(self) -> ActivationCheck | None: ...
+    def activations(self) -> ActivationCheck | None:
+        """Of one merge."""
+        ...
 
 
 def of_curves(drawn: Drawn, aliases: Sequence[str]) -> list[Reason]:
@@ -64,7 +75,8 @@ def _lambda(curve: LambdaCurve) -> list[Reason]:
         text = "No λ gave a merge with usable output."
         return [Reason("lambda", text, effect="worst", words="without usable output")]
     scores = dict(zip(curve.lambdas, curve.scores, strict=True))
-    start = f"One λ for {'all' if len(curve.aliases) > 1 else curve.aliases[0]}: best at λ = {best:g} (score {scores[best]:.3f}"
+    who = "all" if len(curve.aliases) > 1 else curve.aliases[0]
+    start = f"One λ for {who}: best at λ = {best:g} (score {scores[best]:.3f}"
     if 0.0 in scores and best != 0.0 and math.isfinite(scores[0.0]):
         start += f", the base {scores[0.0]:.3f}"
     if best == 0.0:
@@ -106,13 +118,13 @@ def _redundancy(found: Redundancy) -> Reason:
     if kept >= REDUNDANT:
         return Reason("redundancy", f"{start}: sparse methods cost nothing.", kept, REDUNDANT, effect="good")
     if kept < DENSE:
-        where = (
-            f"{start}"
-            if kept
-            else f"{found.alias} loses more than {1 - found.keep:.0%} of its score with {found.drops[0]:.0%} of its changes dropped (DARE)"
-        )
-        return Reason("redundancy", f"{where}: every change counts, sparse methods will hurt.", kept, DENSE)
-    return Reason("redundancy", f"{start}.", kept, KEEP)
+        if not kept:
+            start = (
+                f"{found.alias} loses more than {1.0 - found.keep:.0%} of its score with {found.drops[0]:.0%} of its "
+                "changes dropped (DARE)"
+            )
+        return Reason("redundancy", f"{start}: every change counts, sparse methods will hurt.", kept, DENSE)
+    return Reason("redundancy", f"{start}.", kept, REDUNDANT)
 
 
 def _activations(check: ActivationCheck) -> list[Reason]:

@@ -1,4 +1,4 @@
-"""Diagnostics that look at what models give for unlabelled inputs: weight disentanglement, and activations after a merge.
+"""Diagnostics that look at what models give for unlabelled inputs: weight disentanglement, activations after a merge.
 
 Inputs come from the caller, inside a callable on the live model. Every probe leaves the live model as the base.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Outputs = Callable[["nn.Module"], Tensor]
-"""What a live model gives for one task's inputs: [rows, classes] logits, or [..., features], the same rows each time."""
+"""What a live model gives for one task's inputs: [rows, classes] logits, or [..., features], the same rows always."""
 
 Distance = Literal["disagreement", "total_variation", "relative"]
 
@@ -302,8 +302,8 @@ def _distance(name: Distance, together: Tensor, alone: Tensor, alias: str) -> fl
         return math.nan
     if together.shape != alone.shape:
         raise MergingError(
-            f"expected the same outputs for {alias!r} every time, found {list(together.shape)} and {list(alone.shape)}; "
-            "give the logits of fixed inputs, not of generated text"
+            f"expected the same outputs for {alias!r} every time, found {list(together.shape)} and "
+            f"{list(alone.shape)}; give the logits of fixed inputs, not of generated text"
         )
     if together.shape[1] < 2 and name != "relative":
         raise MergingError(

@@ -15,10 +15,10 @@ from merging.diagnose.results import Diagnosis, Measures, Pair
 from merging.scan import PLAUSIBLE
 
 LARGE = 0.1
-"""‖τ‖/‖θ0‖ above this is more than a fine-tune usually moves: continued pre-training, or a short base (METHODS §3.1)."""
+"""‖τ‖/‖θ0‖ above this is more than a fine-tune usually moves: continued pre-training, or a base of few steps."""
 
 UNEQUAL = 3.0
-"""Largest ‖τ‖ over the smallest: above this one model drowns the others (METHODS §3.1)."""
+"""Largest ‖τ‖ over the smallest: above this one model drowns the others. A rule of thumb."""
 
 ORTHOGONAL = 0.1
 """|cosine| below this: task vectors of different tasks lie near 0 (Ilharco et al. 2023, arXiv 2212.04089, figure 5)."""
@@ -35,6 +35,15 @@ CONFLICT = 2.0
 
 STANDS_OUT = 1.5
 """A group whose conflict is so many times the whole model's is named, and its ratio of norms from twice the whole's."""
+
+SERVED = 0.85
+"""Share of a task vector that lies in the leading directions of the sum, of two experts: below this the sum passes one
+of them by. Set by this project's own pairs (docs/diagnostics.md), where this number foretold losses best; the measure
+is that of Marczak et al. 2025 (arXiv 2502.04959), who found the same of it."""
+
+FIRST = 0.8
+"""Of the coefficient that geometry suggests, what was best in the median of this project's pairs
+(docs/diagnostics.md)."""
 
 UNTOUCHED = 0.5
 """Below this share of changed weights a task vector is called sparse."""
@@ -99,7 +108,7 @@ def conflict_chance(measures: Measures, pair: Pair) -> float | None:
     return None if chance is None else chance / 2.0
 
 
-def best_lambda(measures: Measures, aliases: Sequence[str], pairs: Iterable[Pair]) -> float:
+def full_lambda(measures: Measures, aliases: Sequence[str], pairs: Iterable[Pair]) -> float:
     """λ* = Σ‖τ_t‖² / ‖Στ_t‖²: the one coefficient at which λΣτ has, along the sum, as much of every task vector as that
     has itself. 1 for orthogonal task vectors, 1/T for T equal ones. In (0, 1.5]: opposed ones would go beyond.
 
@@ -240,11 +249,18 @@ def _subspace(diagnosis: Diagnosis) -> list[Reason]:
     if whole.interference_ratio is not None and len(whole.alignment) == len(diagnosis.aliases):
         alias = min(whole.alignment, key=lambda each: whole.alignment[each])
         text = (
-            f"The sum's leading directions hold {whole.alignment[alias]:.0%} of the least served task vector ({alias}); "
-            f"singular task interference is {number(whole.interference_ratio)} (0: no task touches another's "
-            f"directions, {(len(diagnosis.aliases) - 1) ** 2}: all the same)."
+            f"The leading directions of the sum hold {whole.alignment[alias]:.0%} of {alias}, which they serve least; "
+            f"singular task interference is {number(whole.interference_ratio)} (0 where no task touches "
+            f"another's directions, {(len(diagnosis.aliases) - 1) ** 2} where all are the same)."
         )
-        found.append(Reason("subspace", text, whole.alignment[alias]))
+        least = whole.alignment[alias]
+        passed_by = len(diagnosis.aliases) == 2 and least < SERVED
+        found.append(
+            Reason(
+                "subspace", text, least, SERVED if len(diagnosis.aliases) == 2 else None,
+                effect="bad" if passed_by else "neutral", words=f"{alias} poorly served" if passed_by else "",
+            )
+        )  # fmt: skip
     return found
 
 

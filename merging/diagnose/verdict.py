@@ -25,6 +25,9 @@ CAVEAT = (
     "(--data, or --config)."
 )
 
+_OF_MERGES = frozenset({"barrier", "activation", "lambda"})
+"""Kinds of reasons that a merge itself gave."""
+
 _ROOM = 1.5
 """A search is given so many times the λ that geometry suggests."""
 
@@ -139,15 +142,16 @@ def _headline(diagnosis: Diagnosis, weights: Sequence[Reason], data: Sequence[Re
 
 
 def _suggested(diagnosis: Diagnosis, weights: Sequence[Reason], curves: Drawn | None) -> Suggested:
-    start = rules.best_lambda(diagnosis.whole, diagnosis.aliases, diagnosis.pairs)
+    full = rules.full_lambda(diagnosis.whole, diagnosis.aliases, diagnosis.pairs)
     measured = next((each.best for each in curves.lambdas if each.best), None) if curves is not None else None
-    start = round(measured or start, 2)
+    # One task vector alone is whole at 1; of several there is less room (docs/diagnostics.md).
+    start = round(measured or (full if len(diagnosis.aliases) == 1 else rules.FIRST * full), 2)
     conflict = any(each.kind == "conflict" and each.effect == "bad" for each in weights)
     # What is opposed may have to be subtracted.
     low = -0.5 if any(each.words == "opposed" for each in weights) else 0.0
     return Suggested(
         "ties" if conflict else "task_arithmetic",
-        (low, max(1.0, round(_ROOM * start, 1))),
+        (low, max(1.0, round(_ROOM * max(full, start), 1))),
         start,
         tuple(each.text for each in rules.hot_places(diagnosis)),
         _borders(diagnosis),
@@ -204,4 +208,5 @@ def _first(suggested: Suggested) -> str:
 
 def _them(places: Sequence[Region]) -> str:
     one = len(places) == 1 and places[0].first == places[0].last
-    return "it a block of its own" if one else "those a block of their own"
+    what = "coefficients" if all(each.first is None for each in places) else "a block"
+    return f"{'it' if one else 'those'} {what} of {'its' if one else 'their'} own"

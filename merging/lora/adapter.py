@@ -60,6 +60,7 @@ _UNSUPPORTED = {
     "arrow_config": "is a router over several adapters (Arrow), which no weights can express",
     "use_qalora": "is a QALoRA adapter, which adds to a quantised base",
     "use_bdlora": "is block-diagonal (BD-LoRA), whose parts are stored in another way",
+    "monteclora_config": "samples its weights anew each time (MonteCLoRA)",
     "kasa_config": "is a KaSA adapter, which cuts small singular values off its base when it is loaded",
 }
 FOLD = "fold it into its base with peft (merge_and_unload, then save_pretrained), and give that folder"

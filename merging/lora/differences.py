@@ -158,5 +158,5 @@ def linear_weights(assignment: Assignment) -> dict[str, float] | None:
 
 
 def _minus(one: Tensor, other: Tensor) -> Tensor:
-    """In float64, rounded once: the difference of two bf16 tensors is exact."""
+    """In float64, rounded once."""
     return (one.to(torch.float64) - other.to(torch.float64)).to(torch.float32)

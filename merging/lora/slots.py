@@ -76,9 +76,15 @@ def _kind(module: nn.Module, leaf: str, shape: Shape, names: Names, name: str) -
         return "bias"
     if leaf == "weight" and isinstance(module, nn.Embedding):
         return "embedding"
-    if len(shape) == 3 and shape[0] > 1 and "experts" in name.split("."):
+    if _is_stack(name, shape):
         return "stack"
-    return "part" if not list(module.children()) and name else "bare"
+    wrapped = any(_is_stack(name, tuple(each.shape)) for each in module.parameters(recurse=False))
+    return "part" if name and not wrapped and not list(module.children()) else "bare"
+
+
+def _is_stack(module: str, shape: Shape) -> bool:
+    """Whether a bare parameter holds the matrices of experts: PEFT then wraps its module, and cannot save it whole."""
+    return len(shape) == 3 and shape[0] > 1 and "experts" in module.split(".")
 
 
 def live_terms(slot: Slot, difference: Difference) -> tuple[Factors, ...] | None:

@@ -72,7 +72,7 @@ class JointTies(Elementwise):
     two_sided: ClassVar[bool]
 
     def reduce(self, assignment: Assignment) -> Assignment:
-        """Sources of coefficient 0 are left out, also of the directions. Without any, or with scale 0, it is the base."""
+        """Sources of coefficient 0 are left out, of the directions too. Without any, or with scale 0: the base."""
         values = Values.of(assignment)
         kept = without_zeros(assignment, values) if values.shared[SCALE.name] != 0.0 else ()
         if kept:

@@ -19,6 +19,7 @@ onebit   the signs of τ and a size for every row (:mod:`merging.vectors.onebit`
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -234,8 +235,8 @@ class Aligned:
 
     @property
     def factors(self) -> Factors | None:
-        """τ, where it is exactly a product."""
-        return self.change.factors
+        """τ, where it is a product: not where rounding the sum to 16 bits made another one of it."""
+        return self.change.factors if self.dtype in (torch.float32, torch.float64) else None
 
     def compose(self, base: Tensor) -> Tensor:
         """The fine-tune's tensor."""
@@ -248,8 +249,8 @@ def _check_options(codec: str, encode: Callable[..., Parts], options: Mapping[st
     Raises:
         MergingError: names the option.
     """
-    types = get_type_hints(encode)
-    known = list(inspect.signature(encode).parameters)[1:]
+    types = _types(encode) if options else {}
+    known = list(types)
     for option, value in options.items():
         if option not in known:
             raise MergingError(
@@ -260,6 +261,13 @@ def _check_options(codec: str, encode: Callable[..., Parts], options: Mapping[st
         if not fitting:
             names = " or ".join(_TYPES[each] for each in allowed if each in _TYPES)
             raise MergingError(f"expected {names} for the option {option} of the codec {codec}, found {value!r}")
+
+
+@functools.cache
+def _types(encode: Callable[..., Parts]) -> dict[str, Any]:
+    """Option -> its type, of what encodes a pair."""
+    types = get_type_hints(encode)
+    return {name: types[name] for name in list(inspect.signature(encode).parameters)[1:]}
 
 
 _TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}

@@ -138,7 +138,7 @@ def write_vector(
         raise MergingError(
             f"expected a licence as the Hub names them, such as apache-2.0, found {printable(about.license)!r}"
         )
-    Sources.opened({BASE: base, "expert": expert}, "union" if base.companions != expert.companions else "base")
+    Sources.opened({BASE: base, "expert": expert})  # for its refusals
     names = _stored_names(base, expert)
     layout = Layout.of({name: base.tensors[name].shape for name in names})
     shards, tensors = _Shards(folder), {}

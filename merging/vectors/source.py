@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from merging.bounded import printable, read_json
-from merging.checkpoint import Checkpoint
+from merging.checkpoint import Checkpoint, _check_depth
 from merging.composed import Change, Composed, Factors
 from merging.files import SafetensorsFile
 from merging.recipe import MergingError
@@ -39,7 +40,7 @@ class VectorModel(Composed):
             for name, each in manifest.tensors.items()
             if each.codec != "equal" or each.info.dtype != base.tensors[name].dtype
         }
-        config = read_json(path / CONFIG) if CONFIG in manifest.files else None
+        config = _config(path, len(manifest.tensors)) if CONFIG in manifest.files else None
         notes = (_far(path, manifest, base),) if forced else ()
         super().__init__(path, base, changes, config=config, notes=notes)
         self.manifest = manifest
@@ -275,6 +276,22 @@ def byte_encoded(manifest: Manifest) -> Iterator[str]:
 def is_additive(parameters: Mapping[str, object]) -> bool:
     """Whether an exactly stored tensor is kept as numbers that are added to the base's."""
     return parameters.get("form") == "sum"
+
+
+def _config(path: Path, tensors: int) -> dict[str, Any]:
+    """The fine-tune's config, as bounded as a model's own.
+
+    Raises:
+        MergingError: it is none.
+    """
+    try:
+        found = read_json(path / CONFIG)
+    except (OSError, ValueError) as error:
+        raise MergingError(f"expected JSON in {path / CONFIG}, found something else: {error}") from error
+    if not isinstance(found, dict):
+        raise MergingError(f"expected a JSON object in {path / CONFIG}, found {type(found).__name__}")
+    _check_depth(found, tensors, path)
+    return found
 
 
 def _check_additive(path: Path, manifest: Manifest) -> None:

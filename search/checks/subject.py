@@ -13,6 +13,7 @@ from merging.recipe import MergingError
 from search.checks.findings import Findings
 from search.config import LoadedConfig, with_calibration
 from search.config_problems import validate
+from search.errors import SearchError
 from search.positions import Location, Problem, YamlSource
 from search.schema import Config
 
@@ -87,7 +88,7 @@ def read_subject(source: YamlSource, findings: Findings) -> Subject | None:
         wrong |= left_out | {each.location for each in problems}
     if config is None:
         return None
-    with contextlib.suppress(MergingError):  # an unknown method, which was said
+    with contextlib.suppress(MergingError, SearchError):  # an unknown method, or expression, which was said
         config = with_calibration(config)
     return Subject(LoadedConfig(config, Path(source.path), source), findings, frozenset(wrong))
 

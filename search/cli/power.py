@@ -158,7 +158,8 @@ def _tests(loaded: LoadedConfig, run: Path | None, finalists: int | None) -> dic
 
     settings = loaded.config.search
     # base, experts, average; the best λ and the best presets; the search with one coefficient per expert; the control
-    baselines = len(experts_of(loaded.config)) + 5 + (settings.per_expert_share > 0.0) + settings.control
+    alone = {*experts_of(loaded.config), *loaded.config.models.derived}
+    baselines = len(alone) + 5 + (settings.per_expert_share > 0.0) + settings.control
     count = finalists or settings.finalists or USUAL_FINALISTS
     if run is not None:
         from search.results import Results

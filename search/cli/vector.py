@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.cli.completing import complete_configs
+from search.cli.export import LoraRestOption, check_lora
 from search.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from merging.vectors.extract import Coding
     from merging.vectors.manifest import Manifest
     from merging.vectors.store import Store
 
@@ -97,6 +97,7 @@ def extract(
     """
     from merging.opening import open_model
     from merging.vectors.store import Store
+    from search.vector_options import parse_coding
     from search.vector_work import extracted, find_model
 
     target = Store(store)
@@ -264,10 +265,7 @@ def export(
         str | None,
         typer.Option("--lora", metavar="RANK", help="As a PEFT adapter of this rank, or auto:ERROR; needs --base."),
     ] = None,
-    lora_rest: Annotated[
-        str | None,
-        typer.Option("--lora-rest", help="With --lora, what is no matrix: save (the default), all or leave."),
-    ] = None,
+    lora_rest: LoraRestOption = None,
     base: Annotated[str | None, typer.Option("--base", metavar="BASE", help="With --lora: the vector's base.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With hf://: make the repository private.")] = False,
     store: StoreOption = None,
@@ -278,15 +276,11 @@ def export(
     The token for hf:// is that of `hf auth login` or HF_TOKEN.
     """
     from merging.vectors.store import Store
-    from search.errors import SearchError
     from search.report.console import print_json
     from search.report.terminal import visible
     from search.vector_work import exported, exported_lora, find_vector
 
-    if lora is None and lora_rest is not None:
-        raise SearchError("--lora-rest is for --lora RANK; add it, or leave it out")
-    if lora_rest not in (None, "save", "all", "leave"):
-        raise SearchError(f"--lora-rest {lora_rest}: expected save, all or leave")
+    check_lora(lora, lora_rest)
     folder = find_vector(name, Store(store))
     if lora is not None:
         facts = exported_lora(folder, destination, lora, base, lora_rest)
@@ -368,33 +362,6 @@ def equip(
     print(visible(f"equipped {base} with {', '.join(names)}: {done.folder}"))
     print(f"read back: all {done.tensors} tensors are the recipe's bits")
     print(visible(f"content {done.content}"))
-
-
-def parse_coding(budget: float | None, codec: str | None, option: list[str] | None, exact: bool) -> Coding:
-    """How to store, of the options.
-
-    Raises:
-        SearchError, MergingError: they contradict each other, or are malformed.
-    """
-    from merging import plain_yaml
-    from merging.vectors.extract import Coding
-    from search.errors import SearchError
-
-    if exact and (codec not in (None, "exact") or budget):
-        raise SearchError("expected one of --exact, --budget and --codec, found two; leave one out")
-    if option and codec is None:
-        raise SearchError("--option is for --codec CODEC; add it, or leave --option out")
-    options: dict[str, object] = {}
-    for each in option or []:
-        key, sign, text = each.partition("=")
-        try:
-            value = plain_yaml.load(text) if sign and key else None
-        except plain_yaml.PlainYamlError:
-            value = None
-        if not isinstance(value, int | float | str | bool):
-            raise SearchError(f"--option {each}: expected KEY=VALUE, such as rank=16")
-        options[key.replace("-", "_")] = value
-    return Coding(codec, options, budget)
 
 
 def _tell_added(store: Store, name: str, manifest: Manifest, json: bool, done: str) -> None:

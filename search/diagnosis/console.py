@@ -90,13 +90,15 @@ def worst_table(diagnosis: Diagnosis) -> Table | None:
 
 def _print_verdict(finding: Finding, console: Console) -> None:
     verdict = finding.verdict
-    console.print(Text(visible(verdict.headline), "bold"))
+    for line in textwrap.wrap(visible(verdict.headline), max(20, console.width)):
+        console.print(Text(line, "bold"))
     for reason in verdict.reasons:
         _item(reason.text, _MARKS.get(reason.effect, "-"), console)
     for each in verdict.advice:
         _item(each, ">" if console.options.ascii_only else "→", console)
     if finding.diagnosis.pairs:
-        _item(f"In a search's config: {suggested_space(verdict)}", ">" if console.options.ascii_only else "→", console)
+        _item("In a search's config:", ">" if console.options.ascii_only else "→", console)
+        console.print(Text(textwrap.indent(suggested_space(verdict), "    ")))
     console.print()
 
 

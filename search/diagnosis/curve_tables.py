@@ -45,10 +45,16 @@ def lambda_table(curves: Curves) -> Table:
 def barrier_table(barriers: Sequence[Barrier]) -> Table:
     """A row for every line between two models."""
     rows = [
-        [between(each), number(each.losses[0]), number(each.losses[-1]), number(each.height), f"{each.at:.2f}"]
+        [
+            between(each),
+            number(each.losses[0]),
+            number(each.losses[-1]),
+            number(each.height),
+            f"{each.at:.2f}" if each.height > 0.0 else "–",
+        ]
         for each in barriers
     ]
-    return Table("Loss barriers", ["from – to", "loss there", "loss here", "barrier", "at"], rows)
+    return Table("Loss barriers", ["from – to", "first loss", "last loss", "barrier", "at"], rows)
 
 
 def redundancy_table(redundancies: Sequence[Redundancy]) -> Table:

@@ -49,11 +49,11 @@ class Finding:
 
 
 def suggested_space(verdict: Verdict) -> str:
-    """What the verdict suggests as a config's ``space``, on one line of YAML."""
+    """What the verdict suggests as a config's ``space``, in YAML."""
     suggested = verdict.suggested
     low, high = suggested.coefficient
-    granularity = ", granularity: {blocks: auto}" if suggested.borders else ""
-    return f"space: {{methods: [{suggested.method}], coefficient: [{low:g}, {high:g}]{granularity}}}"
+    lines = ["space:", f"  methods: [{suggested.method}]", f"  coefficient: [{low:g}, {high:g}]"]
+    return "\n".join([*lines, *(["  granularity: {blocks: auto}"] if suggested.borders else [])])
 
 
 def shown_reference(reference: str) -> str:

@@ -157,10 +157,16 @@ def _settings(finding: Finding) -> Section:
         f"{counted(diagnosis.whole.elements)} weights in {len(diagnosis.tensors)} tensors. Sign conflict and overlap "
         f"look at the {100 * settings.density:g} % of every tensor's elements that changed most (the density).",
         f"Measured in {diagnosis.seconds:.1f} s by paretomerge {finding.version}.",
-        *finding.left_out,
-        *diagnosis.notes,
+        *(_without_paths(each, finding) for each in (*finding.left_out, *diagnosis.notes)),
     ]
     return Section("How this was measured", join([models, *(element("p", each, class_="note") for each in sentences)]))
+
+
+def _without_paths(text: str, finding: Finding) -> str:
+    """A sentence in which models' folders have their last name alone: a page is sent to others."""
+    for folder in sorted(finding.diagnosis.references.values(), key=len, reverse=True):
+        text = text.replace(folder, shown_reference(folder))
+    return text
 
 
 def _table(each: Table) -> Html:

@@ -150,7 +150,7 @@ class _Measured:
         try:
             self.timed = sample(
                 lambda recipe, items: worker.evaluate(recipe, "search", dict(items)),
-                trials(_stages(reduced, setup.sources, {}, real=True)),
+                trials(_stages(reduced, setup.sources, real=True)),
                 racer.rungs,
             )
         except CandidateFailed as failure:
@@ -193,7 +193,7 @@ def _with_real_experts(config: Config) -> Config:
 
 
 def _stages(
-    config: Config, sources: Sources, borders: Mapping[str, Sequence[int]], *, real: bool = False
+    config: Config, sources: Sources, borders: Mapping[str, Sequence[int]] | None = None, *, real: bool = False
 ) -> list[Stage]:
     """The stages of a config.
 
@@ -226,8 +226,9 @@ def _notes(loaded: LoadedConfig, outline: Outline, measured: bool) -> list[str]:
     config, notes = loaded.config, []
     if made_of(config) and measured:
         notes.append(
-            "Virtual and derived experts are made when the run starts, unless the cache has them: about as long as one "
-            "merge and one export each, and for calibrated methods a pass over their inputs. That is not in the time."
+            "Virtual experts, and derived ones, are made when the run starts, unless the cache has them: about as "
+            "long as one merge and one export each, and for calibrated methods a pass over their inputs. That is "
+            "not in the time."
         )
     if any(needs_calibration(each if isinstance(each, str) else each.name) for each in config.space.methods):
         notes.append("Methods that look at inputs are not in the time: their merges may take longer.")

@@ -68,6 +68,10 @@ def _settings(facts: Facts) -> Html:
         ["holdout opened", count(facts.results.openings, "time")],
         ["written by", f"paretomerge {search.__version__}"],
     ]  # fmt: skip
+    rows += [[f"derived expert {name}", text] for name, text in config.models.derived.items()]
+    if config.space.expression is not None:
+        bounds = [f"{name} in [{low:g}, {high:g}]" for name, (low, high) in config.space.variables.items()]
+        rows.append(["expression", f"{config.space.expression}; {', '.join(bounds)}"])
     rows += [[f"plug-in {name}", content] for name, content in started.plugins.items()]
     return table("Settings", ["what", "value"], rows)
 

@@ -66,11 +66,11 @@ def test_every_number_of_the_issue_has_a_heat_map(sight: Any) -> None:
 
 def test_maps_of_tensors_are_behind_a_fold(sight: Any) -> None:
     page = sight.page
-    fold = page.locator("#cosine details", has_text="By tensor").last
-    assert not fold.locator("figcaption").first.is_visible()
-    fold.locator("summary").first.click()
     box = page.locator("#cosine-tensors-0")
+    assert not box.is_visible()
+    page.get_by_text("By tensor: modules down, depths across").first.click()
     assert box.is_visible()
+    page.wait_for_selector("#cosine-tensors-0 .heatmaplayer image", state="attached")
     rows = drawn(page, "cosine-tensors-0")["y"]
     assert "self_attn.q_proj" in rows and "mlp.down_proj" in rows
     wide, svg = box.bounding_box()["width"], page.locator("#cosine-tensors-0 .main-svg").first.bounding_box()["width"]

@@ -135,8 +135,6 @@ def test_a_search_brings_its_models_and_evaluators(
     tiny_project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_project("llama")
-    assert run_command(["diagnose", "config.yaml", "--json"]) == 0
-    assert "curves" not in json.loads(capsys.readouterr().out)  # nobody asked for hours of scoring
     options = ["--curves", "lambda", "--items", "3", "--json"]
     assert run_command(["diagnose", "config.yaml", *options]) == 0
     streams = capsys.readouterr()
@@ -151,6 +149,13 @@ def test_a_search_brings_its_models_and_evaluators(
     alone = json.loads(capsys.readouterr().out)["curves"]["lambda"][0]
     assert alone["skills"]["b.accuracy"][0] == curve["skills"]["b.accuracy"][0]  # λ = 0 is the base
     assert alone["experts"] == ["b"]
+
+
+@pytest.mark.slow
+def test_nobody_is_scored_unasked(tiny_project: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_project("gpt2")
+    assert run_command(["diagnose", "config.yaml", "--json"]) == 0
+    assert "curves" not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.slow

@@ -119,6 +119,7 @@ def shown_content(name: str, facts: Callable[..., Any]) -> str:
     return str(facts("show", name)["content"])
 
 
+@pytest.mark.slow
 def test_exchange_by_folder_and_archive(project: Path, say: Say, facts: Facts) -> None:
     say("extract", "base", "a", "--name", "v", "--codec", "svd", "--option", "rank=2")
     own = everything(project / "store" / "v")
@@ -133,6 +134,7 @@ def test_exchange_by_folder_and_archive(project: Path, say: Say, facts: Facts) -
     assert "conv" not in say("show", str(project / "folder"))
 
 
+@pytest.mark.slow
 def test_scores_tell_what_was_lost_and_are_kept(
     project: Path, say: Callable[..., str], facts: Callable[..., Any]
 ) -> None:
@@ -186,6 +188,7 @@ def test_mistakes_are_one_paragraph_and_change_nothing(
     assert everything(project / "store") == before and not Path(out).exists()
 
 
+@pytest.mark.slow
 def test_force_warns_of_the_distance(project: Path, say: Say, capsys: pytest.CaptureFixture[str]) -> None:
     say("extract", "base", "a", "--name", "v", "--codec", "bf16")
     assert run_command(["vector", "equip", "b", "v", "--force", "--out", str(project / "out")]) == 0
@@ -193,6 +196,7 @@ def test_force_warns_of_the_distance(project: Path, say: Say, capsys: pytest.Cap
     assert "warning: " in told and "‖θ0−θ0′‖/‖θ0‖ = " in told and "score the result" in told
 
 
+@pytest.mark.slow
 def test_damage_is_told_and_the_exit_code_says_so(
     project: Path, say: Say, capsys: pytest.CaptureFixture[str], refusal: Callable[..., str]
 ) -> None:

@@ -11,7 +11,8 @@ from codec_pairs import bits, composed, error_of, gaussian
 from comparison import backend
 from torch import Tensor
 
-from merging.vectors.codec import encode
+from merging.files import TensorInfo
+from merging.vectors.codec import decode, encode
 from merging.vectors.tensors import PIECE
 
 LOSSY = {
@@ -40,12 +41,12 @@ def test_the_stated_error_is_that_of_what_comes_back(codec: str, dtype: torch.dt
 @pytest.mark.parametrize("codec", ["bf16", "uniform", "topk", "seeded", "onebit"])
 def test_more_than_a_piece_is_as_its_pieces(codec: str) -> None:
     """Elements on both sides of the border of two frames come back alike."""
-    rows = PIECE // 512 + 3
-    base, delta = (each.bfloat16() for each in gaussian((rows, 512)))
+    rows = PIECE // 500 + 3  # the border goes through a row
+    base, delta = (each.bfloat16() for each in gaussian((rows, 500)))
     expert = base + delta
     options = {"uniform": {"step": 0.002}, "topk": {"density": 0.25}}.get(codec, {})
     again = composed(encode("a", base, expert, codec, **options), base, expert)
-    tail = slice(rows - 6, rows)  # three rows before the border, and the three behind it
+    tail = slice(rows - 6, rows)  # three rows before that one, and two behind it
     off = error_of(again[tail], base[tail], expert[tail])
     assert off == pytest.approx(error_of(again[:6], base[:6], expert[:6]), rel=0.15)
 
@@ -183,6 +184,20 @@ def test_svd_leaves_the_small_singular_values(shape: tuple[int, ...]) -> None:
         assert narrow.bytes * 2 == found.bytes and wanted < narrow.error < wanted + 0.006
     tenth = encode("a", base, delta, "svd")
     assert tenth.bytes <= 0.1 * 4 * delta.numel() or tenth.tensors["right"].shape[0] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_svd_is_known_as_factors_where_it_composes_to_them(dtype: torch.dtype) -> None:
+    """What is rounded to 16 bits afterwards is no product any more, and must not be taken for one."""
+    base, delta = (each.to(dtype) for each in gaussian((20, 30)))
+    expert = base + delta
+    found = encode("a", base, expert, "svd", rank=4)
+    change = decode(TensorInfo(dtype, (20, 30), ""), found.codec, found.parameters, found.tensors)
+    if dtype == torch.bfloat16:
+        assert change.factors is None
+        return
+    assert change.factors is not None and change.factors.rank == 4
+    torch.testing.assert_close(change.factors.dense(), change.compose(base) - base, rtol=0, atol=1e-6)
 
 
 def test_svd_of_a_stack_is_of_each_matrix() -> None:

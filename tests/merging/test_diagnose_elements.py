@@ -44,8 +44,10 @@ def normal(count: int, size: int, seed: int = 0) -> list[Tensor]:
     return list(torch.randn(count, size, generator=torch.Generator().manual_seed(seed)))
 
 
-def test_all_numbers_are_their_definitions() -> None:
-    base, *experts = normal(4, 70_000)  # three pieces
+def test_all_numbers_are_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elements, "_PIECE", 1 << 12)  # two runs of several pieces each, the last one short
+    monkeypatch.setattr(elements, "_RUN", 9)
+    base, *experts = normal(4, 70_000)
     experts = [base + 0.1 * (number + 1) * each for number, each in enumerate(experts)]
     experts[1] = experts[1] + 0.4 * (experts[0] - base)
     found = measured(base, *experts)
@@ -195,7 +197,8 @@ def test_neither_order_nor_scale_nor_names_matter(seed: int, size: int, density:
 def test_threads_and_pieces_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     base, *experts = normal(4, 60_000)
     pool, one, more = pool_of(base, *experts), Tally(3), Tally(3)
-    monkeypatch.setattr(elements, "_RUN", 1)
+    monkeypatch.setattr(elements, "_PIECE", 1 << 12)
+    monkeypatch.setattr(elements, "_RUN", 2)
     count_elements(one, pool, "w", (1, 2, 3), 0.3)
     with ThreadPoolExecutor(3) as threads:
         count_elements(more, pool_of(base, *experts), "w", (1, 2, 3), 0.3, threads)

@@ -8,6 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from merging.diagnose.measures import Tally
@@ -185,3 +187,22 @@ def test_no_pair_is_left_out() -> None:
     found = compared(*(with_spectrum([1.0, 0.5], 20, 20, 3 * each) for each in range(4)))
     assert len(found.subspaces.value()) == 4 * len(list(combinations(range(4), 2)))
     assert np.isfinite(found.subspaces.value()).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(2, 30), columns=st.integers(2, 30), scale=st.floats(1e-6, 1e6))
+def test_neither_order_nor_scale_matters(seed: int, rows: int, columns: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrices = [torch.randn(rows, columns, dtype=torch.float64, generator=generator) for _ in range(2)]
+    down, across = torch.randperm(rows, generator=generator), torch.randperm(columns, generator=generator)
+    count = min(rows, columns) // 2 or 1
+    found, turned = (
+        compared(*each, count=count) for each in (matrices, [scale * each[down][:, across].mT for each in matrices])
+    )
+    assert turned.ranks.value() == pytest.approx(found.ranks.value(), rel=1e-6)
+    left, left_chance, right, right_chance = found.subspaces.value()
+    assert turned.subspaces.value() == pytest.approx([right, right_chance, left, left_chance], rel=1e-5)
+    assert turned.interference / turned.strength == pytest.approx(found.interference / found.strength, rel=1e-5)
+    effective, stable, energy = found.ranks.value()[::2]
+    assert 1.0 <= stable <= min(rows, columns) + 1e-6 and effective <= min(rows, columns) + 1e-6
+    assert energy == round(energy) and 1 <= energy <= min(rows, columns)

@@ -15,6 +15,7 @@ import torch
 from diagnosed_models import block, noise, sources_of, write, zeros
 from families import Family
 from safetensors.torch import load_file
+from vocabulary_models import EMBEDDING, make
 
 from merging.checkpoint import Checkpoint, content_hash
 from merging.composed import Composed, Factored, Factors
@@ -283,6 +284,22 @@ def test_a_stack_of_its_own_and_a_mixture(tmp_path: Path) -> None:
     assert found.stacks == ("decoder", "encoder") and ("encoder", 1) in found.depths
     assert {"encoder/attention", "decoder/mlp"} <= set(found.kinds)
     assert found.tensors["decoder.block.0.mlp.experts.gate_up_proj"].matrix_elements == 4 * 8 * 32
+
+
+def test_united_vocabularies(tmp_path: Path) -> None:
+    """Rows are those of the same token; the hashes those of the folders all the same."""
+    paths = {
+        alias: make(tmp_path / alias, ids, seed=seed)
+        for seed, (alias, ids) in enumerate(
+            {"base": {"<unk>": 0, "p": 1, "q": 2}, "a": {"<unk>": 0, "q": 1, "p": 2, "new": 3}}.items()
+        )
+    }
+    sources = Sources.load(paths["base"], {"a": paths["a"]}, tokenizer="union")
+    found = diagnose(sources, FEW)
+    delta = sources.tensor("a", EMBEDDING).double() - sources.tensor("base", EMBEDDING).double()
+    assert found.tensors[EMBEDDING].norm["a"] == pytest.approx(float(delta.norm()), rel=1e-12)
+    assert found.tensors[EMBEDDING].elements == 4 * 3
+    assert found.contents == {alias: Checkpoint.open(path).content for alias, path in paths.items()}
 
 
 def test_other_dtypes_of_one_expert(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from merging.checkpoint import Checkpoint
 from merging.composed import Composed
+from merging.files import SafetensorsFile
 from merging.lora.source import open_adapter
 from merging.opening import open_model
 from merging.recipe import MergingError
@@ -86,15 +87,13 @@ def test_names_of_other_savers(opened: Callable[..., Composed], base: Checkpoint
     a, b = factors()
     stem = f"{ROOT}_orig_mod.{LAYER.format(0)}"
     saved = f"{ROOT}model.norm.modules_to_save.default.weight"
-    magnitude = {f"{stem}.lora_magnitude_vector{vector}": torch.full((6,), 3.0)} if vector else {}
-    composed = opened(
-        {f"{stem}.lora_A.default.weight": a, f"{stem}.lora_B.default.weight": b, saved: torch.full((6,), 2.0)}
-        | magnitude
-    )
-    moved = base.read(Q0) + 2.0 * b @ a
-    assert torch.allclose(
-        composed.read(Q0), 3.0 * moved / moved.norm(dim=1, keepdim=True) if vector else moved, atol=1e-5
-    )
+    tensors = {f"{stem}.lora_A.default.weight": a, f"{stem}.lora_B.default.weight": b, saved: torch.full((6,), 2.0)}
+    wanted = base.read(Q0) + 2.0 * b @ a
+    if vector:
+        tensors[f"{stem}.lora_magnitude_vector{vector}"] = torch.full((6,), 3.0)
+        wanted = 3.0 * wanted / wanted.norm(dim=1, keepdim=True)
+    composed = opened(tensors)
+    assert torch.allclose(composed.read(Q0), wanted, atol=1e-5)
     assert torch.equal(composed.read("model.norm.weight"), torch.full((6,), 2.0))
 
 
@@ -113,6 +112,19 @@ def test_what_the_base_has_already_is_no_change(opened: Callable[..., Composed],
     assert composed.changes.keys() == {Q0, "lm_head.weight"}
     assert composed.factors("lm_head.weight") is None
     assert composed.factors("model.norm.weight").rank == 0  # type: ignore[union-attr]
+
+
+def test_opening_reads_no_weights(base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only headers, of the base and of the adapter, until a tensor is asked for."""
+    folder, read = write_adapter_folder(tmp_path / "adapter"), []
+    original = SafetensorsFile.read
+    monkeypatch.setattr(SafetensorsFile, "read", lambda self, name: read.append(name) or original(self, name))
+    composed = open_adapter(folder, base)
+    assert read == []
+    composed.read(Q1)
+    assert read == [Q1]
+    composed.factors(Q0)
+    assert read[1:] == [f"{STEM}.lora_B.weight", f"{STEM}.lora_A.weight"]
 
 
 def test_it_is_a_source_of_a_merge(base: Checkpoint, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ CASES = {
 
 
 # The others cost a model each, and say the same about other architectures and settings.
-FAST = {"patterns", "dora", "conv1d", "experts", "classifier", "saved-modules"}
+FAST = {"patterns", "dora", "conv1d", "experts", "saved-modules"}
 
 DENSE = {"split-dora", "stacks", "dora", "dora-embeddings", "conv1d-dora", "convolution-dora"}
 

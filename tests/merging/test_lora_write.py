@@ -28,8 +28,21 @@ from merging.sources import Sources
 
 Q0 = f"{LAYER.format(0)}.weight"
 
-# What an adapter cannot hold: parameters of no module of their own, and an embedding that is shared by three.
-LEFT = {"vit": {"vit.embeddings.cls_token", "vit.embeddings.position_embeddings"}, "t5": {"shared.weight"}}
+# What an adapter cannot hold: parameters of no module of their own, those beside stacks, an embedding that three share.
+LEFT = {
+    "vit": {"vit.embeddings.cls_token", "vit.embeddings.position_embeddings"},
+    "t5": {"shared.weight"},
+    "llava": {"model.vision_tower.embeddings.class_embedding"},
+    "hrm": {"model.z_L_init"},
+    "gpt-oss": {
+        *(
+            f"model.layers.{layer}.mlp.experts.{own}_bias"
+            for layer in range(2)
+            for own in ("gate_up_proj", "down_proj")
+        ),
+        *(f"model.layers.{layer}.self_attn.sinks" for layer in range(2)),
+    },
+}
 
 
 def fine_tune(name: str, base: Path, folder: Path, rank: int, rest: float = 0.0) -> Path:
@@ -38,10 +51,10 @@ def fine_tune(name: str, base: Path, folder: Path, rank: int, rest: float = 0.0)
     model = kind.from_pretrained(base)
     torch.manual_seed(11)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for own, parameter in model.named_parameters():
             if parameter.ndim >= 2 and parameter.shape[0] > 1:
                 flat = parameter.shape[0], parameter[0].numel()
-                if parameter.ndim == 3:
+                if "experts" in own and parameter.ndim == 3:
                     e, o, i = parameter.shape
                     parameter.add_(0.1 * torch.randn(e, o, rank) @ torch.randn(e, rank, i))
                 else:
@@ -84,10 +97,10 @@ def test_peft_loads_what_is_written(name: str, tmp_path: Path) -> None:
     peft = merged_by_peft(name, base, tmp_path / "adapter", tmp_path / "merged")
     left = LEFT.get(name, set())
     assert set(written.counted("left out")) == left
-    assert written.error > 0.01 if left else written.error < 1e-6
+    assert (written.error > 1e-3) == bool(left) and (left or written.error < 1e-6)
     for tensor in wanted.tensors:
         assert torch.allclose(ours.read(tensor), peft.read(tensor), atol=1e-6), tensor
-        if tensor not in left:
+        if tensor.split(".")[-2:] not in [each.split(".")[-2:] for each in left]:
             assert torch.allclose(ours.read(tensor), wanted.read(tensor), atol=2e-6), tensor
     assert written.rank == 2
 
@@ -112,6 +125,7 @@ def test_the_error_is_that_of_the_model_that_is_read_back(tmp_path: Path) -> Non
     assert not any(each.name.startswith(".") for each in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_error_gives_each_matrix_its_own_rank(tmp_path: Path) -> None:
     base = save_base("gpt2", tmp_path / "base")
     expert = fine_tune("gpt2", base, tmp_path / "expert", 5)

@@ -38,7 +38,12 @@ def exported(work: Equipment, out: Path) -> Checkpoint:
 
 
 @pytest.mark.parametrize(
-    "model, dtype", [("llama", torch.float32), ("gpt2", torch.bfloat16), ("llama-tied", torch.float32)]
+    "model, dtype",
+    [
+        ("gpt2", torch.bfloat16),
+        pytest.param("llama", torch.float32, marks=pytest.mark.slow),
+        pytest.param("llama-tied", torch.float32, marks=pytest.mark.slow),
+    ],
 )
 def test_one_exact_vector_gives_the_fine_tune_back(
     families: Callable[..., Family], vectors: Callable[..., Path], tmp_path: Path, model: str, dtype: torch.dtype
@@ -62,6 +67,7 @@ def test_several_are_added_to_scale(
     assert {each.method for each in work.recipe.groups.values()} == {"task_arithmetic"}
 
 
+@pytest.mark.slow
 def test_a_negative_scale_takes_away(
     families: Callable[..., Family], vectors: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -74,6 +80,7 @@ def test_a_negative_scale_takes_away(
         assert torch.allclose(found.read(name), 2 * base.read(name) - a.read(name), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_base_takes_force(
     families: Callable[..., Family], vectors: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -30,23 +30,41 @@ from merging.verification import same_bits
 Make = Callable[..., Path]
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[object, Path]:
+    """What was extracted before."""
+    return {}
+
+
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """``make(base, expert, coding)`` writes a vector, and gives its folder."""
+def make(made: dict[object, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Make:
+    """``make(base, expert, coding)`` gives the folder of a vector that a test may break."""
 
     def write(base: Path, expert: Path | Checkpoint, coding: Coding | None = None) -> Path:
-        folder = tmp_path / f"vector-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        origin = open_model(base)
-        tuned = expert if isinstance(expert, Checkpoint) else open_model(expert, origin)
-        write_vector(folder, origin, tuned, About("v"), coding or Coding())
-        return folder
+        coding = coding or Coding()
+        key = (base, expert, repr(coding), extraction.SHARD_BYTES)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("vector")
+            origin = open_model(base)
+            tuned = expert if isinstance(expert, Checkpoint) else open_model(expert, origin)
+            write_vector(folder, origin, tuned, About("v"), coding)
+            made[key] = folder
+        return Path(shutil.copytree(made[key], tmp_path / f"vector-{len(list(tmp_path.iterdir()))}"))
 
     return write
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "mistral-sharded"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        ("gpt2", torch.bfloat16),
+        *(
+            pytest.param(name, dtype, marks=pytest.mark.slow)
+            for name in ("llama", "llama-tied", "gpt2", "mistral-sharded")
+            for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        ),
+    ],
+)
 def test_an_exact_vector_is_the_fine_tune_bit_by_bit(
     families: Callable[..., Family], make: Make, name: str, dtype: torch.dtype
 ) -> None:
@@ -60,7 +78,14 @@ def test_an_exact_vector_is_the_fine_tune_bit_by_bit(
 
 
 @pytest.mark.parametrize(
-    "codec, options", [("svd", {"rank": 4}), ("topk", {"density": 0.2}), ("onebit", {}), ("bf16", {})]
+    "codec, options",
+    [
+        ("svd", {"rank": 4}),
+        *(
+            pytest.param(codec, options, marks=pytest.mark.slow)
+            for codec, options in (("topk", {"density": 0.2}), ("onebit", {}), ("bf16", {}))
+        ),
+    ],
 )
 def test_the_error_that_a_vector_states_is_that_of_the_composed_model(
     families: Callable[..., Family], make: Make, codec: str, options: dict[str, object]
@@ -86,6 +111,7 @@ def test_the_error_that_a_vector_states_is_that_of_the_composed_model(
     assert manifest.content == composed.content != expert.content
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept(families: Callable[..., Family], make: Make) -> None:
     family = families("llama")
     manifests = {budget: Manifest.read(make(family.base, family.a, Coding(budget=budget))) for budget in (0.01, 0.2)}
@@ -114,6 +140,34 @@ def test_factors_stay_factored_and_compose_the_same_bits(families: Callable[...,
     assert composed.manifest.bytes == 3 * (rows + columns) * 4 < full
 
 
+def test_an_adapter_of_peft_becomes_a_vector_of_its_factors(
+    families: Callable[..., Family], make: Make, tmp_path: Path
+) -> None:
+    base = Checkpoint.open(families("llama").base)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    torch.manual_seed(5)
+    parts = {}
+    for name, info in base.tensors.items():
+        module = name.removesuffix(".weight")
+        if module.endswith(("q_proj", "down_proj")):
+            parts[f"base_model.model.{module}.lora_A.weight"] = torch.randn(2, info.shape[1])
+            parts[f"base_model.model.{module}.lora_B.weight"] = 0.01 * torch.randn(info.shape[0], 2)
+    save_file(parts, folder / "adapter_model.safetensors")
+    adapter, composed = open_model(folder, base), open_vector(make(base.path, folder), base)
+    assert composed.content == adapter.content != base.content
+    found = {name for name, each in composed.manifest.tensors.items() if each.codec == "factored"}
+    assert len(found) == len(parts) // 2 and composed.manifest.is_exact
+    for name in found:
+        module = name.removesuffix(".weight")
+        left, right = (parts[f"base_model.model.{module}.lora_{part}.weight"] for part in "BA")
+        assert torch.allclose(composed.read(name) - base.read(name), 3 * left @ right, atol=1e-6)
+    numbers = sum(each.numel() for each in parts.values())
+    assert composed.manifest.bytes <= 4 * numbers
+
+
 def test_a_vector_is_a_source_like_any_other(families: Callable[..., Family], make: Make) -> None:
     family = families("llama")
     folder = make(family.base, family.a)
@@ -123,6 +177,7 @@ def test_a_vector_is_a_source_like_any_other(families: Callable[..., Family], ma
     assert sources.distance == pytest.approx(whole.distance)
 
 
+@pytest.mark.slow
 def test_shards_are_written_as_they_fill_up(
     families: Callable[..., Family], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +193,7 @@ def test_shards_are_written_as_they_fill_up(
 
 
 def test_one_tensor_of_each_model_is_in_memory_at_a_time(
-    families: Callable[..., Family], make: Make, monkeypatch: pytest.MonkeyPatch
+    families: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is read for encoding is let go before the next is read."""
     import weakref
@@ -156,7 +211,7 @@ def test_one_tensor_of_each_model_is_in_memory_at_a_time(
 
     monkeypatch.setattr(extraction, "_own", counted)
     family = families("llama")
-    make(family.base, family.a, Coding("bf16"))
+    write_vector(tmp_path, Checkpoint.open(family.base), Checkpoint.open(family.a), About("v"), Coding("bf16"))
     assert len(living) > 40 and most <= 4  # two of this tensor, and the two before while their names are rebound
 
 
@@ -219,6 +274,7 @@ def test_sketches_tell_the_distance(tmp_path: Path, size: int, spread: float) ->
     assert sketches[0][1] == pytest.approx(norm, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_distance_of_bases_is_that_of_their_weights(families: Callable[..., Family], make: Make) -> None:
     family = families("llama")
     folder = make(family.base, family.a)
@@ -286,6 +342,7 @@ def test_a_fine_tune_of_another_architecture_is_refused(families: Callable[..., 
         make(families("llama").base, families("gpt2").a)
 
 
+@pytest.mark.slow
 def test_a_fine_tune_that_ties_its_head_has_the_embedding_there(families: Callable[..., Family], make: Make) -> None:
     base, expert = Checkpoint.open(families("llama").base), Checkpoint.open(families("llama-tied").a)
     composed = open_vector(make(base.path, expert.path), base)

@@ -150,6 +150,7 @@ def test_what_a_kill_left_is_cleared_away_and_what_is_being_written_is_not(
         os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_a_removed_vector_is_never_seen_half(store: Store, vector: Path, forked: Fork) -> None:
     store.add("v", copied(vector))
 

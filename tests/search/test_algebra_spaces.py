@@ -181,6 +181,11 @@ WRONG = {
     "an expert's name": (("    clean:", "    ls:"), "models.derived.ls: 'ls' is the name of an expert"),
     "the base's name": (("    clean:", "    base:"), "models.derived.base: 'base' is the name of the base model"),
     "nothing but the base": (("base - 1.0*gs", "base + gs - gs"), "models.derived.clean: this is the base itself"),
+    "a circle behind an expression": (
+        ("evaluators:\n  real", "    loop: loop + gs\nevaluators:\n  real"),
+        "models.derived.loop: expected derived experts that lead back",
+    ),
+    "a name that is a number": (("    clean:", "    7:"), "models.derived.7: "),
     "no text": (("base - 1.0*gs", "3"), "models.derived.clean: "),
     "a virtual one inside": (
         ("evaluators:", "  virtual: {mean: {method: linear}}\nevaluators:"),
@@ -208,9 +213,11 @@ def test_what_is_wrong_is_said_with_its_place(change: tuple[str, str], says: str
     if says is None:
         assert loaded(tmp_path, change)
         return
-    with pytest.raises(SearchError) as caught:
-        loaded(tmp_path, change)
-    assert says in str(caught.value) and "config.yaml:" in str(caught.value)
+    searched = () if change[0] == KNOTS else ((KNOTS, KNOTS + SEARCHED),)
+    for more in ((), searched):  # also where an expression of the space names them
+        with pytest.raises(SearchError) as caught:
+            loaded(tmp_path, change, *more)
+        assert says in str(caught.value) and "config.yaml:" in str(caught.value)
 
 
 def test_a_derived_expert_is_an_expert_of_the_search(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -108,7 +109,10 @@ def test_tables_hold_the_numbers_of_the_drawings(diagnosis: Diagnosis) -> None:
 def test_a_page_lets_nothing_in_and_holds_no_path(diagnosis: Diagnosis, tmp_path: Path) -> None:
     verdict = Verdict("</script><img src=x>", (Reason("<b>bold</b> \u202e"),), ('"&',))
     finding = replace(
-        finding_of(diagnosis, verdict=verdict),
+        finding_of(
+            replace(diagnosis, references={"one": str(tmp_path / "deep")}, notes=(f"{tmp_path / 'deep'} is far away",)),
+            verdict=verdict,
+        ),
         references={"base": str(tmp_path / "deep" / "start"), "one": "zoo://f/one"},
     )
     path = write_page(finding, tmp_path / "page.html")
@@ -117,6 +121,7 @@ def test_a_page_lets_nothing_in_and_holds_no_path(diagnosis: Diagnosis, tmp_path
     assert "Content-Security-Policy" in markup and "default-src &#x27;none&#x27;" in markup
     assert "<img" not in markup and "<b>bold" not in markup and "\u202e" not in markup
     assert "&lt;/script&gt;&lt;img" in markup
+    assert "deep is far away" in markup
     assert str(tmp_path) not in text and ">start<" in markup and "zoo://f/one" in markup
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
 
@@ -278,7 +283,7 @@ def test_what_is_suggested_is_a_space_of_a_config(diagnosis: Diagnosis) -> None:
         space = SpaceConfig.model_validate(yaml.safe_load(text)["space"])
         assert all(is_ready(str(each)) for each in space.methods)
     assert space.granularity == Blocks(blocks="auto") and space.coefficient == (0.0, 1.2)
-    assert said in " ".join(shown_by(diagnosis, verdict(diagnosis)).split())
+    assert indent(said, "    ") in shown_by(diagnosis, verdict(diagnosis))
 
 
 def shown_by(diagnosis: Diagnosis, words: Any) -> str:
