@@ -5,7 +5,7 @@
 Makes a Llama (341 M parameters in bfloat16, that of ``materialize.py``), adapters of all its linear weights, and the
 models that they are folded into, in float32, once (in --workdir; 6 GB). Then, in a process of its own each, one thread:
 
-- opening and checking the sources; memory that they take once a live model stands beside them;
+- opening and checking the sources; memory that they and a live model take;
 - inner products of the task vectors of all tensors (what model_stock, slerp on task vectors and diagnose ask for);
 - the directions of matrix methods, for the first --blocks blocks;
 - a full candidate of each method, every statistic known (of matrix methods on those blocks alone).
@@ -160,8 +160,8 @@ def _show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     print(f"{result['parameters'] / 1e6:.0f} M parameters, {arguments.adapters} adapters of rank {arguments.rank}")
     print(f"{'':34}{'adapters':>12}{'folded':>12}{'ratio':>9}")
     rows = [("on disk, MB", *(result["on disk"][kind] / 1e6 for kind in KINDS))]
-    rows += [(f"{what}, MB", thin[key] / 1e6, dense[key] / 1e6)
-             for what, key in (("memory of base and sources", "memory"), ("peak of the process", "peak"))]  # fmt: skip
+    memories = {"base, sources and live model": "memory", "peak of the process": "peak"}
+    rows += [(f"{what}, MB", thin[key] / 1e6, dense[key] / 1e6) for what, key in memories.items()]
     rows.append(("opening, s", thin["opening"], dense["opening"]))
     rows += [(f"{what}, s", thin["seconds"][what], dense["seconds"][what]) for what in thin["seconds"]]
     for what, one, other in rows:

@@ -75,6 +75,34 @@ def write_lora(
     )
 
 
+def write_or_check(
+    work: Work, out: Path, rank: str, options: ExportOptions, *, rest: Rest = "save", on_tensor: OnTensor | None = None
+) -> Written:
+    """As :func:`write_lora`; one that a push left here is written again beside it, compared, and kept as it is.
+
+    Raises:
+        SearchError, MergingError: as :func:`write_lora`, or what is here is another adapter, or damaged.
+    """
+    import tempfile
+    from dataclasses import replace
+
+    from merging.lora.adapter import WEIGHTS
+    from merging.opening import is_adapter
+    from merging.verification import sha256_of
+    from search.export import holds
+
+    if not (is_adapter(out) and (out / WEIGHTS).is_file() and holds(out, work.recipe)):
+        return write_lora(work, out, rank, options, rest=rest, on_tensor=on_tensor)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.again-", dir=out.parent) as beside:
+        again = write_lora(work, Path(beside) / out.name, rank, options, rest=rest, on_tensor=on_tensor)
+        if sha256_of(again.folder / WEIGHTS) != sha256_of(out / WEIGHTS):
+            raise SearchError(
+                f"expected {out} to hold the adapter that is to be pushed, found other weights in it: it was written "
+                "with another --lora or --lora-rest, or is damaged; choose another folder, or remove it"
+            )
+    return replace(again, folder=out)
+
+
 def said(written: Written) -> list[str]:
     """What a terminal is told of an adapter."""
     from merging.vectors.cards import error_words, size_words

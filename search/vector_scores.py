@@ -13,7 +13,6 @@ from search.config import LoadedConfig
 from search.errors import SearchError
 
 if TYPE_CHECKING:
-    from merging import Recipe, Sources
     from search.statistics.paired import Paired
 
 VECTOR, EXPERT = "vector", "expert"
@@ -74,6 +73,7 @@ def score_vector(
 
     from evaluators import open_engine
     from merging import Checkpoint, Materializer, Sources, load_model
+    from merging.vectors.equip import alone
     from search.setup import build_evaluators, prepare_evaluators
     from search.workers.inline import InlineWorker
 
@@ -107,7 +107,7 @@ def score_vector(
         say(
             f"scoring {'the base' if of == 'base' else 'the base with the vector' if of == VECTOR else 'the fine-tune'}"
         )
-        evaluation = worker.evaluate(_alone(sources, of, loaded.config.models.dtype), split)
+        evaluation = worker.evaluate(alone(sources, of, loaded.config.models.dtype), split)
         items[of] = dict(evaluation.scores)
         found += _scores(of, evaluation, metrics, split)
     losses = {}
@@ -135,16 +135,6 @@ def _same_content(loaded: LoadedConfig, manifest: Manifest, checkpoint: Any) -> 
         if size == manifest.expert.bytes and opened.content == manifest.expert.content:
             return path
     return None
-
-
-def _alone(sources: Sources, alias: str, dtype: str | None) -> Recipe:
-    """A model's own weights."""
-    from merging import Assignment, Recipe
-    from merging.methods.registry import canonical_recipe
-
-    assignment = Assignment.of("linear", {alias: {"coefficient": 1.0}})
-    recipe = Recipe("base", sources.refs, dict.fromkeys(sources.layout.groups, assignment), dtype=dtype)
-    return canonical_recipe(recipe)
 
 
 def _scores(of: str, evaluation: Any, metrics: Mapping[str, Any], split: Split) -> list[Score]:

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.diagnosing.correlate import Pair, correlation
 from experiments.diagnosing.predictors import PREDICTORS
 
-SHOWN = ("norm_ratio", "cosine", "alignment", "average_gap")
+SHOWN = ("norm_ratio", "cosine", "alignment", "look_gap")
 
 _MARKS = {"skills": "o", "skills-nano": "s", "digits": "^", "speech": "D", "reward": "P"}
 _LIGHT = {"ink": "#24292f", "ground": "#ffffff", "grid": "#d8dee4",

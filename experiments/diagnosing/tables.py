@@ -101,7 +101,7 @@ def lambda_lines(pairs: Sequence[Pair]) -> str:
 
 def pairs_table(pairs: Sequence[Pair]) -> str:
     """Every pair."""
-    keys = ("norm_ratio", "imbalance", "cosine", "sign_conflict", "overlap_lift", "alignment", "average_gap")
+    keys = ("norm_ratio", "imbalance", "cosine", "sign_conflict", "overlap_lift", "alignment", "look_gap")
     lines = [
         "| family | seed | pair | gap | best λ | " + " | ".join(PREDICTORS[key].title for key in keys) + " |",
         "|---|---|---|---|---|" + "---|" * len(keys),

@@ -21,8 +21,8 @@ __all__ = ["Reason", "Suggested", "Verdict", "verdict"]
 Level = Literal["likely", "uncertain", "unlikely"]
 
 CAVEAT = (
-    "This is read from the weights alone, which foretell little: a few scores of the plain average say more "
-    "(--data, or --config)."
+    "This is read from the weights alone, which foretell little. A few dozen scored items of one first merge foretell "
+    "far more (--data, or --config)."
 )
 
 _OF_MERGES = frozenset({"barrier", "activation", "lambda"})

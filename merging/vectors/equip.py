@@ -96,6 +96,18 @@ def equip(
     return Equipment(recipe, sources, folders, alone if companion else None, notes)
 
 
+def alone(sources: Sources, alias: str, dtype: str | None = None) -> Recipe:
+    """The recipe of a model's own weights, as they are.
+
+    Args:
+        sources: the models.
+        alias: which of them.
+        dtype: of the result; the base's if None.
+    """
+    assignment = Assignment.of("linear", {alias: {"coefficient": 1.0}})
+    return canonical_recipe(Recipe(BASE, sources.refs, dict.fromkeys(sources.layout.groups, assignment), dtype=dtype))
+
+
 class _OverItsOwnBase(Checkpoint):
     """A composed model that is read as any model: its base is not that of the merge, whose tensors would be wrong."""
 

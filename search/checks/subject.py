@@ -88,9 +88,21 @@ def read_subject(source: YamlSource, findings: Findings) -> Subject | None:
         wrong |= left_out | {each.location for each in problems}
     if config is None:
         return None
+    config = _without_algebra(config, wrong)
     with contextlib.suppress(MergingError, SearchError):  # an unknown method, or expression, which was said
         config = with_calibration(config)
     return Subject(LoadedConfig(config, Path(source.path), source), findings, frozenset(wrong))
+
+
+def _without_algebra(config: Config, wrong: Iterable[Location]) -> Config:
+    """Without expressions where one of them is wrong: nobody can say what they come to."""
+    places = {each[:2] for each in wrong}
+    space, models = config.space, config.models
+    if ("models", "derived") in places:
+        models = models.model_copy(update={"derived": {}})
+    if places & {("models", "derived"), ("space", "expression"), ("space", "experts")}:
+        space = space.model_copy(update={"expression": None, "variables": {}, "experts": None})
+    return config.model_copy(update={"space": space, "models": models})
 
 
 def _touches(location: Location, others: Iterable[Location]) -> bool:

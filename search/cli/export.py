@@ -158,13 +158,16 @@ def check_lora(lora: str | None, rest: Rest | None) -> None:
         Rank.parse(lora)
 
 
-def write_lora_folder(work: Work, out: Path, rank: str, options: ExportOptions, rest: Rest | None) -> Written:
-    """Write a merge as an adapter, with a bar on a terminal."""
-    from search.adapter_export import write_lora
+def write_lora_folder(
+    work: Work, out: Path, rank: str, options: ExportOptions, rest: Rest | None, *, again: bool = False
+) -> Written:
+    """Write a merge as an adapter, with a bar on a terminal; ``again`` keeps one that a push has left."""
+    from search.adapter_export import write_lora, write_or_check
     from search.vector_work import progress
 
+    write = write_or_check if again else write_lora
     with progress("writing the adapter") as on_tensor:
-        return write_lora(work, out, rank, options, rest=rest or "save", on_tensor=on_tensor)
+        return write(work, out, rank, options, rest=rest or "save", on_tensor=on_tensor)
 
 
 def tell_lora(work: Work, written: Written, json: bool, pushed: Pushed | None = None) -> None:
@@ -199,7 +202,7 @@ def _adapter(
     from search.export import work_of
 
     work = work_of(results, id)
-    written = write_lora_folder(work, out, lora[0], options, lora[1])
+    written = write_lora_folder(work, out, lora[0], options, lora[1], again=target is not None)
     sent = None
     if target is not None:
         sent = target.send(written.folder, f"{results.name}, candidate {id}, as an adapter, by paretomerge")

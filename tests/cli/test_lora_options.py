@@ -16,6 +16,9 @@ from search.cli import run_command
 sys.path.insert(0, str(Path(__file__).parents[1] / "merging"))
 from adapter_folders import LAYER, ROOT, factors, write_adapter_folder, write_base
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
+from fake_hub import TOKEN, FakeHub
+
 from merging.checkpoint import Checkpoint
 from merging.lora.source import open_adapter
 
@@ -114,8 +117,12 @@ def test_an_adapter_of_other_modules_is_refused(folder: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_a_candidate_as_an_adapter(tiny_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    """The run's choice, at a rank that leaves something out: the error is that of what is read back."""
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+def test_a_candidate_as_an_adapter(
+    tiny_project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's choice, at a rank that leaves something out: the error is that of what is read back. It can be pushed,
+    and a push that broke off goes on."""
     folder = tiny_project(candidates=14)
     assert run_command(["run", "config.yaml", "--display", "none"]) == 0
     model = facts(capsys, "export", "runs/tiny")
@@ -131,3 +138,23 @@ def test_a_candidate_as_an_adapter(tiny_project: Project, capsys: pytest.Capture
     assert f"candidate {found['candidate']}" in card and str(folder) not in card
     error = refused(capsys, "export", "runs/tiny", "--lora", "4", "--rescore", "--out", "again")
     assert "--rescore compares bits" in error and not Path("again").exists()
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    push = ["export", "runs/tiny", "--out", "mine", "--push", "me/adapter", "--parent", "base=me/Base", "--lora"]
+    with FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        hub.failures["PUT /lfs/"] = "drop"
+        assert run_command([*push, "4"]) == 2
+        assert "the connection broke off" in capsys.readouterr().err
+        hub.failures.clear()
+        assert "found other weights in it" in refused(capsys, *push, "3")
+        assert facts(capsys, *push, "4")["pushed"]["url"]
+        there = hub.repositories["me/adapter"].branches["main"]
+        assert there == {file.name: file.read_bytes() for file in Path("mine").iterdir()}
+        assert b"- me/Base\nbase_model_relation: adapter" in there["README.md"]
+    assert not [each for each in Path().iterdir() if each.name.startswith(".mine")]

@@ -12,6 +12,7 @@ from comparison import backend
 from torch import Tensor
 
 from merging.files import TensorInfo
+from merging.masks import keys_of, last_kept, seed32
 from merging.vectors.codec import decode, encode
 from merging.vectors.tensors import PIECE
 
@@ -49,6 +50,22 @@ def test_more_than_a_piece_is_as_its_pieces(codec: str) -> None:
     tail = slice(rows - 6, rows)  # three rows before that one, and two behind it
     off = error_of(again[tail], base[tail], expert[tail])
     assert off == pytest.approx(error_of(again[:6], base[:6], expert[:6]), rel=0.15)
+    changed = (again != base).reshape(-1)
+    if codec == "topk":
+        assert int(changed.sum()) == pytest.approx(0.25 * base.numel(), abs=base.numel() * 1e-3)
+    if codec == "seeded":
+        kept = keys_of(np.arange(PIECE, base.numel()), seed32(0, "", "a", "drop")) <= last_kept(0.1)
+        assert not bool((changed[PIECE:] & ~torch.from_numpy(kept)).any())
+
+
+def test_ties_and_rows_that_go_through_two_pieces() -> None:
+    rows = PIECE // 500 + 3
+    base, signs = torch.zeros(rows, 500), torch.where(gaussian((rows, 500))[1] >= 0, 1.0, -1.0)
+    kept = composed(encode("a", base, signs, "topk", density=0.5), base, signs)
+    assert int((kept != 0).sum()) == round(0.5 * base.numel())
+    delta = signs * (1 + torch.arange(rows))[:, None] * 2.0**-8
+    found = encode("a", base, delta, "onebit")
+    assert found.error == 0.0 and torch.equal(found.tensors["sizes"], delta[:, 0].abs())
 
 
 def test_bf16_rounds_every_value_to_eight_bits() -> None:

@@ -11,13 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.recipe import Group, SourceRef
+from search.algebra import searched_experts
+from search.calibration import calibrated
+from search.checks.findings import Findings
+from search.checks.subject import read_subject
 from search.config import load_config, resolved_yaml
 from search.errors import SearchError
 from search.optimizers.contract import Genome
+from search.positions import YamlSource
 from search.schema import Config
 from search.space import Bounds, Space, SpaceError, mixed
 from search.stages import Stage, build_stages, translate
-from search.virtual import derived_of, experts_of, modelled
+from search.virtual import derived_of, experts_of, made_of, modelled
 
 GROUPS = [Group("embedding"), Group("norm"), Group("head")]
 GROUPS += [Group(kind, depth) for depth in range(4) for kind in ("attention", "mlp", "norm")]
@@ -273,3 +278,19 @@ def test_the_config_reads_back_and_says_nothing_where_nothing_was_said(tmp_path:
     (tmp_path / "plain.yaml").write_text(text.replace("{metric: other.accuracy, }", "other.accuracy"))
     plain = resolved_yaml(load_config(tmp_path / "plain.yaml").config)
     assert not {"derived", "expression", "variables"} & set(plain.replace(":", " ").split())
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "regmean"])
+@pytest.mark.parametrize("case", [name for name in WRONG if WRONG[name][1] is not None])
+def test_a_check_looks_at_the_rest_of_a_config_whose_algebra_is_wrong(case: str, method: str, tmp_path: Path) -> None:
+    """Whatever is wrong with expressions, what they come to is never asked for."""
+    text = CONFIG
+    change = WRONG[case][0]
+    searched = KNOTS + SEARCHED + f"  methods: [{method}]\n"
+    text = text.replace(*change) if change[0] == KNOTS else text.replace(*change).replace(KNOTS, searched)
+    (tmp_path / "config.yaml").write_text(text)
+    source = YamlSource(tmp_path / "config.yaml")
+    findings = Findings(source)
+    subject = read_subject(source, findings)
+    assert subject is not None and findings.errors
+    made_of(subject.config), searched_experts(subject.config), calibrated(subject.config)
