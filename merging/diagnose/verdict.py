@@ -184,15 +184,14 @@ def _advice(
         found.append(_first(suggested))
     if suggested.separate:
         places = rules.hot_places(diagnosis)
-        found.append(
-            f"Let {listed(places)} have coefficients of their own: granularity: layer, or blocks that end there."
-        )
+        outside = all(each.first is None for each in places)
+        how = "kinds: a list of its own" if outside else "granularity: layer, or blocks, and kinds of their own"
+        found.append(f"In a search let {listed(places)} have coefficients apart from the rest ({how}).")
     for stack, first in suggested.borders:
         tower = f" of {stack}" if stack else ""
         starts = ", ".join(map(str, first))
-        found.append(
-            f"The layers{tower} fall into {len(first)} blocks that begin at {starts} (granularity: blocks: auto)."
-        )
+        text = f"The layers{tower} fall into {len(first)} blocks, which begin at {starts} (granularity: blocks: auto)."
+        found.append(text)
     if not data:
         found.append(CAVEAT)
     return found

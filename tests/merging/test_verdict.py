@@ -223,3 +223,20 @@ def test_a_verdict_is_plain_json() -> None:
     data = json.loads(json.dumps(verdict(diagnosis(measures(ratio=0.2))).as_data(), allow_nan=False))
     assert data["level"] == "uncertain" and data["suggested"]["coefficient"] == [0.0, 1.5]
     assert all(each["text"].endswith(".") for each in data["reasons"]) and data["reasons"][0]["threshold"] == 0.1
+
+
+def test_steps_over_depth_become_blocks() -> None:
+    # From layer 6 on the task vectors are four times as large.
+    found = diagnosis()
+    depths = {("", depth): measures(200, ratio=0.02 if depth < 6 else 0.08) for depth in range(12)}
+    stepped = verdict(replace(found, depths=depths))
+    assert stepped.suggested.borders == (("", (0, 6)),)
+    assert any("fall into 2 blocks, which begin at 0, 6" in each for each in stepped.advice)
+    assert verdict(found).suggested.borders == ()
+
+
+def test_places_outside_the_blocks_are_given_a_kind() -> None:
+    hot = replace(measures(100, conflict=1.0), overlap={AB: 0.5})
+    found = verdict(diagnosis(measures(1000), {Group("embedding"): hot, Group("mlp", 0): measures(900)}))
+    assert found.headline.endswith("conflict is concentrated in the embedding: give it coefficients of its own.")
+    assert any(each.startswith("In a search let the embedding") and "kinds" in each for each in found.advice)
