@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from merging.composed import Composed
 from merging.mergekit import Plan, layers_of_config, narrows, promoted, stored
 from merging.mergekit_config import check
 from merging.mergekit_methods import METHODS
@@ -43,6 +44,7 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     recipe = _with_aliases(canonical_recipe(recipe), sources.bind(recipe))
     view = restack(sources, recipe.layers)
     recipe = pruned(recipe, view.layout)
+    _check_folders(recipe, sources)
     assignments = {name: recipe.for_tensor(name, view.layout.group(name)) for name in view.tensors}
     method = _one_method(assignments)
     for name, assignment in assignments.items():
@@ -51,6 +53,15 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     _verify(data, recipe, view, assignments)
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
     return "".join(f"# {line}\n" for line in _remarks(method, recipe, data)) + text
+
+
+def _check_folders(recipe: Recipe, sources: Sources) -> None:
+    composed = [alias for alias in recipe.sources if isinstance(sources.checkpoints.get(alias), Composed)]
+    if composed:
+        raise MergingError(
+            f"mergekit merges model folders, and {', '.join(composed)} is an adapter or a task vector; write it as a "
+            "model first (`paretomerge vector equip`)"
+        )
 
 
 def _with_aliases(recipe: Recipe, bound: Mapping[str, str]) -> Recipe:

@@ -250,8 +250,9 @@ class Sources:
         key, checkpoint = (alias, self.source_name(alias, name)), self.checkpoints[alias]
         assert isinstance(checkpoint, Composed)
         stored = self._stored(*key)
-        # Of the base what it changes, which in a view of other blocks need not be what the base has here.
-        base = self._read.get((self.base, key[1]))
+        # Of its base what it changes, which in a view of other blocks need not be what the base has here.
+        own = checkpoint.base is self.checkpoints[self.base]
+        base = self._read.get((self.base, key[1])) if own else None
         if base is None and name == self._borrowed:
             info = checkpoint.base.tensors[stored]
             base = torch.empty(info.shape, dtype=info.dtype)

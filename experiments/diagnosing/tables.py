@@ -31,8 +31,9 @@ def predictors_table(pairs: Sequence[Pair]) -> str:
         if not found.count:
             continue
         own = [_of_family(pairs, name, key) for name in names]
+        sign = "+" if each.worse > 0 else "−"
         cells = [
-            each.title, _COSTS[each.costs], "+" if each.worse > 0 else "−", f"**{_signed(found.within)}**",
+            each.title, _COSTS[each.costs], sign if each.foretold else f"({sign})", f"**{_signed(found.within)}**",
             f"{_signed(found.low)} to {_signed(found.high)}", _signed(found.overall), *map(_signed, own),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")

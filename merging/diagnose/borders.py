@@ -45,7 +45,7 @@ _LEAST_SCATTER = 0.05
 _FEW = 3.0
 
 # ‖τ‖/‖θ0‖ below this fraction of the largest of an expert is taken for that: a layer that was not trained has none.
-_LEAST_RATIO = 1e-3
+_LEAST_RATIO = 0.1
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def compress(delta: Tensor, rank: Rank, dtype: torch.dtype = torch.float32) -> P
     with torch.no_grad(), one_thread():
         square = _squares(delta)
         if not square:
-            return _nothing(*delta.shape, dtype)
+            return _nothing(delta.shape[0], delta.shape[1], dtype)
         u, s, vh = _leading(delta, rank, square)
         kept = _count(s, square, rank)
         left, right = _balanced(u[:, :kept], s[:kept], vh[:kept], dtype)

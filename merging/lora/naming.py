@@ -155,7 +155,7 @@ class Names:
     @cached_property
     def _twins(self) -> Mapping[str, str]:
         """Live name of a tied parameter -> the name of the same parameter that is found on disk."""
-        found = {}
+        found: dict[str, str] = {}
         for names in self._parameters.values():
             placed = [name for name in names if name in self._places]
             if placed:

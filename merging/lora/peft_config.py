@@ -10,7 +10,7 @@ from merging.lora.compress import Rank
 from merging.lora.naming import Names
 
 if TYPE_CHECKING:
-    from merging.lora.write import Parts
+    from merging.lora.collect import Parts
 
 # Classes that PEFT has a class of its own for, and that brings no head of its own along.
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}

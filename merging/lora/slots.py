@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,8 +110,7 @@ def live_tensor(slot: Slot, difference: Difference, shapes: Mapping[str, Shape])
     return _gathered(slot, read, shapes)
 
 
-def _gathered(slot: Slot, read: object, shapes: Mapping[str, Shape]) -> Tensor:
-    assert callable(read)
+def _gathered(slot: Slot, read: Callable[[str], Tensor], shapes: Mapping[str, Shape]) -> Tensor:
     out = torch.zeros(slot.shape)
     for place in slot.places:
         found = read(place.name)

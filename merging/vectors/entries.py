@@ -91,14 +91,15 @@ class Entry:
 
     def number(self, key: str, *, signed: bool = False) -> float:
         """A finite number, from 0 on unless it is signed."""
-        value = self._data.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value) or (value < 0 and not signed):
+        value: Any = self._data.get(key)
+        plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not plain or (value < 0 and not signed):
             self.refuse(key, "a finite number" + ("" if signed else ", not negative"), _found(value))
         return float(value)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Sizes of a tensor that memory could hold."""
-        value = self._data.get(key)
+        value: Any = self._data.get(key)
         plain = isinstance(value, list) and all(type(each) is int and 0 <= each < _SIZES for each in value)
         if not plain or len(value) > _MOST_DIMENSIONS or math.prod(value) >= _SIZES:
             self.refuse(key, "the sizes of a tensor", _found(value))

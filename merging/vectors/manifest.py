@@ -207,11 +207,8 @@ class Score:
         of = entry.text("of")
         if of not in ("base", "vector", "expert"):
             entry.refuse("of", "base, vector or expert", of)
-        number = lambda key: entry.number(key, signed=True)  # noqa: E731
-        return Score(
-            of, entry.text("metric"), number("value"), number("low"), number("high"), entry.count("items"),
-            entry.text("split"),
-        )  # fmt: skip
+        value, low, high = (entry.number(key, signed=True) for key in ("value", "low", "high"))
+        return Score(of, entry.text("metric"), value, low, high, entry.count("items"), entry.text("split"))
 
 
 @dataclass(frozen=True)
@@ -341,9 +338,9 @@ class Manifest:
             MergingError: it is no manifest, or its id is not that of what it says.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = printable(repr(data.get("format") if isinstance(data, dict) else type(data).__name__))
+            other = printable(repr(data.get("format") if isinstance(data, dict) else type(data).__name__))
             raise MergingError(
-                f"expected a task vector of format {FORMAT} in {file}, found {found}; one of a later version needs a "
+                f"expected a task vector of format {FORMAT} in {file}, found {other}; one of a later version needs a "
                 "later paretomerge"
             )
         entry = Entry(data, file)
@@ -357,9 +354,9 @@ class Manifest:
             content=entry.digest("content"),
             base_norm=entry.number("base_norm"),
             license=entry.text("license", optional=True) or None,
-            tensors={name: StoredTensor.from_entry(each) for name, each in entry.entries("tensors").items()},
+            tensors={tensor: StoredTensor.from_entry(each) for tensor, each in entry.entries("tensors").items()},
             sketch=None if sketch is None else Part.from_entry(sketch),
-            files={name: _file(name, each) for name, each in entry.entries("files").items()},
+            files={file_name: _file(file_name, each) for file_name, each in entry.entries("files").items()},
             provenance=entry.plain("provenance"),
             scores=tuple(Score.from_entry(each) for each in entry.listed("scores")),
         )

@@ -270,7 +270,7 @@ def _maker(row: Row) -> Callable[[Row, Engine], Text]:
 
 
 def _document(row: Row, engine: Engine) -> Text:
-    from evaluators.perplexity import first_token, windows
+    from evaluators.documents import first_token, windows
 
     text = row.text("text")
     tokens = engine.encode(text, special=False)

@@ -15,8 +15,9 @@ from text_models import Bigram, Scripted, bigram_engine, byte_tokenizer
 
 from evaluators.conformance import EvaluatorConformance, broken_weights
 from evaluators.contract import EvaluatorError
+from evaluators.documents import first_token, windows
 from evaluators.engines.hf import HFEngine
-from evaluators.perplexity import Perplexity, PerplexityOptions, first_token, windows
+from evaluators.perplexity import Perplexity, PerplexityOptions
 
 
 def documents(count: int, start: int = 0) -> list[dict[str, Any]]:

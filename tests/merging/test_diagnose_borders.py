@@ -118,6 +118,14 @@ def test_layers_that_were_not_trained() -> None:
     assert auto_borders(profile) == (0, 5)
 
 
+def test_they_do_not_hide_another_border() -> None:
+    """Of the logarithm of nearly nothing there is no end."""
+    ratios, cosines, conflicts = scattered(16, 0)
+    ratios[:5] *= 1e-6
+    ratios[10:] *= 2.5
+    assert auto_borders(profile_of(ratios, cosines, conflicts)) == (0, 5, 10)
+
+
 def test_without_anything_to_go_by() -> None:
     same = profile_of(np.full((6, 2), 0.1), np.full(6, 0.2), np.full(6, 0.5))
     assert auto_borders(same) == (0,) and auto_borders(same, 3) == (0, 2, 4)

@@ -188,7 +188,7 @@ def test_fused_projections_are_taken_apart(families: Callable[..., Family]) -> N
     assert found.stable_rank["a"] == pytest.approx(sum(stable) / 3, rel=1e-6) and found.matrix_elements == 3 * 24 * 24
 
 
-def adapter(folder: Path, base: Checkpoint, seed: int) -> Composed:
+def adapter(folder: Path, base: Checkpoint, seed: int, where: str = "proj") -> Composed:
     generator = torch.Generator().manual_seed(seed)
     changes = {
         name: Factored.over(
@@ -198,7 +198,7 @@ def adapter(folder: Path, base: Checkpoint, seed: int) -> Composed:
             info.dtype,
         )
         for name, info in base.tensors.items()
-        if "proj" in name
+        if where in name and len(info.shape) == 2
     }
     return Composed(folder, base, changes)
 
@@ -220,6 +220,19 @@ def test_adapters_by_their_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # of the densified models rounding adds a little to every direction
     assert found.whole.effective_rank == pytest.approx(thick.whole.effective_rank, rel=1e-2)
     assert found.kinds["norm"].changed == {"a": 0.0, "b": 0.0} and not found.kinds["norm"].cosine
+
+
+def test_factors_of_fused_and_turned_projections(families: Callable[..., Family], tmp_path: Path) -> None:
+    base = Checkpoint.open(families("gpt2").base)
+    model = adapter(tmp_path / "a", base, 0, "c_attn.weight")
+    dense = write(tmp_path / "dense", {name: model.read(name) for name in base.tensors})
+    (dense / "config.json").write_text((base.path / "config.json").read_text())
+    thin = diagnose(Sources.opened({"base": base, "a": model}), FEW)
+    thick = diagnose(Sources.opened({"base": base, "a": Checkpoint.open(dense)}), FEW)
+    name = next(each for each in thin.tensors if "0.attn.c_attn.weight" in each)
+    assert thin.tensors[name].matrix_elements == 3 * 24 * 24
+    for rank in ("stable_rank", "energy_rank"):
+        assert getattr(thin.tensors[name], rank) == pytest.approx(getattr(thick.tensors[name], rank), rel=1e-4), rank
 
 
 def test_an_adapter_beside_a_fine_tune(tmp_path: Path) -> None:
