@@ -56,7 +56,7 @@ def chance_lines(pairs: Sequence[Pair]) -> str:
 def verdicts_table(pairs: Sequence[Pair]) -> str:
     """The gap by what the verdict says, from the weights alone."""
     from merging.diagnose.results import Diagnosis
-    from merging.diagnose.verdict import verdict
+    from merging.diagnose.verdicts import verdict
 
     levels: dict[str, list[Pair]] = {"likely": [], "uncertain": [], "unlikely": []}
     for pair in pairs:

@@ -10,31 +10,58 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merging.diagnose.borders import DepthProfile, auto_borders, borders_by_stack, depth_profile
+    from merging.diagnose.curves import Barrier, LambdaCurve, Redundancy, lambda_curve, loss_barrier, redundancy
+    from merging.diagnose.probes import ActivationCheck, Disentanglement, check_activations, disentanglement
     from merging.diagnose.results import FORMAT, Diagnosis, Measures, Settings
     from merging.diagnose.stream import diagnose
+    from merging.diagnose.verdicts import Verdict, verdict
 
 _HOMES = {
     "FORMAT": "results",
+    "ActivationCheck": "probes",
+    "Barrier": "curves",
     "DepthProfile": "borders",
     "Diagnosis": "results",
+    "Disentanglement": "probes",
+    "LambdaCurve": "curves",
     "Measures": "results",
+    "Redundancy": "curves",
     "Settings": "results",
+    "Verdict": "verdicts",
     "auto_borders": "borders",
     "borders_by_stack": "borders",
+    "check_activations": "probes",
     "depth_profile": "borders",
     "diagnose": "stream",
+    "disentanglement": "probes",
+    "lambda_curve": "curves",
+    "loss_barrier": "curves",
+    "redundancy": "curves",
+    "verdict": "verdicts",
 }
 
 __all__ = [
     "FORMAT",
+    "ActivationCheck",
+    "Barrier",
     "DepthProfile",
     "Diagnosis",
+    "Disentanglement",
+    "LambdaCurve",
     "Measures",
+    "Redundancy",
     "Settings",
+    "Verdict",
     "auto_borders",
     "borders_by_stack",
+    "check_activations",
     "depth_profile",
     "diagnose",
+    "disentanglement",
+    "lambda_curve",
+    "loss_barrier",
+    "redundancy",
+    "verdict",
 ]
 
 

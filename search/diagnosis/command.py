@@ -116,7 +116,7 @@ def _measured(asked: Asked, sources: Sources, shown: Bar) -> Diagnosis:
 
 
 def _finding(subject: Subject, diagnosis: Diagnosis, curves: Curves | None) -> Finding:
-    from merging.diagnose.verdict import verdict
+    from merging.diagnose.verdicts import verdict
 
     from search import __version__
 

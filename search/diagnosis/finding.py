@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merging.diagnose.results import Diagnosis
-    from merging.diagnose.verdict import Verdict
+    from merging.diagnose.verdicts import Verdict
     from search.diagnosis.probing import Curves
 
 FORMAT = "paretomerge-diagnose/1"

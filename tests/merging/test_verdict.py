@@ -14,7 +14,7 @@ from merging.diagnose.probes import ActivationCheck, BlockCheck
 from merging.diagnose.regions import regions
 from merging.diagnose.results import Diagnosis, Measures, Settings
 from merging.diagnose.rules import conflict_share, full_lambda
-from merging.diagnose.verdict import CAVEAT, Verdict, verdict
+from merging.diagnose.verdicts import CAVEAT, Verdict, verdict
 from merging.recipe import Group
 
 AB = ("a", "b")

@@ -40,7 +40,7 @@ class Suggested:
 
 @dataclass(frozen=True)
 class Verdict:
-    """As of :mod:`merging.diagnose.verdict`, with words of the test's own."""
+    """As of :mod:`merging.diagnose.verdicts`, with words of the test's own."""
 
     headline: str = "They can merge."
     reasons: tuple[Reason, ...] = (Reason("little conflict, but for one layer"),)

@@ -17,7 +17,7 @@ from planted_diagnosis import ATTENTION, DEPTHS, MLP, Reason, Verdict, diagnosed
 from rich.console import Console
 
 from merging.diagnose import Diagnosis, Measures
-from merging.diagnose.verdict import verdict
+from merging.diagnose.verdicts import verdict
 from merging.methods import is_ready
 from merging.recipe import Group
 from search.diagnosis import page
