@@ -117,7 +117,6 @@ def _measured(asked: Asked, sources: Sources, shown: Bar) -> Diagnosis:
 
 def _finding(subject: Subject, diagnosis: Diagnosis, curves: Curves | None) -> Finding:
     from merging.diagnose.verdicts import verdict
-
     from search import __version__
 
     return Finding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import pytest
 
@@ -240,3 +241,10 @@ def test_places_outside_the_blocks_are_given_a_kind() -> None:
     found = verdict(diagnosis(measures(1000), {Group("embedding"): hot, Group("mlp", 0): measures(900)}))
     assert found.headline.endswith("conflict is concentrated in the embedding: give it coefficients of its own.")
     assert any(each.startswith("In a search let the embedding") and "kinds" in each for each in found.advice)
+
+
+def test_public_names_are_no_modules_whatever_was_imported_before() -> None:
+    import merging.diagnose
+
+    found = {name: getattr(merging.diagnose, name) for name in merging.diagnose.__all__}
+    assert found["verdict"] is verdict and not any(isinstance(each, ModuleType) for each in found.values())
