@@ -70,7 +70,7 @@ class Checkpoint:
             raise MergingError(
                 f"expected a model folder at {path}, found a file; give the folder that holds config.json"
             )
-        config = _read_json(path / "config.json", f"expected config.json in the model folder {path}, found none")
+        config = read_object(path / "config.json", f"expected config.json in the model folder {path}, found none")
         weight_map = _weight_map(path, allow_pickle)
         files: dict[str, WeightFile] = {}
         tensors: dict[str, TensorInfo] = {}
@@ -82,7 +82,7 @@ class Checkpoint:
             tensors |= _shard_tensors(files[shard], path / shard, names)
         if not tensors:
             raise MergingError(f"expected weights in {path}, found no tensor in {', '.join(weight_map)}")
-        _check_depth(config, len(tensors), path)
+        check_depth(config, len(tensors), path)
         return Checkpoint(path, config, tensors, files)
 
     def read(self, name: str) -> Tensor:
@@ -216,8 +216,13 @@ def check_finite(checkpoint: Checkpoint, name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_depth(config: Any, tensors: int, path: Path) -> None:
+def check_depth(config: Any, tensors: int, path: Path) -> None:
     """Refuse a config of many more blocks than there are tensors: building them would never end.
+
+    Args:
+        config: as it is read from ``config.json``.
+        tensors: how many the model has.
+        path: of its folder, for messages.
 
     Raises:
         MergingError: names the key.
@@ -225,7 +230,7 @@ def _check_depth(config: Any, tensors: int, path: Path) -> None:
     most = max(_ALWAYS_FINE, 10 * tensors)  # layers may share their weights
     for key, value in config.items() if isinstance(config, dict) else ():
         if isinstance(value, dict):
-            _check_depth(value, tensors, path)
+            check_depth(value, tensors, path)
         elif type(value) is int and value > most and _COUNTED.search(key):
             raise MergingError(
                 f"expected {printable(key)} in {path / 'config.json'} to be at most {most}, since the weights are "
@@ -244,7 +249,7 @@ def _weight_map(path: Path, allow_pickle: bool) -> dict[str, list[str] | None]:
 
 
 def _indexed(path: Path, file: str) -> dict[str, list[str] | None]:
-    weight_map = _read_json(path / file, "", unique).get("weight_map")
+    weight_map = read_object(path / file, "", unique).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MergingError(
             f"expected a weight_map of tensor names to files in {path / file}, found none; save it again"
@@ -295,9 +300,19 @@ def _shard_tensors(held: WeightFile, file: Path, names: list[str] | None) -> Map
     return {name: held.tensors[name] for name in names}
 
 
-def _read_json(
+def read_object(
     file: Path, missing: str, objects: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict
 ) -> dict[str, Any]:
+    """A JSON file that holds an object, bounded.
+
+    Args:
+        file: of a model's folder.
+        missing: what is said where it is not there.
+        objects: makes each object of its pairs.
+
+    Raises:
+        MergingError: it is not there, or holds something else.
+    """
     try:
         data = read_json(file, objects)
     except FileNotFoundError as error:

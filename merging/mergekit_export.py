@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from merging.composed import Composed
 from merging.mergekit import Plan, layers_of_config, narrows, promoted, stored
 from merging.mergekit_config import check
 from merging.mergekit_methods import METHODS
 from merging.mergekit_slices import Writer
 from merging.methods.registry import canonical, canonical_recipe
+from merging.opening import is_adapter, is_vector
 from merging.recipe import Assignment, MergingError, Recipe, Value
 from merging.restack import pruned, restack
 from merging.sources import Sources
@@ -56,11 +56,12 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
 
 
 def _check_folders(recipe: Recipe, sources: Sources) -> None:
-    composed = [alias for alias in recipe.sources if isinstance(sources.checkpoints.get(alias), Composed)]
+    folders = {alias: sources.checkpoints[alias].path for alias in recipe.sources}
+    composed = [alias for alias, path in folders.items() if is_vector(path) or is_adapter(path)]
     if composed:
         raise MergingError(
-            f"mergekit merges model folders, and {', '.join(composed)} is an adapter or a task vector; write it as a "
-            "model first (`paretomerge vector equip`)"
+            f"mergekit merges model folders, and no adapters or task vectors, as {', '.join(composed)} here; write "
+            "each as a model first (`paretomerge vector equip`)"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,6 +73,22 @@ def scan(
                     squares[alias].append(square)
     whole = math.fsum(squares[base])
     return {alias: _ratio(math.fsum(each), whole) for alias, each in squares.items() if alias != base}
+
+
+def far(base: Path, experts: Mapping[str, Path], distance: Mapping[str, float]) -> tuple[str, ...]:
+    """What should be said of experts that hardly were trained from this base, one sentence each.
+
+    Args:
+        base: its folder.
+        experts: alias -> folder.
+        distance: alias -> ‖τ‖/‖θ0‖.
+    """
+    return tuple(
+        f"{experts[alias]} is far from the base: ‖τ‖/‖θ0‖ = {ratio:.2f}, where fine-tunes are under about 0.1 and "
+        f"unrelated models near 1.4; is {base} the base that it was trained from?"
+        for alias, ratio in distance.items()
+        if ratio > PLAUSIBLE
+    )
 
 
 class _Buffers:

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from merging.alignment import Alignment, renumbered, resized
-from merging.bounded import read_json
-from merging.checkpoint import Checkpoint, TensorInfo, check_finite, check_room, content_hash
+from merging.binding import bind
+from merging.checkpoint import Checkpoint, TensorInfo, check_finite, check_room, content_hash, read_object
 from merging.compatibility import check_plain, check_ties, is_frozen, is_tied, may_lack, optional_heads
-from merging.composed import Composed, Factored, Factors, factors_of
+from merging.composed import Factors
+from merging.composing import Composing
 from merging.differences import check_compatible
 from merging.files import Read
 from merging.layout import Layout
 from merging.opening import open_model, open_models
 from merging.pool import Pool
 from merging.recipe import MergingError, Recipe, SourceRef
-from merging.scan import PLAUSIBLE, scan
+from merging.scan import far, scan
 from merging.tokens import copy_tokenizer, write_united
 from merging.vocabulary import Axes, align
 
@@ -69,7 +70,7 @@ class Sources:
         self._alignment = alignment
         self._vocabulary: Path | str = "base"
         self._read: dict[tuple[str, str], Tensor] = {}
-        self._factors: dict[tuple[str, str], Factors] = {}
+        self._composing = Composing(checkpoints, base)
         self._borrowed: str | None = None
         self._embedding = optional_heads(checkpoints[base])
         self._pools: dict[tuple[tuple[str, ...], torch.dtype | None], Pool] = {}
@@ -183,12 +184,7 @@ class Sources:
         file = self.path / "generation_config.json"
         if not file.is_file():
             return None
-        try:
-            data = read_json(file)
-        except (OSError, ValueError) as error:
-            raise MergingError(f"expected JSON in {file}, found something else: {error}") from error
-        if not isinstance(data, dict):
-            raise MergingError(f"expected a JSON object in {file}, found {type(data).__name__}")
+        data = read_object(file, f"{file} was removed while it was read; restore it")
         return data if self._alignment is None else renumbered(data, self._alignment)
 
     def write_tokenizer(self, folder: Path) -> None:
@@ -242,26 +238,13 @@ class Sources:
     def composes(self, alias: str, name: str) -> bool:
         """Whether :meth:`tensor` makes this tensor anew whenever it is asked for."""
         key = (alias, self.source_name(alias, name))
-        checkpoint = self.checkpoints[alias]
-        changed = isinstance(checkpoint, Composed) and self._stored(*key) in checkpoint.changes
-        return changed and key not in self._read and not self._moves(*key)
+        in_memory = key in self._read or self._moves(*key)
+        return not in_memory and self._composing.changes(alias, self._stored(*key))
 
     def _composed(self, alias: str, name: str) -> Tensor:
-        key, checkpoint = (alias, self.source_name(alias, name)), self.checkpoints[alias]
-        assert isinstance(checkpoint, Composed)
-        stored = self._stored(*key)
-        # Of its base what it changes, which in a view of other blocks need not be what the base has here.
-        own = checkpoint.base is self.checkpoints[self.base]
-        base = self._read.get((self.base, key[1])) if own else None
-        if base is None and name == self._borrowed:
-            info = checkpoint.base.tensors[stored]
-            base = torch.empty(info.shape, dtype=info.dtype)
-            checkpoint.base.read_into(stored, base)
-        elif base is None or self._moves(self.base, key[1]):
-            base = checkpoint.base.read(stored)
-        if key in self._factors:
-            return Factored(self._factors[key], self.info(alias, name).dtype).compose(base.cpu())
-        return checkpoint.composed(stored, base.cpu())
+        key = (alias, self.source_name(alias, name))
+        placed = None if self._moves(self.base, key[1]) else self._read.get((self.base, key[1]))
+        return self._composing.compose(key, self._stored(*key), placed, mapped=name != self._borrowed)
 
     @contextmanager
     def borrowed(self, name: str) -> Iterator[None]:
@@ -292,15 +275,11 @@ class Sources:
         """A canonical tensor's task vector in factored form, as an adapter has it; None where it is not known so, or
         where vocabularies move its rows. Read from disk, unless they were given to :meth:`keep_factors`."""
         key = (alias, self.source_name(alias, name))
-        if key in self._factors:
-            return self._factors[key]
-        if alias == self.base or self._moves(alias, self.source_name(alias, name)):
-            return None
-        return factors_of(self.checkpoints[alias], self._stored(alias, self.source_name(alias, name)))
+        return self._composing.kept(key) if self._moves(*key) else self._composing.factors(key, self._stored(*key))
 
     def keep_factors(self, alias: str, name: str, factors: Factors) -> None:
         """From now on these stand for the tensor's own, which they equal, in memory."""
-        self._factors[alias, self.source_name(alias, name)] = factors
+        self._composing.keep((alias, self.source_name(alias, name)), factors)
 
     def read_into(self, alias: str, name: str, out: Tensor) -> None:
         """Read a canonical tensor from disk into memory that is given; nothing is mapped.
@@ -370,30 +349,7 @@ class Sources:
                 f"the recipe was made with the vocabulary of {recipe.tokenizer or 'base'!r}, the models were loaded "
                 f"with that of {self.tokenizer or 'base'!r}; give the same tokenizer"
             )
-        if recipe.sources == self.refs and recipe.base == self.base:
-            return {alias: alias for alias in self.refs}
-        held: dict[str, str] = {}
-        for alias, ref in self.refs.items():
-            held.setdefault(ref.content, alias)
-        bound = {}
-        for alias, ref in recipe.sources.items():
-            own = self.refs.get(alias)
-            if own is not None and own.content == ref.content:
-                bound[alias] = alias
-            elif ref.content in held:
-                bound[alias] = held[ref.content]
-            else:
-                there = f"{own.path} now contains {own.content[:19]}…" if own else "no loaded model has that content"
-                raise MergingError(
-                    f"the recipe's source {alias!r} ({ref.path}) was {ref.content[:19]}… when it was made; {there}. "
-                    "Give the models that the recipe was made from"
-                )
-        if recipe.base not in bound or self.refs[bound[recipe.base]].content != self.refs[self.base].content:
-            raise MergingError(
-                f"the recipe's base {recipe.base!r} is not the base that was loaded ({self.path}); load the recipe's "
-                "base"
-            )
-        return bound
+        return bind(recipe, self.refs, self.base)
 
     def _stored(self, alias: str, name: str) -> str:
         """The name on disk: that of the embedding where a tied model stores no head."""
@@ -436,9 +392,4 @@ class Sources:
         widths = {name: self._width(name) for name in axes if name in self.tensors}
         opener = lambda alias, name, stack: stack.enter_context(self._reader(alias, name))[0]  # noqa: E731
         self.distance |= scan(self.base, infos, widths, opener, refuse)
-        self.notes += tuple(
-            f"{self.checkpoints[alias].path} is far from the base: ‖τ‖/‖θ0‖ = {ratio:.2f}, where fine-tunes are under "
-            f"about 0.1 and unrelated models near 1.4; is {self.path} the base that it was trained from?"
-            for alias, ratio in self.distance.items()
-            if ratio > PLAUSIBLE
-        )
+        self.notes += far(self.path, {alias: self.checkpoints[alias].path for alias in self.distance}, self.distance)

@@ -10,12 +10,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merging.bounded import printable
 from merging.opening import is_adapter, is_vector, open_model
 from merging.recipe import MergingError, SourceRef
 from merging.vectors import archive, hub, references
 from merging.vectors.cards import error_words, size_words
 from merging.vectors.extract import About, Coding, OnTensor, write_vector
 from merging.vectors.manifest import LICENCE, Manifest
+from merging.vectors.places import found_at
 from merging.vectors.store import Store, beside, copy_vector, settle, verify, why
 from search.errors import SearchError
 
@@ -37,8 +39,10 @@ def find_model(text: str) -> Path:
     if (named := resolve(text)) is not None:
         return named
     path = Path(text).expanduser()
-    if not path.is_dir():
-        raise SearchError(f"expected a model folder, a zoo:// or a vector:// reference, found nothing at {text}")
+    if (found := found_at(path)) != "a folder":
+        raise SearchError(
+            f"expected a model folder, a zoo:// or a vector:// reference, found {found} at {printable(text)}"
+        )
     return path
 
 
@@ -52,7 +56,7 @@ def find_vector(text: str, store: Store) -> Path:
         return store.folder(references.name_of(text))
     path = Path(text).expanduser()
     looks_like_path = "/" in text or text in (".", "..") or text.startswith("~")
-    if looks_like_path or (path.is_dir() and text not in store.names() and is_vector(path)):
+    if looks_like_path or (found_at(path) == "a folder" and text not in store.names() and is_vector(path)):
         Manifest.read(path)
         return path
     return store.folder(text)
@@ -133,8 +137,14 @@ def imported(store: Store, source: str, name: str | None, *, replace: bool) -> t
     Raises:
         MergingError: it is damaged or hostile; the store is as it was.
     """
+    archive.check_kind(source)
     if not hub.is_hub(source) and not archive.is_archive(source):
         folder = find_model(source)
+        if not is_vector(folder):
+            raise SearchError(
+                f"expected a task vector at {source}, found no vector.json there; an adapter is added by `paretomerge "
+                "vector add`, of a model a vector is made by `paretomerge vector extract`"
+            )
         return _copied(store, folder, name, replace=replace)
     if name is not None and not replace:
         store.check_free(name)
@@ -167,6 +177,7 @@ def exported(folder: Path, destination: str, *, private: bool = False) -> dict[s
         return facts | _pushed(folder, manifest, destination, private)
     if private:
         raise SearchError("--private is for hf://OWNER/NAME; leave it out")
+    archive.check_kind(destination)
     target = Path(destination).expanduser()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SearchError(f"expected {target} to be new, found something there; name another place")

@@ -143,8 +143,8 @@ class Redundancy:
         return tuple(statistics.fmean(each) for each in self.scores[variant])
 
     def spreads(self, variant: Variant) -> tuple[float, ...]:
-        """[drops] standard deviations over seeds; 0 where there is one."""
-        return tuple(statistics.stdev(each) if len(each) > 1 else 0.0 for each in self.scores[variant])
+        """[drops] standard deviations over seeds; 0 where there is one, nan where a score is."""
+        return tuple(_spread(each) for each in self.scores[variant])
 
     def ratios(self, variant: Variant) -> tuple[float, ...]:
         """[drops] mean score / the expert's; nan unless the expert's is positive."""
@@ -347,6 +347,12 @@ def _ascending(values: Sequence[float], what: str, low: float, high: float) -> t
         span = "finite numbers" if math.isinf(low) else f"numbers in [{low:g}, {high:g}]"
         raise MergingError(f"expected at least one {what}, {span}, found {', '.join(map(str, values)) or 'none'}")
     return found
+
+
+def _spread(scores: Sequence[float]) -> float:
+    if not all(map(math.isfinite, scores)):  # of which statistics.stdev makes an AttributeError
+        return math.nan
+    return statistics.stdev(scores) if len(scores) > 1 else 0.0
 
 
 def _floats(values: Sequence[float | None]) -> tuple[float, ...]:

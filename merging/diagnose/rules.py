@@ -109,8 +109,9 @@ def conflict_chance(measures: Measures, pair: Pair) -> float | None:
 
 
 def full_lambda(measures: Measures, aliases: Sequence[str], pairs: Iterable[Pair]) -> float:
-    """λ* = Σ‖τ_t‖² / ‖Στ_t‖²: the one coefficient at which λΣτ has, along the sum, as much of every task vector as that
-    has itself. 1 for orthogonal task vectors, 1/T for T equal ones. In (0, 1.5]: opposed ones would go beyond.
+    """λ* = Σ‖τ_t‖² / ‖Στ_t‖²: the one coefficient at which λΣτ has as much along the task vectors, all together, as
+    each has along itself, Σ⟨λΣτ, τ_t⟩ = Σ‖τ_t‖². 1 for orthogonal task vectors, 1/T for T equal ones. In (0, 1.5]:
+    opposed ones would go beyond.
 
     Args:
         measures: of the whole model.
@@ -130,7 +131,15 @@ def worst_pair(diagnosis: Diagnosis, values: dict[Pair, float]) -> Pair | None:
 
 def number(value: float) -> str:
     """Two digits that count, with a true minus."""
-    return f"{value:.2f}".replace("-", "−") if abs(value) >= 0.095 or value == 0.0 else f"{value:.2g}".replace("-", "−")
+    plain = 0.095 <= abs(value) < 1000.0 or value == 0.0
+    return (f"{value:.2f}" if plain else f"{value:.2g}").replace("-", "−")
+
+
+def span(values: Iterable[float]) -> str:
+    """From the smallest to the largest; one number where they are written alike."""
+    known = list(values)
+    least, most = number(min(known)), number(max(known))
+    return least if least == most else f"{least} to {most}"
 
 
 def _size(diagnosis: Diagnosis) -> list[Reason]:
@@ -138,9 +147,8 @@ def _size(diagnosis: Diagnosis) -> list[Reason]:
     if not ratios:
         return []
     alias = max(ratios, key=lambda each: ratios[each])
-    largest, smallest = ratios[alias], min(ratios.values())
-    span = number(largest) if len(ratios) == 1 else f"{number(smallest)} to {number(largest)}"
-    start = f"The task vectors measure {span} of the base's weights (‖τ‖/‖θ0‖)"
+    largest = ratios[alias]
+    start = f"The task vectors measure {span(ratios.values())} of the base's weights (‖τ‖/‖θ0‖)"
     if largest > PLAUSIBLE:
         text = (
             f"{alias} is {number(largest)} of the base's weights away (‖τ‖/‖θ0‖); fine-tunes stay under about 0.1, "
@@ -166,7 +174,8 @@ def _balance(diagnosis: Diagnosis) -> list[Reason]:
         return []
     norms = diagnosis.whole.norm
     strong, weak = (pick(norms, key=lambda each: norms[each]) for pick in (max, min))
-    text = f"{strong} moves {factor:.1f} times as far as {weak}: with one coefficient for all, {strong} drowns {weak}."
+    times = f"{factor:.1f}" if factor < 1000.0 else number(factor)
+    text = f"{strong} moves {times} times as far as {weak}: with one coefficient for all, {strong} drowns {weak}."
     return [Reason("balance", text, factor, UNEQUAL, effect="bad", words="unequal")]
 
 
@@ -176,7 +185,6 @@ def _direction(diagnosis: Diagnosis) -> list[Reason]:
         return []
     a, b = min(cosines, key=lambda pair: cosines[pair])
     least, most = cosines[a, b], max(cosines.values())
-    span = number(least) if len(cosines) == 1 else f"{number(least)} to {number(most)}"
     where = listed(_opposed(diagnosis)) if _opposed(diagnosis) else ""
     if least < OPPOSED:
         text = f"{a} and {b} point against each other (cosine {number(least)}): what one learns the other unlearns."
@@ -184,7 +192,7 @@ def _direction(diagnosis: Diagnosis) -> list[Reason]:
     local = [] if not where else [
         Reason("direction", f"In {where} two experts point against each other.", None, OPPOSED, where, "neutral")
     ]  # fmt: skip
-    start = f"Cosine{'' if len(cosines) == 1 else 's'} of the task vectors: {span}"
+    start = f"Cosine{'' if len(cosines) == 1 else 's'} of the task vectors: {span(cosines.values())}"
     if least > ALIKE:
         text = f"{start}: they learned much the same, so that their mean loses little, and gains little."
         return [Reason("direction", text, least, ALIKE, effect="good", words="alike"), *local]

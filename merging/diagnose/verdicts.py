@@ -105,9 +105,7 @@ def _level(weights: Sequence[Reason], data: Sequence[Reason], experts: int) -> L
     effects = [each.effect for each in (*weights, *data)]
     if "worst" in effects:
         return "unlikely"
-    asked = [
-        each.effect for each in data if each.kind in {"barrier", "activation", "lambda"} and each.effect != "neutral"
-    ]
+    asked = [each.effect for each in data if each.kind in _OF_MERGES and each.effect != "neutral"]
     bad = [each for each in weights if each.effect == "bad"]
     if any(each.words == "alike" for each in weights):
         bad = [each for each in bad if each.kind != "size"]

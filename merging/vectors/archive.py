@@ -6,6 +6,7 @@ names are copied, each of exactly the size that it states. Anything else in the 
 
 from __future__ import annotations
 
+import errno
 import stat
 import tarfile
 import zipfile
@@ -19,11 +20,12 @@ from typing import IO
 from merging.bounded import LARGEST_JSON, printable
 from merging.recipe import MergingError
 from merging.vectors.manifest import CARD, Manifest
-from merging.vectors.places import MANIFEST
+from merging.vectors.places import MANIFEST, found_at
 from merging.vectors.source import check_companions
 
 ENDINGS = (".zip", ".tar")
 
+_OTHERS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tbz2", ".txz")
 _LARGEST_CARD = 2_000_000
 _MOST_MEMBERS = 100_000
 _AT_ONCE = 1 << 20
@@ -33,6 +35,19 @@ _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplem
 def is_archive(path: Path | str) -> bool:
     """Whether a path is meant as an archive, by its ending."""
     return str(path).lower().endswith(ENDINGS)
+
+
+def check_kind(path: Path | str) -> None:
+    """Refuse an archive of a kind that is neither read nor written, by its ending.
+
+    Raises:
+        MergingError: it is one.
+    """
+    if str(path).lower().endswith(_OTHERS):
+        raise MergingError(
+            f"expected an archive that ends in {' or '.join(ENDINGS)}, found {printable(str(path))}; what a vector "
+            "holds is compressed already"
+        )
 
 
 def write_archive(folder: Path, name: str, file: Path) -> None:
@@ -74,16 +89,17 @@ def read_archive(file: Path, folder: Path) -> Manifest:
         MergingError: it is no archive of a vector and nothing else, or is damaged.
         OSError: the folder cannot be written.
     """
+    if (found := found_at(file)) != "a file":
+        raise MergingError(f"expected an archive of a task vector at {printable(str(file))}, found {found} there")
     try:
         with _opened(file) as members:
             return _unpacked(file, members, folder)
-    except FileNotFoundError:
-        raise MergingError(f"expected an archive of a task vector at {file}, found nothing there") from None
     except _BROKEN as error:
-        raise MergingError(
-            f"expected an archive of a task vector at {file}, found one that is damaged or of another kind "
-            f"({printable(str(error)) or type(error).__name__}); get it again"
-        ) from error
+        raise MergingError(_broken(file, error)) from error
+    except OSError as error:  # of the archive, which states impossible places or may not be read; or of the folder
+        if error.errno != errno.EINVAL and error.filename != str(file):
+            raise
+        raise MergingError(_broken(file, error)) from error
 
 
 @dataclass(frozen=True)
@@ -184,6 +200,13 @@ def _plain(file: Path, members: Iterator[_Member]) -> dict[str, _Member]:
             raise MergingError(f"expected an archive of a task vector at {file}, found too many files in it")
         found[name] = member
     return found
+
+
+def _broken(file: Path, error: Exception) -> str:
+    return (
+        f"expected an archive of a task vector at {file}, found one that cannot be read, is damaged or of another kind "
+        f"({printable(str(error)) or type(error).__name__}); get it again"
+    )
 
 
 def _refusal(file: Path, name: str, why: str) -> str:

@@ -70,7 +70,7 @@ def _paragraphs(manifest: Manifest) -> list[str]:
                 ("name", _code(base.name), _code(expert.name)),
                 ("content", _code(base.content), _code(expert.content)),
                 ("architecture", _code(base.architecture or base.model_type), _code(expert.architecture)),
-                ("dtype", base.dtype, expert.dtype),
+                ("dtype", _code(base.dtype), _code(expert.dtype)),
                 ("tokenizer", _code(base.tokenizer or "none"), _code(expert.tokenizer or "none")),
                 ("licence", _code(base.license or "not stated"), _code(expert.license or "not stated")),
             ],
@@ -79,7 +79,7 @@ def _paragraphs(manifest: Manifest) -> list[str]:
         _table(
             ("codec", "tensors", "size", "of the full tensors"),
             [
-                (codec, str(count), size_words(size), f"{size / full:.1%}" if full else "")
+                (_code(codec), str(count), size_words(size), f"{size / full:.1%}" if full else "")
                 for codec, (count, size, full) in by_codec(manifest).items()
             ],
         ),

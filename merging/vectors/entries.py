@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ _DTYPES = frozenset({
 _LONGEST_TEXT = 2000
 _MOST_DIMENSIONS = 64
 _SIZES = 2**63
+_LARGEST_NORM = 1e60  # its square, and that of its product with another, is a float too
 
 
 class Entry:
@@ -92,10 +94,17 @@ class Entry:
     def number(self, key: str, *, signed: bool = False) -> float:
         """A finite number, from 0 on unless it is signed."""
         value: Any = self._data.get(key)
-        plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if not plain or (value < 0 and not signed):
             self.refuse(key, "a finite number" + ("" if signed else ", not negative"), _found(value))
         return float(value)
+
+    def norm(self, key: str) -> float:
+        """A length or a relative error: a number that can be squared, from 0 on."""
+        value = self.number(key)
+        if value > _LARGEST_NORM:
+            self.refuse(key, f"at most {_LARGEST_NORM:g}", f"{value:g}")
+        return value
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Sizes of a tensor that memory could hold."""

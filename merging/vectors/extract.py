@@ -182,13 +182,19 @@ def write_vector(
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest and the card that follows from it into a vector's folder; each whole or not at all."""
-    for name, text in (
-        (CARD, card(manifest)),
-        (MANIFEST, json.dumps(manifest.as_data(), indent=1, sort_keys=True, allow_nan=False) + "\n"),
-    ):
-        beside = folder / f".{name}.new"
-        write_text(beside, text)
-        beside.replace(folder / name)
+    texts = {
+        CARD: card(manifest),
+        MANIFEST: json.dumps(manifest.as_data(), indent=1, sort_keys=True, allow_nan=False) + "\n",
+    }
+    beside = {name: folder / f".{name}.new" for name in texts}
+    try:
+        for name, text in texts.items():
+            write_text(beside[name], text)
+        for name, file in beside.items():
+            file.replace(folder / name)
+    finally:
+        for file in beside.values():
+            file.unlink(missing_ok=True)
 
 
 def facts_of(model: Checkpoint, name: str = "", license: str | None = None) -> ModelFacts:

@@ -23,7 +23,7 @@ from merging.checkpoint import TensorInfo
 from merging.files import unique
 from merging.recipe import MergingError
 from merging.vectors.entries import Entry, check_file_name
-from merging.vectors.places import MANIFEST, NAME
+from merging.vectors.places import MANIFEST, NAME, found_at
 
 FORMAT = "paretomerge-vector/1"
 CARD = "README.md"
@@ -112,6 +112,11 @@ class Part:
             entry.refuse("file", "a name such as vector-00001-of-00002.safetensors", file)
         return Part(file, entry.dtype("dtype"), entry.shape("shape"), entry.hex("sha256"))
 
+    @property
+    def bytes(self) -> int:
+        """As stored."""
+        return math.prod(self.shape) * _dtype(self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -143,7 +148,7 @@ class StoredTensor:
     @property
     def info(self) -> TensorInfo:
         """Of the composed tensor."""
-        return TensorInfo(getattr(torch, self.dtype), self.shape, MANIFEST)
+        return TensorInfo(_dtype(self.dtype), self.shape, MANIFEST)
 
     @property
     def full_bytes(self) -> int:
@@ -163,18 +168,21 @@ class StoredTensor:
     @staticmethod
     def from_entry(entry: Entry) -> StoredTensor:
         """The inverse of :meth:`as_data`."""
-        return StoredTensor(
+        found = StoredTensor(
             codec=entry.text("codec"),
             parameters=entry.scalars("parameters"),
             parts={name: Part.from_entry(each) for name, each in entry.entries("parts").items()},
             dtype=entry.dtype("dtype"),
             shape=entry.shape("shape"),
             base_shape=entry.shape("base_shape"),
-            norm=entry.number("norm"),
-            error=entry.number("error"),
+            norm=entry.norm("norm"),
+            error=entry.norm("error"),
             bytes=entry.count("bytes"),
             module=entry.text("module"),
         )
+        if found.bytes != (size := sum(part.bytes for part in found.parts.values())):
+            entry.refuse("bytes", f"{size}, those of its parts", str(found.bytes))
+        return found
 
 
 @dataclass(frozen=True)
@@ -314,8 +322,8 @@ class Manifest:
             MergingError: there is none, it contradicts itself, or is of a version that is not known.
         """
         file = folder / MANIFEST
-        if not folder.is_dir():
-            raise MergingError(f"expected the folder of a task vector at {folder}, found none")
+        if (there := found_at(folder)) != "a folder":
+            raise MergingError(f"expected the folder of a task vector at {printable(str(folder))}, found {there}")
         try:
             data = read_json(file, unique)
         except FileNotFoundError:
@@ -352,7 +360,7 @@ class Manifest:
             base=ModelFacts.from_entry(entry.entry("base")),
             expert=ModelFacts.from_entry(entry.entry("expert")),
             content=entry.digest("content"),
-            base_norm=entry.number("base_norm"),
+            base_norm=entry.norm("base_norm"),
             license=entry.text("license", optional=True) or None,
             tensors={tensor: StoredTensor.from_entry(each) for tensor, each in entry.entries("tensors").items()},
             sketch=None if sketch is None else Part.from_entry(sketch),
@@ -362,6 +370,11 @@ class Manifest:
         )
         _check(found, entry)
         return found
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def _file(name: str, entry: Entry) -> FileFacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,16 @@ def default_store() -> Path:
 
     chosen = os.environ.get(ENVIRONMENT)
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("paretomerge")) / "vectors"
+
+
+def found_at(path: Path) -> str:
+    """What is at a path, in words for messages: a folder, a file, no regular file, or nothing; nothing too where no
+    file system could hold such a path."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return "nothing"
+    return "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "no regular file"
 
 
 def names_in(store: Path) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.bounded import printable, read_json
-from merging.checkpoint import Checkpoint, _check_depth
+from merging.bounded import printable
+from merging.checkpoint import Checkpoint, check_depth, read_object
 from merging.composed import Change, Composed, Factors
 from merging.files import SafetensorsFile
 from merging.recipe import MergingError
@@ -23,6 +23,9 @@ from merging.vectors.sketch import distance, sketch_of
 from merging.verification import sha256_of
 
 CONFIG = "config.json"
+
+_MOST_MORE = 1 << 18
+"""An axis of a fine-tune's tensor has at most so many entries more than the base's: those of new tokens."""
 
 
 class VectorModel(Composed):
@@ -38,7 +41,9 @@ class VectorModel(Composed):
         changes: dict[str, Change] = {
             name: StoredChange(name, each, shards, path)
             for name, each in manifest.tensors.items()
-            if each.codec != "equal" or each.info.dtype != base.tensors[name].dtype
+            if each.codec != "equal"
+            or each.info.dtype != base.tensors[name].dtype
+            or each.shape != base.tensors[name].shape  # rows cut off, or zeros appended
         }
         config = _config(path, len(manifest.tensors)) if CONFIG in manifest.files else None
         notes = (_far(path, manifest, base),) if forced else ()
@@ -174,6 +179,12 @@ def check_fits(path: Path, manifest: Manifest, base: Checkpoint) -> None:
                 f"expected {printable(name)} of {list(each.base_shape)} in the base {base.path}, as the task vector "
                 f"{path} was made from {printable(manifest.base.name)}, found {found}; give that base"
             )
+        wider = [to - own for own, to in zip(each.base_shape, each.shape, strict=False)]
+        if len(each.shape) != len(each.base_shape) or max(wider, default=0) > _MOST_MORE:
+            raise MergingError(
+                f"expected {printable(name)} of about the base's shape {list(each.base_shape)} in the task vector "
+                f"{path}, found {printable(str(list(each.shape)))}; the vector is damaged: get it again"
+            )
 
 
 def base_distance(path: Path, manifest: Manifest, base: Checkpoint) -> float | None:
@@ -284,13 +295,8 @@ def _config(path: Path, tensors: int) -> dict[str, Any]:
     Raises:
         MergingError: it is none.
     """
-    try:
-        found = read_json(path / CONFIG)
-    except (OSError, ValueError) as error:
-        raise MergingError(f"expected JSON in {path / CONFIG}, found something else: {error}") from error
-    if not isinstance(found, dict):
-        raise MergingError(f"expected a JSON object in {path / CONFIG}, found {type(found).__name__}")
-    _check_depth(found, tensors, path)
+    found = read_object(path / CONFIG, _damaged(path / CONFIG, "it is missing"))
+    check_depth(found, tensors, path)
     return found
 
 

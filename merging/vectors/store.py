@@ -46,7 +46,8 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name.endswith("."):
         raise MergingError(
             "expected the name of a vector to be letters, digits, dots, dashes and underscores, at most 100, beginning "
-            f"with a letter or digit, found {printable(name)!r}; choose another name"
+            f"with a letter or digit, and none that a system keeps for itself, such as con, found {printable(name)!r}; "
+            "choose another name"
         )
     return name
 
@@ -132,11 +133,17 @@ class Store:
         place = self.path / check_name(name)
         settle(partial)
         with self.alone():
-            if replace and (place.is_symlink() or place.exists()):
-                self._drop(place)
-            self.check_free(name)
-            partial.replace(place)
-        flush(self.path)
+            gone = self._aside(place) if replace and (place.is_symlink() or place.exists()) else None
+            try:
+                self.check_free(name)
+                partial.replace(place)
+            except BaseException:
+                if gone is not None:
+                    gone.replace(place)
+                raise
+            flush(self.path)
+            if gone is not None:
+                _delete(gone)
         return place
 
     def remove(self, name: str) -> None:
@@ -148,7 +155,7 @@ class Store:
         place = self.folder(name)
         try:
             with self.alone():
-                self._drop(place)
+                _delete(self._aside(place))
             flush(self.path)
         except OSError as error:
             raise MergingError(f"{place} could not be removed: {error.strerror or error}") from error
@@ -183,14 +190,12 @@ class Store:
                 "that one (`paretomerge vector remove`), or add --replace"
             )
 
-    def _drop(self, place: Path) -> None:
-        """Take a vector away by its name first: nobody sees half of one."""
+    @staticmethod
+    def _aside(place: Path) -> Path:
+        """Take its name from a vector: nobody sees half of one. Returns what is to be deleted."""
         gone = place.with_name(f".{place.name}{_PARTIAL}{secrets.token_hex(4)}")
         place.replace(gone)
-        if gone.is_symlink():
-            gone.unlink()
-        else:
-            shutil.rmtree(gone, ignore_errors=True)  # what cannot be removed is cleared away by whoever adds next
+        return gone
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -202,6 +207,13 @@ class Store:
 
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _delete(gone: Path) -> None:
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone, ignore_errors=True)  # what cannot be removed is cleared away by whoever adds next
 
 
 @contextlib.contextmanager

@@ -244,7 +244,7 @@ def remove(
     from merging.vectors.store import Store
     from search.report.console import print_json
 
-    known = Store(store)
+    known, names = Store(store), list(dict.fromkeys(names))
     for name in names:
         known.folder(name)  # all of them, or none
     for name in names:

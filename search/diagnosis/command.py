@@ -133,20 +133,20 @@ def _show(asked: Asked, finding: Finding, console: Console) -> None:
     from search.report.console import print_json
     from search.report.terminal import visible
 
+    if asked.json:
+        print_json(finding.as_data())
+    else:
+        from search.diagnosis.console import print_finding
+        from search.diagnosis.quantities import QUANTITIES
+
+        chosen = next((each for each in QUANTITIES if each.key == asked.map), None)
+        print_finding(finding, console, chosen)
     if asked.html is not None:
         from search.diagnosis.page import write_page
 
-        write_page(finding, asked.html)
-    if asked.json:
-        print_json(finding.as_data())
-        return
-    from search.diagnosis.console import print_finding
-    from search.diagnosis.quantities import QUANTITIES
-
-    chosen = next((each for each in QUANTITIES if each.key == asked.map), None)
-    print_finding(finding, console, chosen)
-    if asked.html is not None:
-        console.print(visible(f"page: {asked.html}"), markup=False, highlight=False, soft_wrap=True)
+        write_page(finding, asked.html)  # last: a full disk does not take what took hours with it
+        if not asked.json:
+            console.print(visible(f"page: {asked.html}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_html(path: Path | None) -> None:
@@ -165,7 +165,7 @@ def _check_html(path: Path | None) -> None:
 def _data(asked: Asked, subject: Subject) -> Data | None:
     """What merges are to be scored with; None where the weights alone are looked at."""
     from search.diagnosis.probing import parse_curves
-    from search.diagnosis.scoring import parse_data
+    from search.diagnosis.scoring import check_texts, parse_data
 
     if asked.data and asked.config is not None:
         raise SearchError("expected --data or --config, found both; leave one of them out")
@@ -184,7 +184,10 @@ def _data(asked: Asked, subject: Subject) -> Data | None:
                 "--data FILE with texts, or --config CONFIG with evaluators"
             )
         return None
-    return Data(loaded, files, parse_curves(asked.curves))
+    wanted = parse_curves(asked.curves)
+    for path in files.values():
+        check_texts(path, asked.items)
+    return Data(loaded, files, wanted)
 
 
 def _drawn(asked: Asked, subject: Subject, sources: Sources, data: Data, shown: Bar) -> Iterator[Curves]:

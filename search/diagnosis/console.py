@@ -54,7 +54,10 @@ def print_finding(finding: Finding, console: Console, quantity: Quantity | None 
     worst = worst_table(diagnosis)
     if worst is not None:
         _print_table(worst, console)
-    for line in map_lines(diagnosis, quantity or default_map(diagnosis), console):
+    chosen = quantity or default_map(diagnosis)
+    caption, *lines = map_lines(diagnosis, chosen, console) or [Text(f"{chosen.title}: no map, nothing has a value")]
+    console.print(caption)
+    for line in lines:
         console.print(line, soft_wrap=True)
     if finding.curves is not None:
         console.print()

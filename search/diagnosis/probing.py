@@ -62,12 +62,14 @@ class Curves:
 
     def as_data(self) -> dict[str, Any]:
         """Plain data; null where a number is not finite."""
+        from merging.diagnose.candidates import plain
+
         return {
             "score": self.says,
             "loss": self.loss_says,
             "own": {alias: list(skills) for alias, skills in self.own.items()},
             "lambda": [
-                {**curve.as_data(), "skills": {name: list(values) for name, values in skills.items()}}
+                {**curve.as_data(), "skills": {name: list(map(plain, values)) for name, values in skills.items()}}
                 for curve, skills in zip(self.lambdas, self.skills, strict=True)
             ],
             "barrier": [each.as_data() for each in self.barriers],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -153,8 +153,9 @@ class TextScorer:
                 f"{type(engine.model).__name__} does not; give --config with evaluators for it"
             )
         self._engine = engine
-        self._owners = {_skill(alias, path): alias for alias, path in files.items()}
-        self._texts = {_skill(alias, path): _texts_of(path, engine, items) for alias, path in files.items()}
+        skills = {_skill(alias, path, files): (alias, path) for alias, path in files.items()}
+        self._owners = {skill: alias for skill, (alias, _) in skills.items()}
+        self._texts = {skill: _texts_of(path, engine, items) for skill, (_, path) in skills.items()}
 
     @property
     def says(self) -> str:
@@ -238,12 +239,38 @@ def _data_path(text: str) -> Path:
     return path
 
 
-def _skill(alias: str | None, path: Path) -> str:
-    return alias if alias is not None else path.stem
+def _skill(alias: str | None, path: Path, files: Mapping[str | None, Path]) -> str:
+    """An expert's name, or that of everybody's file, with its ending where an expert has the name already."""
+    if alias is not None:
+        return alias
+    return path.stem if path.stem not in files else path.name if path.name not in files else f"{path.name} (all)"
+
+
+def check_texts(path: Path, items: int | None) -> None:
+    """Whether a file holds texts, as far as can be told before there is a model.
+
+    Args:
+        path: as of :class:`TextScorer`.
+        items: as there.
+
+    Raises:
+        EvaluatorError: it cannot be read, or what it holds.
+    """
+    rows = _rows_of(path, items)
+    fields = _fields(rows[0])
+    for row in rows:
+        for field in fields:
+            row.texts(field) if field == "answer" else row.text(field)
 
 
 def _texts_of(path: Path, engine: Engine, items: int | None) -> list[Text]:
     """The texts of a file, in tokens: a fixed sample of them, whatever their order."""
+    rows = _rows_of(path, items)
+    make = _document if _fields(rows[0]) == ("text",) else _answer
+    return [make(row, engine) for row in rows]
+
+
+def _rows_of(path: Path, items: int | None) -> list[Row]:
     from evaluators.contract import EvaluatorError
     from evaluators.tables import read_rows
 
@@ -252,19 +279,19 @@ def _texts_of(path: Path, engine: Engine, items: int | None) -> list[Text]:
         raise EvaluatorError(f"{path}: expected texts, found an empty file")
     if items is not None and len(rows) > items:
         rows = sorted(rows, key=_drawn)[:items]
-    make = _maker(rows[0])
-    return [make(row, engine) for row in rows]
+    return list(rows)
 
 
 def _drawn(row: Row) -> str:
     return hashlib.sha256(json.dumps(row.record, sort_keys=True, default=repr).encode(errors="replace")).hexdigest()
 
 
-def _maker(row: Row) -> Callable[[Row, Engine], Text]:
+def _fields(row: Row) -> tuple[str, ...]:
+    """What a file's records have: its first one says."""
     if "text" in row.record:
-        return _document
+        return ("text",)
     if "prompt" in row.record and "answer" in row.record:
-        return _answer
+        return ("prompt", "answer")
     found = ", ".join(sorted(map(str, row.record))) or "nothing"
     raise row.error(f"expected the fields prompt and answer, or text, found {found}; rename them")
 

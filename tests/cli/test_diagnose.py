@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search.cli import run_command
+from search.errors import SearchError
 
 PROGRAM = "import sys; from search.cli import main; sys.argv[0] = 'paretomerge'; main()"
 
@@ -55,6 +56,22 @@ def test_a_verdict_and_its_numbers(models: Path, capsys: pytest.CaptureFixture[s
     assert sorted(each.name for each in models.iterdir()) == ["base", "down", "up"]
 
 
+def test_a_map_that_nothing_has_a_value_for_is_said(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["diagnose", "base", "up", "--map", "overlap", "--spectra", "off"]) == 0
+    assert "no map" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_with_it(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise SearchError("no space")
+
+    monkeypatch.setattr("search.diagnosis.page.render", full)
+    assert run_command(["diagnose", "base", "up", "--spectra", "off", "--json", "--html", "page.html"]) == 2
+    assert json.loads(capsys.readouterr().out)["verdict"]
+
+
 def test_facts_for_machines(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["diagnose", "base", "minus=down", "up", "--density", "0.5", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -87,6 +104,9 @@ def test_a_page_is_written_whole(models: Path, capsys: pytest.CaptureFixture[str
         (["base", "up", "--set", "a=b"], "--set"),
         (["base", "up", "--data", "texts.jsonl", "--config", "search.yaml"], "leave one of them out"),
         (["base", "up", "--data", "texts.jsonl", "--curves", "lamda"], "--curves lamda"),
+        (["base", "nan", "--data", "search.yaml"], "search.yaml"),  # before hours of reading weights
+        (["base", "nan", "--data", "foreign.jsonl"], "prompt and answer, or text, found question"),
+        (["base", "nan", "--data", "empty.jsonl"], 'the field "text" is empty'),
         (["nothing.yaml"], "nothing.yaml"),
         (["base", "other"], "other"),
         (["base", "broken"], "broken"),
@@ -98,6 +118,8 @@ def test_mistakes_are_one_paragraph(
 ) -> None:
     (models / "texts.jsonl").write_text('{"text": "a"}\n')
     (models / "search.yaml").write_text("")
+    (models / "foreign.jsonl").write_text('{"question": "a"}\n')
+    (models / "empty.jsonl").write_text('{"text": "a"}\n{"text": ""}\n')
     save(models / "other", {"model.layers.0.mlp.up_proj.weight": torch.zeros(3, 3)})
     shutil.copytree(models / "up", models / "broken")
     with (models / "broken" / "model.safetensors").open("r+b") as file:

@@ -10,18 +10,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from adapter_folders import write_adapter_folder, write_base
 from golden import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merging.checkpoint import Checkpoint
 from merging.configs import read_config
+from merging.export import export
 from merging.mergekit_export import to_mergekit
 from merging.mergekit_filters import Stated, compact
 from merging.mergekit_values import evaluate, position_of
 from merging.methods.registry import canonical_recipe
+from merging.opening import open_model
 from merging.recipe import Assignment, Group, MergingError, Recipe
 from merging.restack import restack
 from merging.sources import Sources
+from merging.vectors.equip import equip
+from merging.vectors.extract import About, write_vector
 
 INPUTS = GOLDEN / "inputs"
 
@@ -254,6 +260,26 @@ def test_one_model_under_two_names_has_no_equivalent(tmp_path: Path) -> None:
     recipe = Recipe("base", twice.refs, dict.fromkeys(twice.layout.groups, ta(a=0.5, b=0.25)))
     with pytest.raises(MergingError, match="two sources of the recipe are the same model"):
         to_mergekit(recipe, twice)
+
+
+def test_adapters_and_vectors_have_no_equivalent_but_what_is_written_of_them_has(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter_folder(tmp_path / "adapter")
+    vector, other = tmp_path / "vector", write_base(tmp_path / "other", rope_theta=5.0)
+    vector.mkdir()
+    write_vector(vector, open_model(base), open_model(adapter, open_model(base)), About("v"))
+    moved = equip(other, {"a": vector}, force=True, made_from=base)
+    cases = {"moved": (moved.recipe, moved.sources)}
+    for folder in (adapter, vector):
+        sources = Sources.load(base, {"a": folder})
+        cases[folder.name] = (Recipe("base", sources.refs, dict.fromkeys(sources.layout.groups, ta(a=1.0))), sources)
+    for name, (recipe, sources) in cases.items():
+        with pytest.raises(MergingError, match="no adapters or task vectors, as a here"):
+            to_mergekit(recipe, sources)
+        assert not (export(recipe, sources, tmp_path / f"{name}-out") / "mergekit.yaml").exists()
+    written = Sources.load(base, {"a": tmp_path / "adapter-out"})
+    assert written.checkpoints["a"].content != Checkpoint.open(base).content
+    text = to_mergekit(Recipe("base", written.refs, dict.fromkeys(written.layout.groups, ta(a=1.0))), written)
+    assert "adapter-out" in text
 
 
 NAMES = [

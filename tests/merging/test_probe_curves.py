@@ -127,6 +127,9 @@ def test_what_is_not_finite_is_a_finding(live: Materializer) -> None:
     assert json.loads(json.dumps(barrier.as_data(), allow_nan=False))["barrier"] is None
     ends = Barrier("a", "b", (0.0, 0.5, 1.0), (math.nan, 1.0, 1.0))
     assert math.isnan(ends.height)
+    broken = Redundancy("a", 0.0, 1.0, (0.5, 0.9), {"drop": ((0.9, 0.7), (math.nan, 0.5))})
+    assert broken.spreads("drop") == pytest.approx((0.2 / math.sqrt(2.0), math.nan), nan_ok=True)
+    assert math.isnan(broken.means("drop")[1]) and broken.tolerated("drop") == 0.0
     # Weights beyond float32 are never asked.
     huge = lambda_curve(live, lambda _: pytest.fail("asked"), lambdas=(1e42,))
     assert math.isnan(huge.scores[0]) and huge.best is None

@@ -159,7 +159,7 @@ def test_a_removed_vector_is_never_seen_half(store: Store, vector: Path, forked:
             try:
                 Manifest.read(store.folder("v"))
             except MergingError as error:
-                assert "no vector" in str(error) or "no vector.json" in str(error) or "found none" in str(error), error
+                assert "no vector" in str(error) or "no vector.json" in str(error) or "found nothing" in str(error), error
             time.sleep(0.001)
 
     child = forked(look)

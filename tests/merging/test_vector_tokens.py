@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from vocabulary_models import EMBEDDING, HEAD, make, numbered, write_tokens
+import torch
+from safetensors.torch import load_file, save_file
+from vocabulary_models import BIAS, EMBEDDING, HEAD, make, numbered, write_tokens
 
 from merging.checkpoint import Checkpoint
 from merging.export import export
@@ -70,6 +72,23 @@ def test_fewer_rows_are_no_obstacle(tmp_path: Path) -> None:
     base, expert = make(tmp_path / "base", ABC, rows=8), make(tmp_path / "expert", ABC, seed=1)
     composed = open_vector(extracted(tmp_path / "v", base, expert), Checkpoint.open(base))
     assert composed.content == Checkpoint.open(expert).content
+
+
+def test_rows_that_were_cut_off_or_are_zero_are_a_change(tmp_path: Path) -> None:
+    """Embeddings that were frozen: what is left of the base's tensor is the base's, bit by bit."""
+    base = make(tmp_path / "base", ABC, rows=6)
+    for rows in (4, 8):
+        expert = make(tmp_path / f"expert-{rows}", ABC, rows=rows)
+        held = {name: tensor.clone() for name, tensor in load_file(base / "model.safetensors").items()}
+        for name in (EMBEDDING, HEAD, BIAS):
+            longer = torch.zeros(rows, *held[name].shape[1:])
+            longer[: min(rows, 6)] = held[name][:rows]
+            held[name] = longer
+        save_file(held, expert / "model.safetensors", metadata={"format": "pt"})
+        folder = extracted(tmp_path / f"v-{rows}", base, expert)
+        assert {each.codec for each in Manifest.read(folder).tensors.values()} == {"equal"}
+        composed = open_vector(folder, Checkpoint.open(base))
+        assert composed.content == Checkpoint.open(expert).content
 
 
 def test_a_base_with_another_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from merging.diagnose.evidence import steepness
 from merging.diagnose.probes import ActivationCheck, BlockCheck
 from merging.diagnose.regions import regions
 from merging.diagnose.results import Diagnosis, Measures, Settings
-from merging.diagnose.rules import conflict_share, full_lambda
+from merging.diagnose.rules import conflict_share, full_lambda, number, span
 from merging.diagnose.verdicts import CAVEAT, Verdict, verdict
 from merging.recipe import Group
 
@@ -241,6 +241,11 @@ def test_places_outside_the_blocks_are_given_a_kind() -> None:
     found = verdict(diagnosis(measures(1000), {Group("embedding"): hot, Group("mlp", 0): measures(900)}))
     assert found.headline.endswith("conflict is concentrated in the embedding: give it coefficients of its own.")
     assert any(each.startswith("In a search let the embedding") and "kinds" in each for each in found.advice)
+
+
+def test_numbers_are_short_and_said_once() -> None:
+    assert [number(each) for each in (0.2, -0.012, 0.0, 1e30)] == ["0.20", "−0.012", "0.00", "1e+30"]
+    assert span([0.196, 0.1961]) == "0.20" and span([0.3, 0.2]) == "0.20 to 0.30"
 
 
 def test_public_names_are_no_modules_whatever_was_imported_before() -> None:

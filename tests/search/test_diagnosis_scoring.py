@@ -84,6 +84,9 @@ def test_skills_speak_for_their_experts(live: Live, texts: Path) -> None:
     assert scorer.of(["one"]) == ("one",)
     assert scorer.of(["two"]) == ("one", "texts")
     assert scorer.of(["one", "two"]) == ("one",)
+    # Everybody's file may be called as an expert: neither replaces the other.
+    scorer = TextScorer({"texts": texts, None: texts}, live.engine)
+    assert scorer.skills == ("texts", "texts.jsonl") and scorer.of(["two"]) == scorer.skills
 
 
 def test_a_sample_is_fixed_whatever_the_order(live: Live, tmp_path: Path) -> None:
@@ -131,6 +134,7 @@ def test_a_configs_objectives_are_those_of_its_evaluators(live: Live, tmp_path: 
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_curve_begins_and_ends_where_the_models_are(live: Live, texts: Path) -> None:
     scorer = TextScorer({None: texts}, live.engine)
     told: list[tuple[int, int]] = []
@@ -182,6 +186,12 @@ def test_what_was_drawn_before_a_stop_is_kept(live: Live, texts: Path) -> None:
     found = last(draw(live.materializer, scorer, ("lambda", "barrier"), points=3, told=told))
     assert found is not None
     assert len(found.lambdas) == 1 and len(found.barriers) == 2
+
+
+def test_what_is_not_finite_is_null() -> None:
+    curve = LambdaCurve(("one",), (0.0, 1.0), (0.5, math.nan))
+    data = Curves(lambdas=(curve,), skills=({"texts": (0.5, math.nan)},)).as_data()["lambda"][0]
+    assert data["score"] == data["skills"]["texts"] == [0.5, None]
 
 
 def last(curves: Iterator[Curves]) -> Curves | None:

@@ -139,6 +139,7 @@ def test_hostile_names_of_tensors_are_only_text(diagnosis: Diagnosis) -> None:
     assert any("&lt;script&gt;" in row for row, _ in found)
 
 
+@pytest.mark.slow
 def test_pages_of_large_models_stay_small(diagnosis: Diagnosis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps of tensors are given up first, then pairs; and the page says so."""
     aliases = tuple(f"expert-{number}" for number in range(5))
