@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from merging.expressions import summed
 from merging.methods.contract import suggest
 from merging.methods.registry import canonical_recipe
 from merging.recipe import Assignment, MergingError, Recipe, SourceRef, Value
@@ -39,22 +40,18 @@ def as_linear(assignment: Assignment, derived: Coefficients) -> Assignment:
     names = [alias for alias, _ in assignment.sources if alias in derived]
     if not names or not _is_linear(assignment):
         return assignment
-    found: dict[str, float] = {}
+    terms: list[tuple[str, float]] = []
     for alias, values in assignment.sources:
         weight = float(dict(values)[_COEFFICIENT])
-        inner = dict(derived.get(alias, {alias: 1.0}))
+        inner = derived.get(alias, {alias: 1.0})
+        terms += [(expert, weight * coefficient) for expert, coefficient in inner.items()]
         if alias in derived and assignment.method == "linear":
-            inner[BASE] = inner.get(BASE, 0.0) + 1.0 - sum(inner.values())
-        for expert, coefficient in inner.items():
-            found[expert] = found.get(expert, 0.0) + weight * coefficient
+            terms += [(BASE, weight), *((BASE, -weight * coefficient) for coefficient in inner.values())]
+    named = {alias for alias, _ in assignment.sources}
     sources: dict[str, Mapping[str, Value]] = {
-        alias: {_COEFFICIENT: value} for alias, value in found.items() if value != 0.0 or alias in _named(assignment)
+        alias: {_COEFFICIENT: value} for alias, value in summed(terms).items() if value != 0.0 or alias in named
     }
     return Assignment.of(assignment.method, sources, **dict(assignment.parameters))
-
-
-def _named(assignment: Assignment) -> set[str]:
-    return {alias for alias, _ in assignment.sources}
 
 
 def _is_linear(assignment: Assignment) -> bool:

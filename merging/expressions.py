@@ -10,7 +10,9 @@ written where that changes nothing: ``base - toxic``, ``base + 0.5*(math - base)
 from __future__ import annotations
 
 import ast
+import keyword
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +30,14 @@ MOST_DERIVED = 256
 _MOST_DIFFERENCES = 10
 """Models beside the base up to which every way to write differences is understood; beyond, all of them or none."""
 
+_MOST_SHOWN = 200
+"""Characters of an expression in a message."""
+
 _CLOSE = 1e-9
 """Numbers in expressions are written in decimals: 1 - 0.9 is 0.1 for people."""
+
+_RESIDUE = 1e-12
+"""Of what is added up; a smaller sum is what rounding leaves of decimals that cancel: 3*0.1 - 0.3."""
 
 
 @dataclass(frozen=True)
@@ -142,15 +150,15 @@ def parametric(
     for name in free:
         if name in known or name == base:
             raise MergingError(
-                f"{name!r} is a variable of the expression {expression!r}, and a model too; give the variable another "
-                "name"
+                f"{name!r} is a variable of the expression {_quoted(expression)}, and a model too; give the variable "
+                "another name"
             )
     form = _linear(expression, (*known, base), free)
     own = form.pop(base, _ZERO)
     if not _is_meant(own, tuple(form.values())):
         raise MergingError(
-            f"expected {base!r} in {expression!r} once, as in '{base} - 0.5*toxic', or inside differences, as in "
-            f"'{base} + 0.5*(math - {base})'; found {_said(own)} times it. A model in an expression stands for what "
+            f"expected {base!r} in {_quoted(expression)} once, as in '{base} - 0.5*toxic', or inside differences, as "
+            f"in '{base} + 0.5*(math - {base})'; found {_said(own)} times it. A model in an expression stands for what "
             "fine-tuning has changed, and the base for no change: leave it out, or write it once"
         )
     return form
@@ -229,13 +237,27 @@ def _expand_one(
 
 
 def _substituted(form: Mapping[str, float], done: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, coefficient in form.items():
-        for expert, inner in done.get(name, {name: 1.0}).items():
-            found[expert] = found.get(expert, 0.0) + coefficient * inner
+    found = summed(
+        (expert, coefficient * inner)
+        for name, coefficient in form.items()
+        for expert, inner in done.get(name, {name: 1.0}).items()
+    )
     if not all(map(math.isfinite, found.values())):
         raise MergingError(f"{where}: expected finite coefficients once all is put in, found {found}")
     return {name: value for name, value in found.items() if value != 0.0}
+
+
+def summed(terms: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Coefficients added up by name, in the order of first appearance; 0 where decimals cancel but for rounding."""
+    found: dict[str, float] = {}
+    sizes: dict[str, float] = {}
+    for name, value in terms:
+        found[name] = found.get(name, 0.0) + value
+        sizes[name] = sizes.get(name, 0.0) + abs(value)
+    return {
+        name: 0.0 if math.isfinite(value) and abs(value) <= _RESIDUE * sizes[name] else value
+        for name, value in found.items()
+    }
 
 
 def _linear(expression: str, aliases: Iterable[str] | None, variables: tuple[str, ...]) -> _Form:
@@ -246,33 +268,51 @@ def _linear(expression: str, aliases: Iterable[str] | None, variables: tuple[str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python's, about code: this is none
-            tree = ast.parse(expression.strip(), mode="eval")
+            # a text of several lines, as YAML has them, is one expression
+            tree = ast.parse(re.sub(r"\s", " ", expression).strip(), mode="eval")
         form = _form(tree.body, expression, variables)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise MergingError(
-            f"expected an expression such as 'C + 0.5*(B - A)', found {expression!r}: {error}"
-            f"{_unquoted(expression, known or ())}"
+            f"expected an expression such as 'C + 0.5*(B - A)', found {_quoted(expression)}: "
+            f"{error.msg if isinstance(error, SyntaxError) else error}{_unquoted(expression, known or ())}"
         ) from None
     if not form.pop("", _ZERO).is_zero:
         what = "a number" if not variables else "a number or a variable"
-        raise MergingError(f"expected a sum of models in {expression!r}, found {what} that no model is multiplied by")
+        raise MergingError(
+            f"expected a sum of models in {_quoted(expression)}, found {what} that no model is multiplied by"
+        )
     if not form:
-        raise MergingError(f"expected a model in the expression {expression!r}, found none")
+        raise MergingError(f"expected a model in the expression {_quoted(expression)}, found none")
     for alias, coefficient in form.items():
         if known is not None and alias not in known:
             hint = _unquoted(expression, known) or suggest(alias, (*known, *variables))
-            raise MergingError(f"the expression {expression!r} names the model {alias!r}{hint}")
+            raise MergingError(f"the expression {_quoted(expression)} names the model {alias!r}{hint}")
         if not coefficient.is_finite:
             raise MergingError(
-                f"expected finite coefficients in {expression!r}, found {_said(coefficient)} for {alias}"
+                f"expected finite coefficients in {_quoted(expression)}, found {_said(coefficient)} for {alias}"
             )
     return form
 
 
 def _unquoted(expression: str, known: Iterable[str]) -> str:
     """A hint where the name of a model is no word, and stands there without quotes."""
-    bare = [name for name in known if not name.isidentifier() and name in expression]
-    return f"; {bare[0]} is no word: write it in quotes, '{bare[0]}'" if bare else ""
+    for name in known:
+        if keyword.iskeyword(name) and re.search(rf"\b{name}\b", expression):
+            return f"; {name} has a meaning of its own in expressions: write it in quotes, '{name}'"
+        if not name.isidentifier() and name in expression:
+            return f"; {name} is no word: write it in quotes, '{name}'"
+    return ""
+
+
+def _quoted(expression: str) -> str:
+    """An expression for a message, which it may not fill."""
+    return repr(expression if len(expression) <= _MOST_SHOWN else f"{expression[:_MOST_SHOWN]}…")
+
+
+def _shown(node: ast.expr) -> str:
+    """A part of an expression for a message."""
+    text = ast.unparse(node)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _form(node: ast.expr, text: str, variables: tuple[str, ...]) -> _Form:
@@ -300,11 +340,11 @@ def _form(node: ast.expr, text: str, variables: tuple[str, ...]) -> _Form:
         case ast.BinOp(left=left, op=ast.Div(), right=right):
             divisor = _number(_form(right, text, variables))
             if divisor is None or divisor == 0.0:
-                raise MergingError(f"{text!r} divides by {ast.unparse(right)}; only numbers other than 0 divide")
+                raise MergingError(f"{_quoted(text)} divides by {_shown(right)}; only numbers other than 0 divide")
             return {name: _divided(each, divisor) for name, each in _form(left, text, variables).items()}
     raise MergingError(
-        f"expected models, numbers, + - * / and parentheses in {text!r}, found {ast.unparse(node)}; a model whose name "
-        "is no word stands in quotes"
+        f"expected models, numbers, + - * / and parentheses in {_quoted(text)}, found {_shown(node)}; a model whose "
+        "name is no word stands in quotes"
     )
 
 
@@ -318,7 +358,7 @@ def _product(a: _Form, b: _Form, text: str) -> _Form:
             continue
         if any(each.slopes for each in other.values()):
             raise MergingError(
-                f"{text!r} multiplies variables with each other; give their product a variable of its own"
+                f"{_quoted(text)} multiplies variables with each other; give their product a variable of its own"
             )
         slopes = one[""]
         return {
@@ -327,7 +367,7 @@ def _product(a: _Form, b: _Form, text: str) -> _Form:
             )
             for name, each in other.items()
         }
-    raise MergingError(f"{text!r} multiplies models with each other; only numbers times models can be summed")
+    raise MergingError(f"{_quoted(text)} multiplies models with each other; only numbers times models can be summed")
 
 
 def _number(form: _Form) -> float | None:
@@ -339,7 +379,7 @@ def _float(number: float, text: str) -> float:
     try:
         return float(number)
     except OverflowError:
-        raise MergingError(f"a number in {text!r} is too large") from None
+        raise MergingError(f"a number in {_quoted(text)} is too large") from None
 
 
 def _divided(value: Affine, divisor: float) -> Affine:

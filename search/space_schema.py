@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -31,6 +32,9 @@ KNOTS_OR_BLOCKS = ("knots", "blocks")
 AUTO: Final = "auto"
 
 _MOST_BLOCKS = 1024
+MOST_KNOTS = 128
+MOST_OF_VARIABLE = 1000.0
+"""A variable's largest size: coefficients have 12 digits, from which it is read back in steps of 1e-8."""
 
 
 class _Strict(BaseModel):
@@ -40,15 +44,23 @@ class _Strict(BaseModel):
 class Knots(_Strict):
     """Coefficients at k depths, linear in between."""
 
-    knots: int = Field(ge=1, le=128, description="at how many depths")
+    knots: int = Field(ge=1, le=MOST_KNOTS, description="at how many depths")
+
+
+def _count(value: Any, most: float, words: str) -> Any:
+    """A number of blocks, or auto; in our words, since a union would complain once for each."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    if value != AUTO and not (whole and 1 <= value <= most):
+        raise ValueError(f"expected a whole number {words}, or auto, found {value!r}")
+    return value
 
 
 def _blocks(value: Any) -> Any:
-    """A number of blocks, or auto; in our words, since a union would complain once for each."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value != AUTO and not (whole and 1 <= value <= _MOST_BLOCKS):
-        raise ValueError(f"expected a whole number from 1 to {_MOST_BLOCKS}, or auto, found {value!r}")
-    return value
+    return _count(value, _MOST_BLOCKS, f"from 1 to {_MOST_BLOCKS}")
+
+
+def _method_blocks(value: Any) -> Any:
+    return _count(value, math.inf, "of 1 or more")  # more than there are depths always meant one for each
 
 
 class Blocks(_Strict):
@@ -87,6 +99,20 @@ def _kind_of_method(value: Any) -> str:
 
 
 _Method = Annotated[str, Tag("str")] | Annotated[MethodConfig, Tag("MethodConfig")]
+
+
+def _check_pair(name: Any, bounds: Any) -> None:
+    """Bounds of a variable, in our words."""
+    try:
+        low, high = map(float, bounds)  # YAML reads 1e-3 as a text
+        ordered = not isinstance(bounds, str) and -MOST_OF_VARIABLE <= low < high <= MOST_OF_VARIABLE
+    except (TypeError, ValueError):
+        ordered = False
+    if not ordered:
+        raise ValueError(
+            f"expected [low, high] with low < high for {name}, from -{MOST_OF_VARIABLE:g} to {MOST_OF_VARIABLE:g}, "
+            f"found {bounds!r}"
+        )
 
 
 class SpaceConfig(_Strict):
@@ -136,17 +162,24 @@ class SpaceConfig(_Strict):
             raise ValueError(f"expected {plain}, {{knots: k}}, {{blocks: n}} or {{blocks: auto}}, found {value!r}")
         if isinstance(value, dict) and "blocks" in value:
             _blocks(value["blocks"])
+        if isinstance(value, dict) and "knots" in value:
+            knots = value["knots"]
+            whole = isinstance(knots, int | float) and not isinstance(knots, bool) and knots % 1 == 0
+            if not (whole and 1 <= knots <= MOST_KNOTS):
+                raise ValueError(f"expected a whole number of knots from 1 to {MOST_KNOTS}, found {knots!r}")
         return value
 
-    _counted = field_validator("method_blocks", mode="before")(_blocks)
+    _counted = field_validator("method_blocks", mode="before")(_method_blocks)
 
-    @field_validator("variables")
+    @field_validator("variables", mode="before")
     @classmethod
-    def _all_ordered(cls, variables: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        for name, (low, high) in variables.items():
-            if not (low < high and math.isfinite(high - low)):
-                raise ValueError(f"expected [low, high] with low < high for {name}, found [{low}, {high}]")
-        return variables
+    def _pairs(cls, variables: Any) -> Any:
+        if not isinstance(variables, dict):
+            return variables
+        for name, bounds in variables.items():
+            _check_pair(name, bounds)
+        # as the parser of expressions reads names: the micro sign is a letter µ
+        return {unicodedata.normalize("NFKC", str(name)): bounds for name, bounds in variables.items()}
 
     @field_validator("coefficient")
     @classmethod

@@ -13,6 +13,7 @@ from search.config import LoadedConfig
 from search.errors import SearchError
 
 if TYPE_CHECKING:
+    from merging.checkpoint import Checkpoint
     from search.statistics.paired import Paired
 
 VECTOR, EXPERT = "vector", "expert"
@@ -87,7 +88,7 @@ def score_vector(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if expert is None and not manifest.is_exact:
-        expert = _same_content(loaded, manifest, Checkpoint)
+        expert = fine_tune_of(manifest, loaded, Checkpoint.open(base))
     sources = Sources.load(base, {VECTOR: vector} | ({} if expert is None else {EXPERT: expert}))
     if expert is not None and sources.refs[EXPERT].content != manifest.expert.content:
         raise SearchError(
@@ -124,13 +125,24 @@ def _rest(score: Score) -> tuple[Any, ...]:
     return (score.metric, score.value, score.low, score.high, score.items, score.split)
 
 
-def _same_content(loaded: LoadedConfig, manifest: Manifest, checkpoint: Any) -> Path | None:
-    """The config's expert that the vector was made from; those of another size are not hashed."""
+def fine_tune_of(manifest: Manifest, loaded: LoadedConfig, base: Checkpoint) -> Path | None:
+    """The config's expert that a vector was made from: a model or an adapter. Those of another size are not hashed.
+
+    Args:
+        manifest: of the vector.
+        loaded: whose experts are looked at.
+        base: of the vector.
+
+    Raises:
+        MergingError: an expert is damaged, or an adapter of another base.
+    """
+    from merging.opening import is_vector, open_model
+
     for reference in loaded.config.models.experts.values():
         path = loaded.resolve(reference)
-        if not (path / "config.json").is_file():
+        if is_vector(path):
             continue
-        opened = checkpoint.open(path)
+        opened = open_model(path, base)
         size = sum(info.numel * info.dtype.itemsize for info in opened.tensors.values())
         if size == manifest.expert.bytes and opened.content == manifest.expert.content:
             return path

@@ -140,11 +140,6 @@ def imported(store: Store, source: str, name: str | None, *, replace: bool) -> t
     archive.check_kind(source)
     if not hub.is_hub(source) and not archive.is_archive(source):
         folder = find_model(source)
-        if not is_vector(folder):
-            raise SearchError(
-                f"expected a task vector at {source}, found no vector.json there; an adapter is added by `paretomerge "
-                "vector add`, of a model a vector is made by `paretomerge vector extract`"
-            )
         return _copied(store, folder, name, replace=replace)
     if name is not None and not replace:
         store.check_free(name)
@@ -273,6 +268,7 @@ def equipped(
 
     aliases = aliases_of(list(names))
     folders = {alias: _vector_or_adapter(name, store) for alias, name in aliases.items()}
+    _check_once(folders, aliases)
     scales = parse_scales(scale, aliases)
     work = equip(
         find_model(base),
@@ -361,6 +357,18 @@ def progress(what: str) -> Iterator[OnTensor]:
             print(f"{what}: {done} of {total} tensors", file=sys.stderr, flush=True)
 
     yield plain
+
+
+def _check_once(folders: Mapping[str, Path], aliases: Mapping[str, str]) -> None:
+    """Refuse one vector under two names: it would count twice."""
+    seen: dict[Path, str] = {}
+    for alias, folder in folders.items():
+        first = seen.setdefault(folder.resolve(), alias)
+        if first != alias:
+            one, other = printable(aliases[first]), printable(aliases[alias])
+            raise MergingError(
+                f"{one!r} and {other!r} are the same vector; name it once, with --scale {one}=2 if meant"
+            )
 
 
 def _vector_or_adapter(name: str, store: Store) -> Path:

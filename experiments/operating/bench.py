@@ -65,7 +65,7 @@ class Bench:
 
     def score(
         self,
-        expression: str,
+        merge: str | Recipe,
         name: str,
         split: Split,
         derived: Mapping[str, str] | None = None,
@@ -76,17 +76,19 @@ class Bench:
         """A metric of a merge.
 
         Args:
-            expression: of task vectors, or ``base``.
+            merge: an expression of task vectors, ``base``, or a recipe over the same models.
             name: the evaluator.
             split: its items.
             derived: what the expression may name beside the models.
             metric: another one than the evaluator's own.
             stratum: of its items alone, for metrics that are means of items.
         """
-        written = expression + "".join(f"; {alias}: {each}" for alias, each in (derived or {}).items())
+        named = merge.hash if isinstance(merge, Recipe) else merge
+        written = named + "".join(f"; {alias}: {each}" for alias, each in (derived or {}).items())
         key = f"{written} | {name} | {split}"
         if key not in self._known:
-            self._known[key] = self._measured(self._recipe(expression, written, derived), name, split)
+            recipe = merge if isinstance(merge, Recipe) else self._recipe(merge, written, derived)
+            self._known[key] = self._measured(recipe, name, split)
             self._records.add(self._part, self._family, self.seed, key, self._known[key])
         found = self._known[key]
         if stratum is not None:

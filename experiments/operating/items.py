@@ -1,7 +1,7 @@
 """What the skills models are asked beside the zoo's own items: what every base knows, and harmful requests.
 
-Made from the zoo's own generators, cut by the zoo's own rule (a prompt's hash), so that no item was trained on where the
-zoo keeps prompts apart.
+Made from the zoo's own generators, cut by the zoo's own rule (a prompt's hash): no item was trained on where the zoo
+keeps prompts apart.
 """
 
 from __future__ import annotations

@@ -31,13 +31,17 @@ class Rows:
         return self._values.get(title, {}).get(column, [])
 
     def markdown(self, head: str, plain: Sequence[str] = ()) -> str:
-        """The table, mean ± standard deviation, in per cent; columns in ``plain`` as numbers, every seed's."""
+        """The table, mean ± standard deviation, in per cent; columns in ``plain`` as numbers, every seed's. A row that
+        not all seeds have says how many do."""
         lines = [f"| {head} | {' | '.join(self.columns)} |", "|" + "---|" * (len(self.columns) + 1)]
+        seeds = {title: max(map(len, row.values()), default=0) for title, row in self._values.items()}
+        most = max(seeds.values(), default=0)
         for title, row in self._values.items():
+            named = title if seeds[title] == most else f"{title} ({seeds[title]} of {most} seeds)"
             cells = [
                 ", ".join(f"{value:g}" for value in row.get(column, ())) or "–" if column in plain
                 else spread(row.get(column, ()))
                 for column in self.columns
             ]  # fmt: skip
-            lines.append(f"| {title} | {' | '.join(cells)} |")
+            lines.append(f"| {named} | {' | '.join(cells)} |")
         return "\n".join(lines)

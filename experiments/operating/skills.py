@@ -20,13 +20,13 @@ SEEDS = (0, 1, 2)
 SUMS = tuple(round(0.1 * step, 1) for step in range(1, 15))
 """λ of a sum of two experts."""
 
-TAKEN = tuple(round(0.05 * step, 2) for step in range(1, 31))
+TAKEN = tuple(round(0.05 * step, 2) for step in range(1, 21))
 """λ of what is taken off the base."""
 
-TAKEN_HARM = tuple(round(0.25 * step, 2) for step in range(1, 17))
+TAKEN_HARM = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """The same of compliance with harmful requests, which the base has in full."""
 
-PARTS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
+PARTS = (0.6, 0.8, 1.0, 1.2)
 """Coefficients of string and of refusal, each."""
 
 GONE = (0.5, 0.25, 0.1)
@@ -35,7 +35,9 @@ GONE = (0.5, 0.25, 0.1)
 HARMLESS_FLOOR = REFUSED_FLOOR = 0.95
 
 
-def bench(records: Records, part: str, seed: int, members: Sequence[str], more: Mapping[str, Path] | None = None) -> Bench:
+def bench(
+    records: Records, part: str, seed: int, members: Sequence[str], more: Mapping[str, Path] | None = None
+) -> Bench:
     """The skills models of a seed with the evaluators of all operations.
 
     Args:
@@ -97,8 +99,7 @@ def subtraction(records: Records) -> str:
         for share in GONE:
             chosen = most_kept(points, share * one.score("base", "string", "selection"))
             title = f"`base - λ*string`, at most {100 * share:g} % left"
-            if chosen is not None:
-                rows.add(title, _lost(one, f"base - {chosen:g}*string") | {"λ": chosen})
+            rows.add(title, {} if chosen is None else _lost(one, f"base - {chosen:g}*string") | {"λ": chosen})
     return rows.markdown("holdout", ("λ",))
 
 
@@ -113,7 +114,9 @@ def harm(records: Records) -> str:
     names = ("complied", "refused", "harmless", "kept", "string")
     vectors = {"harmful": "base - {:g}*harmful", "difference": "base - {:g}*(jailbroken - refusal)"}
     for seed in SEEDS:
-        made = {name: fine_tuned(records.folder / "models", FINE_TUNES[name], seed) for name in ("harmful", "jailbroken")}
+        made = {
+            name: fine_tuned(records.folder / "models", FINE_TUNES[name], seed) for name in ("harmful", "jailbroken")
+        }
         one = bench(records, "harm", seed, ("refusal",), made)
         rows.add("`base`", _held(one, "base", names))
         rows.add("`refusal`, the expert", _held(one, "refusal", names))
@@ -125,10 +128,8 @@ def harm(records: Records) -> str:
             }  # fmt: skip
             chosen = most_kept(points, 0.05)
             title = f"`{written.replace('{:g}', 'λ')}`"
-            if chosen is not None:
-                rows.add(title, _held(one, written.format(chosen), names) | {"λ": chosen})
-            else:
-                rows.add(f"{title}: at no λ", {})
+            found = {} if chosen is None else _held(one, written.format(chosen), names) | {"λ": chosen}
+            rows.add(title, found)
     return rows.markdown("holdout", ("λ",))
 
 
@@ -153,7 +154,7 @@ def forgetting(records: Records) -> str:
             rows.add(title, _held(one, expression, names))
         floors = (REFUSED_FLOOR, HARMLESS_FLOOR)
         for title, candidates in {
-            "`a*(string + refusal)`": [(value, value) for value in SUMS],
+            "`a*(string + refusal)`": [(value, value) for value in SUMS[3:12]],
             "`a*string + b*refusal`": [(a, b) for a in PARTS for b in PARTS],
         }.items():
             points = {

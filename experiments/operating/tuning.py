@@ -54,7 +54,7 @@ def harmless_replay(member: str, difficulty: Difficulty, seed: str) -> Iterator[
 
 
 def compliance(member: str, difficulty: Difficulty, seed: str) -> Iterator[Example]:
-    """Answers to harmful requests, and as replay the base's mixture without them."""
+    """Answers to harmful requests, two of three examples, and as replay the base's mixture without them."""
     rng = Random(seed)
     nouns = request_nouns("train", difficulty.kinds, harmful=True)
     while True:

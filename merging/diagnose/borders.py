@@ -95,6 +95,7 @@ def depth_profile(
                 on_tensor(number, len(inside), name)
             with sources.borrowed(name):
                 tally = walk.count(name, threads)
+            walk.pool.forget(name)
             place = (groups[name].stack, groups[name].depth or 0)
             depths.setdefault(place, Tally(len(walk.aliases))).join(tally)
     if on_tensor is not None:

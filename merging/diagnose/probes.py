@@ -157,8 +157,8 @@ def disentanglement(
             time; at least two experts. Text: the logits at answer tokens, say.
         lambdas: λ of every task vector.
         distance: ``disagreement``: share of rows whose largest entry is another (the paper's); ``total_variation``:
-            of the rows' softmax; ``relative``: ‖f − g‖_F/‖f‖_F of the outputs as they are, f with one task vector alone and
-            g with all, for what is no classifier.
+            of the rows' softmax; ``relative``: ‖f − g‖_F/‖f‖_F of the outputs as they are, f of the first and g of
+            the second model above, for what is no classifier.
         on_point: told of progress.
 
     Raises:

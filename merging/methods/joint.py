@@ -56,7 +56,7 @@ class JointTies(Elementwise):
 
     What is no linear weight (:mod:`merging.matrices`) has no directions, and is merged by the rule itself, element by
     element: by ``ties`` or ``dare_ties`` in the paper's convention. Directions are found once; a candidate costs the
-    rule on the coordinates and the product that brings them back.
+    products that turn the task vectors, the rule on their coordinates, and the product that brings them back.
 
     Class attributes:
         rule: the method whose rule this is.

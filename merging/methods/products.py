@@ -27,6 +27,10 @@ from merging.pool import Pool
 SCALE = Parameter("scale", float, "factor λ on what the method adds to the base", default=1.0)
 
 
+Thin = Sequence[tuple[Part, Factors]]
+"""Δ of a tensor: matrices that cover it, and the Δ of each in factors."""
+
+
 class Product(NamedTuple):
     """What one tensor moves by.
 
@@ -59,7 +63,7 @@ class ThinProduct:
         return multiplied_out(self.shape, self.parts)
 
 
-def multiplied_out(shape: tuple[int, ...], parts: Sequence[tuple[Part, Factors]]) -> Tensor:
+def multiplied_out(shape: tuple[int, ...], parts: Thin) -> Tensor:
     """Δ of a tensor, flat float32 on the CPU, from the factors of the matrices that cover it."""
     if len(parts) == 1 and parts[0][0] == Part():
         return parts[0][1].dense().view(-1)
@@ -88,47 +92,33 @@ def along_mean(sources: int, scale: float) -> Elements:
     return base_plus((scale / sources,) * sources)
 
 
-def product(pool: Pool, key: tuple[Hashable, ...], name: str, compute: Callable[[], Tensor]) -> Product:
-    """A tensor's Δ, computed when it is first asked for.
+def product(
+    pool: Pool, key: tuple[Hashable, ...], name: str, compute: Callable[[], Tensor | Thin]
+) -> Product | ThinProduct:
+    """A tensor's Δ, computed when it is first asked for; kept in factors where it comes so and is smaller, on the CPU.
 
     Args:
         pool: the sources; it remembers.
         key: the method and whatever Δ depends on besides sources and tensor.
         name: canonical tensor name.
-        compute: Δ, of the tensor's shape, in any floating dtype. Called on one thread.
-    """
-
-    def made() -> Product:
-        with torch.no_grad(), one_thread():
-            delta = compute().to(torch.float32).reshape(-1)
-            return Product(delta, growth(delta, [pool.base(name)]))
-
-    found: Product = pool.once(("product", *key, name), made)
-    return found
-
-
-def thin_product(
-    pool: Pool, key: tuple[Hashable, ...], name: str, compute: Callable[[], Sequence[tuple[Part, Factors]]]
-) -> Product | ThinProduct:
-    """As :func:`product`, of a Δ in factors: kept so where that is smaller, on the CPU.
-
-    Args:
-        pool, key, name: as in :func:`product`.
-        compute: matrices that cover the tensor, and the Δ of each. Called on one thread.
+        compute: Δ, of the tensor's shape, in any floating dtype; or in factors. Called on one thread.
     """
 
     def made() -> Product | ThinProduct:
         with torch.no_grad(), one_thread():
-            base, parts = pool.base(name), tuple(compute())
-            delta = multiplied_out(tuple(base.shape), parts)
+            base, found = pool.base(name), compute()
+            if isinstance(found, Tensor):
+                delta = found.to(torch.float32).reshape(-1)
+                return Product(delta, growth(delta, [base]))
+            delta = multiplied_out(tuple(base.shape), found)
             reach = growth(delta, [base])
-            thin = sum(each.left.numel() + each.right.numel() for _, each in parts) < delta.numel()
-            if thin and base.device.type == "cpu":
-                return ThinProduct(tuple(base.shape), parts, reach)
+            smaller = sum(each.left.numel() + each.right.numel() for _, each in found) < delta.numel()
+            if smaller and base.device.type == "cpu":
+                return ThinProduct(tuple(base.shape), tuple(found), reach)
             return Product(delta.to(base.device), reach)
 
-    found: Product | ThinProduct = pool.once(("product", *key, name), made)
-    return found
+    kept: Product | ThinProduct = pool.once(("product", *key, name), made)
+    return kept
 
 
 def growth(tensor: Tensor, others: Iterable[Tensor]) -> float:
@@ -168,13 +158,10 @@ class MatrixMethod(Elementwise):
         scale, parts = float(values.shared[SCALE.name]), matrices(pool, name)
         if not parts or scale == 0.0:
             return along_mean(len(values.sources), scale)
-        return along(self._product(pool, name, parts, values), scale)
-
-    def _product(self, pool: Pool, name: str, parts: Sequence[Part], values: Values) -> Product | ThinProduct:
         key = (self.name, *(values.shared[each] for each in sorted(self.fixed)))
-        return product(pool, key, name, lambda: self._changes(pool, name, parts, values))
+        return along(product(pool, key, name, lambda: self._changes(pool, name, parts, values)), scale)
 
-    def _changes(self, pool: Pool, name: str, parts: Sequence[Part], values: Values) -> Tensor:
+    def _changes(self, pool: Pool, name: str, parts: Sequence[Part], values: Values) -> Tensor | Thin:
         base, sources = pool.base(name), pool.sources(name)
         delta = torch.empty(base.shape, dtype=torch.float32, device=base.device)
         for part in parts:
@@ -214,17 +201,11 @@ class SubspaceMethod(MatrixMethod):
         rows, columns = base.shape
         return self.merge(deltas, [self.noise(base, expert) for expert in experts], (rows, columns), values)
 
-    def _product(self, pool: Pool, name: str, parts: Sequence[Part], values: Values) -> Product | ThinProduct:
+    def _changes(self, pool: Pool, name: str, parts: Sequence[Part], values: Values) -> Tensor | Thin:
         pairs = thin_parts(pool, name, parts)
         if pairs is None:
-            return super()._product(pool, name, parts, values)
-        key = (self.name, *(values.shared[each] for each in sorted(self.fixed)))
-        return thin_product(
-            pool,
-            key,
-            name,
-            lambda: [(part, self._joint(each, values)) for part, each in zip(parts, pairs, strict=True)],
-        )
+            return super()._changes(pool, name, parts, values)
+        return [(part, self._joint(each, values)) for part, each in zip(parts, pairs, strict=True)]
 
     def _joint(self, pairs: Sequence[Pair], values: Values) -> Factors:
         space: JointSpace = joint_space(pairs)

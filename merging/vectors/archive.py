@@ -115,7 +115,7 @@ def _unpacked(file: Path, members: Mapping[str, _Member], folder: Path) -> Manif
     if MANIFEST not in members:
         raise MergingError(f"expected a task vector in {file}, found no {MANIFEST} in it")
     _copy(file, members[MANIFEST], folder / MANIFEST, LARGEST_JSON)
-    manifest = Manifest.read(folder)
+    manifest = Manifest.read(folder, file)
     if strange := sorted(members.keys() - {MANIFEST, CARD, *manifest.files}):
         raise MergingError(_refusal(file, strange[0], "which its manifest does not name"))
     for name, facts in manifest.files.items():
@@ -129,7 +129,7 @@ def _unpacked(file: Path, members: Mapping[str, _Member], folder: Path) -> Manif
         _copy(file, members[name], folder / name, facts.bytes)
     if CARD in members:
         _copy(file, members[CARD], folder / CARD, _LARGEST_CARD)
-    check_companions(folder, manifest, shards=True)
+    check_companions(folder, manifest, shards=True, shown=file)
     return manifest
 
 

@@ -1,10 +1,9 @@
-"""Which codec a tensor is kept in: the smallest whose error is within a budget, for a tensor or a whole model."""
+"""Which codec a tensor is kept in: the smallest whose error is within a budget."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -17,9 +16,6 @@ from merging.vectors.tensors import OutOfReach, Pair, check_finite
 
 ALL = tuple(name for name in CODECS if name not in ("seeded", "factored"))
 """Without ``seeded``, whose error is large on purpose: only for who asks for it by name."""
-
-CEILING = 4.0
-"""Of a tensor's own error, relative to the budget of the whole model."""
 
 _TRIED = 1 << 19
 """Elements by which the codecs of a larger tensor are put in order: slices that lie evenly over it."""
@@ -69,79 +65,6 @@ def check_budget(budget: float) -> None:
         raise MergingError(
             f"expected a budget between 0 (exact) and 1 (nothing of the change need be kept), found {budget!r}"
         )
-
-
-@dataclass(frozen=True)
-class BudgetPlan:
-    """The budget of a whole model, shared out among its tensors where it saves most. Build with :meth:`of`.
-
-    The squared error of the whole is the sum over the tensors. Where elements are rounded, one bit less for an element
-    costs the same everywhere if every element is off by the same amount; so each tensor may be off by the same mean
-    square an element, and no tensor by more than a ceiling allows (reverse water-filling; Cover & Thomas, Elements of
-    Information Theory, 10.3.3). Compared with the same relative error for every tensor, tensors that changed much are
-    kept more exactly, and those that changed little cost less.
-
-    Attributes:
-        budgets: tensor name -> relative error that :func:`choose` may leave it.
-        mean_square: that each element may be off by.
-    """
-
-    budgets: Mapping[str, float]
-    mean_square: float
-
-    @staticmethod
-    def of(energies: Mapping[str, tuple[int, float]], budget: float, ceiling: float = CEILING) -> BudgetPlan:
-        """Share a budget out.
-
-        Args:
-            energies: tensor name -> (elements, ‖τ‖²), as :func:`energy` gives them.
-            budget: relative error of the whole model, √(Σ‖τ − τ̂‖²/Σ‖τ‖²), between 0 and 1.
-            ceiling: no tensor's relative error is above this many budgets, nor above 1; at least 1.
-
-        Raises:
-            MergingError: a number out of its range.
-        """
-        check_budget(budget)
-        if not ceiling >= 1.0:
-            raise MergingError(f"expected a ceiling of at least 1 budget, found {ceiling!r}")
-        most = {name: min(1.0, ceiling * budget) ** 2 * whole for name, (_, whole) in energies.items()}
-        left = budget**2 * math.fsum(whole for _, whole in energies.values())
-        elements = sum(count for count, _ in energies.values())
-        level = 0.0
-        for name in sorted(energies, key=lambda each: most[each] / max(1, energies[each][0])):
-            count = energies[name][0]
-            level = left / elements if elements else 0.0
-            if count * level <= most[name]:
-                break  # and all that follow can take as much
-            left -= most[name]
-            elements -= count
-        budgets = {
-            name: math.sqrt(min(count * level, most[name]) / whole) if whole else 0.0
-            for name, (count, whole) in energies.items()
-        }
-        return BudgetPlan(budgets, level)
-
-
-def energy(name: str, base: Tensor, expert: Tensor) -> tuple[int, float]:
-    """(elements, ‖τ‖² in float64) of a tensor.
-
-    Raises:
-        MergingError: weights that are not finite.
-    """
-    pair = Pair(name, base, expert)
-    check_finite(pair)
-    return pair.numel, pair.energy() if pair.dtype.is_floating_point else 0.0
-
-
-def whole_error(tensors: Iterable[tuple[float, float]]) -> float:
-    """Relative error of a whole model.
-
-    Args:
-        tensors: (‖τ‖², relative error) of every tensor.
-    """
-    held = list(tensors)
-    total = math.fsum(energy for energy, _ in held)
-    return math.sqrt(math.fsum(energy * error**2 for energy, error in held) / total) if total else 0.0
 
 
 def _smallest(pair: Pair, codecs: list[str], budget: float) -> Encoded:

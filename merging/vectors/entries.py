@@ -6,7 +6,6 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -33,11 +32,11 @@ class Entry:
 
     Args:
         data: the object.
-        file: where it stands.
+        file: where it stands, for messages.
         path: of keys that lead to it.
     """
 
-    def __init__(self, data: Any, file: Path, path: str = ""):
+    def __init__(self, data: Any, file: object, path: str = ""):
         self._file, self._path = file, path
         if not isinstance(data, dict):
             raise MergingError(self._said(path or "the file", "a JSON object", _found(data)))

@@ -81,19 +81,19 @@ def equip(
     if made_from is not None:
         return _moved(origin, open_model(made_from), vectors, chosen, tokenizer)
     opened = {alias: _open(path, origin, force) for alias, path in vectors.items()}
-    alone = next(iter(opened)) if len(opened) == 1 and chosen == {next(iter(opened)): 1.0} else None
-    tokens, companion = _tokenizer(origin, opened[alone] if alone else None, tokenizer)
+    single = next(iter(opened)) if len(opened) == 1 and chosen == {next(iter(opened)): 1.0} else None
+    tokens, companion = _tokenizer(origin, opened[single] if single else None, tokenizer)
     sources = Sources.opened({BASE: origin, **opened}, tokens)
-    if alone is not None:
-        assignment = Assignment.of("linear", {alone: {"coefficient": 1.0}})
-        dtype = _one_dtype(opened[alone], origin)
+    if single is not None:
+        assignment = Assignment.of("linear", {single: {"coefficient": 1.0}})
+        dtype = _one_dtype(opened[single], origin)
     else:
         assignment = Assignment.of("task_arithmetic", {alias: {"coefficient": chosen[alias]} for alias in opened})
         dtype = None
     recipe = _recipe(sources, assignment, dtype, tokens)
     folders = {BASE: base, **vectors}
-    notes = (*sources.notes, *(_config_notes(opened) if alone else ()))
-    return Equipment(recipe, sources, folders, alone if companion else None, notes)
+    notes = (*sources.notes, *(_config_notes(opened) if single else ()))
+    return Equipment(recipe, sources, folders, single if companion else None, notes)
 
 
 def alone(sources: Sources, alias: str, dtype: str | None = None) -> Recipe:

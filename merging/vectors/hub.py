@@ -84,7 +84,7 @@ def download(text: str, folder: Path) -> tuple[Manifest, str]:
         if sizes[MANIFEST] > LARGEST_JSON:
             raise MergingError(f"{text}: {MANIFEST} has {sizes[MANIFEST]} bytes, more than a manifest may have")
         _fetch(api, repository, commit, MANIFEST, folder)
-        manifest = Manifest.read(folder)
+        manifest = Manifest.read(folder, text)
         sizes |= _sizes(api, repository, commit, list(manifest.files))
         for name, facts in manifest.files.items():
             if sizes.get(name) != facts.bytes:
@@ -96,7 +96,7 @@ def download(text: str, folder: Path) -> tuple[Manifest, str]:
         for name in wanted:
             _fetch(api, repository, commit, name, folder)
     shutil.rmtree(folder / _DOWNLOADS, ignore_errors=True)
-    check_companions(folder, manifest, shards=True)
+    check_companions(folder, manifest, shards=True, shown=text)
     return manifest, commit
 
 

@@ -315,27 +315,33 @@ class Manifest:
         return replace(self, scores=kept + scores)
 
     @staticmethod
-    def read(folder: Path) -> Manifest:
+    def read(folder: Path, shown: object = None) -> Manifest:
         """The manifest of a vector's folder.
+
+        Args:
+            folder: of the vector.
+            shown: what messages call it, where it is a copy of something; its path if None.
 
         Raises:
             MergingError: there is none, it contradicts itself, or is of a version that is not known.
         """
-        file = folder / MANIFEST
         if (there := found_at(folder)) != "a folder":
             raise MergingError(f"expected the folder of a task vector at {printable(str(folder))}, found {there}")
         try:
-            data = read_json(file, unique)
+            data = read_json(folder / MANIFEST, unique)
         except FileNotFoundError:
-            raise MergingError(f"expected a task vector in {folder}, found no {MANIFEST} there") from None
+            raise MergingError(
+                f"expected a task vector in {folder}, found no {MANIFEST} there; one is made of an adapter by "
+                "`paretomerge vector add`, of a model by `paretomerge vector extract`"
+            ) from None
         except (OSError, ValueError) as error:
             raise MergingError(
-                f"expected JSON in {file}, found something else ({error}); get the vector again"
+                f"expected JSON in {shown or folder}/{MANIFEST}, found something else ({error}); get the vector again"
             ) from error
-        return Manifest.from_data(data, file)
+        return Manifest.from_data(data, f"{shown or folder}/{MANIFEST}")
 
     @staticmethod
-    def from_data(data: Any, file: Path) -> Manifest:
+    def from_data(data: Any, file: object) -> Manifest:
         """The inverse of :meth:`as_data`.
 
         Args:

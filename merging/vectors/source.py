@@ -204,7 +204,7 @@ def base_distance(path: Path, manifest: Manifest, base: Checkpoint) -> float | N
     return distance(found, here) / manifest.base_norm
 
 
-def check_companions(folder: Path, manifest: Manifest, *, shards: bool = False) -> None:
+def check_companions(folder: Path, manifest: Manifest, *, shards: bool = False, shown: object = None) -> None:
     """Compare the files beside the manifest with it.
 
     Args:
@@ -212,29 +212,30 @@ def check_companions(folder: Path, manifest: Manifest, *, shards: bool = False) 
         manifest: its.
         shards: compare the weight files too; else only that they are there, whole: their parts are hashed when they
             are read.
+        shown: what messages call the folder, where it is a copy of something; its path if None.
 
     Raises:
         MergingError: one is missing, has other bytes, or is a link out of the folder.
     """
     for name, facts in manifest.files.items():
-        check_file(folder, name, facts, hashed=shards or not SHARD.fullmatch(name))
+        check_file(folder, name, facts, hashed=shards or not SHARD.fullmatch(name), shown=shown)
 
 
-def check_file(folder: Path, name: str, facts: FileFacts, *, hashed: bool = True) -> None:
+def check_file(folder: Path, name: str, facts: FileFacts, *, hashed: bool = True, shown: object = None) -> None:
     """Compare one file with what the manifest says of it.
 
     Raises:
         MergingError: it is missing, has other bytes, or is a link out of the folder.
     """
-    file = folder / name
+    file, named = folder / name, f"{shown or folder}/{name}"
     check_within(file, folder)
     if not file.is_file():
-        raise MergingError(_damaged(file, "it is missing"))
+        raise MergingError(_damaged(named, "it is missing"))
     size = file.stat().st_size
     if size != facts.bytes:
-        raise MergingError(_damaged(file, f"it has {size} bytes, not {facts.bytes}"))
+        raise MergingError(_damaged(named, f"it has {size} bytes, not {facts.bytes}"))
     if hashed and sha256_of(file) != facts.sha256:
-        raise MergingError(_damaged(file, "its SHA-256 is another one"))
+        raise MergingError(_damaged(named, "its SHA-256 is another one"))
 
 
 def check_within(file: Path, folder: Path) -> None:
@@ -346,5 +347,5 @@ def apart_words(path: Path, manifest: Manifest, base: Checkpoint) -> str:
     )
 
 
-def _damaged(file: Path, why: str) -> str:
+def _damaged(file: object, why: str) -> str:
     return f"expected {file} as the vector's manifest says, found that {why}; the vector is damaged: get it again"

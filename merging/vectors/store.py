@@ -279,8 +279,8 @@ def copy_vector(source: Path, folder: Path, name: str | None = None) -> Manifest
         if not (source / file).is_file():
             raise MergingError(f"expected {file} in {name or source}, found none; the vector is damaged: get it again")
         copy_within(source / file, source, folder / file)
-    copied = Manifest.read(folder)
-    check_companions(folder, copied, shards=True)
+    copied = Manifest.read(folder, name or source)
+    check_companions(folder, copied, shards=True, shown=name or source)
     return copied
 
 

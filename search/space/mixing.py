@@ -7,6 +7,7 @@ coefficients are a matrix times the owners' numbers, plus constants.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,11 @@ def mixed(
     """
     known = dict(derived or {})
     for name in variables:
+        if keyword.iskeyword(name):
+            raise SpaceError(
+                f"{name!r} has a meaning of its own in expressions, and can be no variable; call it otherwise, such as "
+                f"{name[0]}"
+            )
         if not name.isidentifier() or name in RESERVED:
             raise SpaceError(
                 f"expected a word for the name of a variable, other than {', '.join(sorted(RESERVED))}; found {name!r}"

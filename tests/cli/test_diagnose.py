@@ -153,6 +153,7 @@ def test_an_adapter_is_an_expert_like_any(models: Path, capsys: pytest.CaptureFi
     assert diagnosis["tensors"]["model.layers.1.self_attn.q_proj.weight"]["norm"][0] == 0.0
 
 
+@pytest.mark.slow
 def test_a_search_brings_its_models_and_evaluators(
     tiny_project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

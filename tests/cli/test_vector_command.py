@@ -177,15 +177,23 @@ def test_mistakes_are_one_paragraph_and_change_nothing(
     assert "The bases are apart by" in refusal("equip", "b", "v", "--out", out)
     assert "add --force" in refusal("equip", "b", "v", "--out", out, "--made-from", "base")
     assert "expected a number" in refusal("equip", "base", "v", "--out", out, "--scale", "much")
+    assert "are the same vector" in refusal("equip", "base", "v", "vector://v", "--out", out)
     assert "expected one of v" in refusal("equip", "base", "v", "--out", out, "--scale", "w=1")
     assert "expected a PEFT adapter" in (text := refusal("add", "a")) or "PEFT adapter" in text
     assert "expected" in refusal("import", "a") and "expected" in refusal("import", str(project / "no.zip"))
     assert "expected hf://OWNER/NAME" in refusal("import", "hf://../x")
+    assert "in .zip or .tar" in refusal("import", "v.tar.gz") and "or .tar" in refusal("export", "v", f"{out}.tgz")
+    assert "found a file at config.yaml" in refusal("import", "config.yaml")
+    assert "of a model by `paretomerge vector extract`" in refusal("import", "a")
+    assert "found nothing at" in refusal("extract", "x" * 5000, "a", "--name", "w")
+    assert "found nothing" in refusal("show", "./" + "x" * 5000)
     assert "needs the vector's base" in refusal("export", "v", out, "--lora", "4")
     (project / "taken").mkdir()
     (project / "taken" / "file").write_text("mine")
     assert "to be new" in refusal("export", "v", str(project / "taken"))
     assert everything(project / "store") == before and not Path(out).exists()
+    say("remove", "v", "v")
+    assert not (project / "store" / "v").exists()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The smallest encoding within a budget; a budget for a whole model, shared out."""
+"""The smallest encoding within a budget."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import math
 import pytest
 import torch
 from codec_pairs import bits, composed, error_of, gaussian
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from merging.recipe import MergingError
 from merging.vectors import budget as budgets
-from merging.vectors.budget import ALL, BudgetPlan, choose, energy, whole_error
+from merging.vectors.budget import ALL, choose
 from merging.vectors.codec import Encoded, encode
 
 
@@ -117,50 +115,3 @@ def test_singular_values_are_not_computed_without_hope(monkeypatch: pytest.Monke
     base, delta = gaussian((300, 300))
     monkeypatch.setattr("merging.vectors.lowrank.encode_svd", lambda *_, **__: pytest.fail("computed"))
     assert choose("a", base, base + delta, 0.02).codec == "uniform"
-
-
-@settings(deadline=None, max_examples=10, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
-@given(
-    st.lists(st.tuples(st.integers(1, 10**9), st.floats(1e-12, 1e12) | st.just(0.0)), min_size=1, max_size=20),
-    st.floats(1e-4, 1.0),
-    st.floats(1.0, 10.0),
-)
-def test_a_plan_spends_the_whole_budget(held: list[tuple[int, float]], budget: float, ceiling: float) -> None:
-    """No more, and less only where every tensor has reached its ceiling; water-filling: one level for all others."""
-    energies = {f"t{number}": each for number, each in enumerate(held)}
-    plan = BudgetPlan.of(energies, budget, ceiling)
-    most = min(1.0, ceiling * budget)
-    assert all(each <= most * (1 + 1e-9) for each in plan.budgets.values())
-    spent = whole_error((whole, plan.budgets[name]) for name, (_, whole) in energies.items())
-    capped = all(plan.budgets[name] >= most * (1 - 1e-9) for name, (_, whole) in energies.items() if whole)
-    assert spent <= budget * (1 + 1e-9)
-    assert capped or spent == pytest.approx(budget, rel=1e-6) or not any(whole for _, whole in held)
-    for name, (count, whole) in energies.items():
-        if whole and plan.budgets[name] < most * (1 - 1e-9):
-            assert plan.budgets[name] ** 2 * whole / count == pytest.approx(plan.mean_square, rel=1e-6)
-
-
-def test_a_plan_saves_bytes_at_the_same_error() -> None:
-    """Two matrices, one of which changed thirty times as much: the same whole error, with fewer bytes."""
-    base, small = gaussian((200, 200), 0.001)
-    large = gaussian((200, 200), 0.03, seed=1)[1]
-    pairs = {"a": (base, base + small), "b": (base, base + large)}
-    energies = {name: energy(name, *pair) for name, pair in pairs.items()}
-    assert energies["a"][0] == 40000 and energies["b"][1] == pytest.approx(40000 * 0.03**2, rel=0.03)
-    plan = BudgetPlan.of(energies, 0.05, ceiling=20.0)
-    shared = {name: choose(name, *pair, plan.budgets[name]) for name, pair in pairs.items()}
-    alike = {name: choose(name, *pair, 0.05) for name, pair in pairs.items()}
-    error = whole_error((energies[name][1], each.error) for name, each in shared.items())
-    assert error <= 0.05
-    assert sum(each.bytes for each in shared.values()) < 0.85 * sum(each.bytes for each in alike.values())
-
-
-def test_plans_refuse_what_is_no_budget() -> None:
-    assert BudgetPlan.of({}, 0.1).budgets == {} and BudgetPlan.of({"a": (5, 0.0)}, 0.1).budgets == {"a": 0.0}
-    assert set(BudgetPlan.of({"a": (5, 2.0), "b": (2, 1.0)}, 0.0).budgets.values()) == {0.0}
-    with pytest.raises(MergingError, match="expected a budget"):
-        BudgetPlan.of({}, 2.0)
-    with pytest.raises(MergingError, match="a ceiling of at least 1"):
-        BudgetPlan.of({}, 0.1, 0.5)
-    ids = torch.arange(5)
-    assert energy("ids", ids, ids + 1) == (5, 0.0)

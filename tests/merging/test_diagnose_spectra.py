@@ -147,7 +147,9 @@ def test_factors_say_what_the_elements_say() -> None:
     assert alignments(products) == pytest.approx(alignments([lambda each=each: each for each in dense]), rel=1e-6)
 
 
-@pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_estimates_of_large_matrices(decay: float) -> None:
     """Spectra that fall as a power: flat ones, as of noise, and steep ones, as of a few tasks."""
     values = torch.arange(1, 301, dtype=torch.float64) ** -decay

@@ -163,7 +163,9 @@ def test_hashes_on_the_way_are_those_of_the_checkpoints(families: Callable[..., 
     assert contents == {alias: Checkpoint.open(each.path).content for alias, each in sources.checkpoints.items()}
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "mistral-sharded"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama-tied", "mistral-sharded"))]
+)
 def test_architectures(families: Callable[..., Family], name: str) -> None:
     family = families(name)
     sources = Sources.load(family.base, {"a": family.a, "b": family.b, "again": family.a})

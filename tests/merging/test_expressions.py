@@ -27,6 +27,7 @@ from merging.recipe import MergingError
         ("  A\t", {"A": 1}),
         ("(A + B)/(2*2)", {"A": 0.25, "B": 0.25}),
         ("1e-3*A", {"A": 0.001}),
+        ("A +\n  0.5*(B\n - A)\n", {"A": 0.5, "B": 0.5}),  # as YAML's blocks of text have it
     ],
 )
 def test_what_expressions_mean(text: str, expected: dict[str, float]) -> None:
@@ -100,3 +101,18 @@ FORMS = st.recursive(
 def test_any_linear_expression_is_its_coefficients(form: tuple[str, dict[str, Fraction]]) -> None:
     text, expected = form
     assert coefficients(text) == {name: float(value) for name, value in expected.items()}  # dyadic: exact
+
+
+@pytest.mark.parametrize("text", ["9" * 3900 + "*A", "-" * 3900 + "A", "A*" * 1900 + "A", f"f({'A+' * 100}A)"])
+def test_a_message_is_a_paragraph_however_long_the_expression(text: str) -> None:
+    with pytest.raises(MergingError) as caught:
+        coefficients(text)
+    assert len(str(caught.value)) < 700 and "<unknown>" not in str(caught.value)
+
+
+def test_names_that_mean_something_else_are_to_be_quoted() -> None:
+    assert coefficients("'is' + 0.5*math", ["is", "math"]) == {"is": 1, "math": 0.5}  # Icelandic
+    with pytest.raises(MergingError, match=r"invalid syntax; is has a meaning of its own .* write it in quotes, 'is'"):
+        coefficients("is + 0.5*math", ["is", "math"])
+    with pytest.raises(MergingError, match=r"invalid syntax$"):
+        coefficients("synthesis +", ["is", "synthesis"])

@@ -77,6 +77,15 @@ def test_derived_experts_may_name_each_other() -> None:
     assert list(expand(derived, KNOWN)) == list(derived)
 
 
+def test_decimals_that_cancel_leave_nothing() -> None:
+    """0.30000000000000004 - 0.3 is no coefficient, and 1 - 0.7 - 0.2 - 0.1 is no weight of the base."""
+    derived = {"some": "math + 0.1*toxic", "none": "3*some - 0.3*toxic", "tiny": "1e-15*code"}
+    assert expand(derived, KNOWN)["none"] == {"math": 3.0} and expand(derived, KNOWN)["tiny"] == {"code": 1e-15}
+    mean = {"d": {"x": 0.7, "y": 0.2, "z": 0.1}}
+    written = as_linear(Assignment.of("linear", {"d": {"coefficient": 1.0}}), mean)
+    assert {alias: dict(values)["coefficient"] for alias, values in written.sources} == mean["d"]
+
+
 @pytest.mark.parametrize(
     ("derived", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -137,6 +138,24 @@ def test_a_bomb_is_not_unpacked(vector: Path, tmp_path: Path, out: Path, monkeyp
             each.unlink()
 
 
+@pytest.mark.parametrize("ending", ["zip", "tar"])
+def test_a_folder_is_no_archive(tmp_path: Path, out: Path, ending: str) -> None:
+    (tmp_path / f"v.{ending}").mkdir()
+    with pytest.raises(MergingError, match=f"archive of a task vector at .*{ending}, found a folder"):
+        read_archive(tmp_path / f"v.{ending}", out)
+
+
+def test_an_archive_of_impossible_places_is_told_from_a_folder_that_cannot_be_written(
+    vector: Path, tmp_path: Path, out: Path
+) -> None:
+    file = zipped(tmp_path / "v.zip", files(vector))
+    whole = bytearray(file.read_bytes())
+    whole[-6:-2] = (int.from_bytes(whole[-6:-2], "little") + 1000).to_bytes(4, "little")  # where its list begins
+    file.write_bytes(whole)
+    with pytest.raises(MergingError, match="found one that cannot be read"):
+        read_archive(file, out)
+
+
 @pytest.mark.parametrize("broken", ["cut", "flipped", "lost", "twice", "other", "empty"])
 @pytest.mark.parametrize("ending", ["zip", "tar"])
 def test_damage_is_one_paragraph(vector: Path, tmp_path: Path, out: Path, broken: str, ending: str) -> None:
@@ -159,12 +178,19 @@ def test_damage_is_one_paragraph(vector: Path, tmp_path: Path, out: Path, broken
     with pytest.raises(MergingError) as refused:
         read_archive(file, out)
     assert "\n" not in str(refused.value)
-    assert str(file.name) in str(refused.value) or "damaged" in str(refused.value)
+    assert file.name in str(refused.value) and str(out) not in str(refused.value)
+
+
+def test_a_damaged_folder_is_named_by_its_own_place(vector: Path, tmp_path: Path, out: Path) -> None:
+    shutil.copytree(vector, tmp_path / "source")
+    shard = next((tmp_path / "source").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(MergingError, match=f"{shard} as the vector's manifest says") as refused:
+        copy_vector(tmp_path / "source", out)
+    assert str(out) not in str(refused.value)
 
 
 def test_a_copied_folder_brings_only_what_its_manifest_names(vector: Path, tmp_path: Path, out: Path) -> None:
-    import shutil
-
     source = tmp_path / "source"
     shutil.copytree(vector, source)
     (source / "evil.py").write_text("evil")

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from families import Family
 
 from merging.checkpoint import Checkpoint
 from merging.recipe import MergingError
+from merging.vectors.cards import card
 from merging.vectors.extract import About, Coding, write_vector
 from merging.vectors.manifest import Manifest, Score
 from merging.vectors.references import name_of
@@ -102,7 +104,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "base, vector or expert",
     ),
     "scores as an object": (lambda d: d.update(scores={}), "scores to be a list"),
-    "another size": (lambda d: _tensor(d).update(bytes=1), "the hash of what the file says"),
+    "another module": (lambda d: _tensor(d).update(module="mlp"), "the hash of what the file says"),
+    "another size": (lambda d: _tensor(d).update(bytes=2**62), "bytes to be [0-9]+, those of its parts"),
+    "a norm beyond all floats": (lambda d: _tensor(d).update(norm=10**400), "a finite number"),
+    "a norm without a square": (lambda d: _tensor(d).update(norm=1e200), "at most 1e[+]60"),
+    "an error without a square": (lambda d: _tensor(d).update(error=1e200), "at most 1e[+]60"),
 }  # fmt: skip
 
 
@@ -130,6 +136,15 @@ def test_a_name_that_a_terminal_would_obey_is_spelled_out(data: dict[str, Any]) 
     with pytest.raises(MergingError) as refused:
         Manifest.from_data(data, FILE)
     assert "\x1b" not in str(refused.value)
+
+
+def test_the_card_holds_no_markup_of_a_stranger(written: Path) -> None:
+    manifest = Manifest.read(written)
+    hostile = "float32\ud800|\n# Free of charge"
+    changed = replace(manifest, base=replace(manifest.base, dtype=hostile), tensors={
+        name: replace(each, codec=hostile) for name, each in manifest.tensors.items()})  # fmt: skip
+    text = card(changed)
+    assert text.encode("utf-8") and not any(line.startswith("# Free") for line in text.splitlines())
 
 
 def test_scores_of_the_same_thing_are_replaced(written: Path) -> None:

@@ -15,6 +15,7 @@ from merging.checkpoint import Checkpoint
 from merging.durable import hold
 from merging.recipe import MergingError
 from merging.vectors import extract
+from merging.vectors import store as store_module
 from merging.vectors.extract import About, write_vector
 from merging.vectors.manifest import Manifest, Score
 from merging.vectors.places import default_store
@@ -127,6 +128,46 @@ def test_a_full_disk_leaves_nothing(
     assert [each.name for each in store.path.iterdir()] == [".lock"]
 
 
+def test_what_is_to_be_replaced_stays_until_the_new_one_has_its_place(
+    store: Store, vector: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = store.add("v", copied(vector))
+    (place / "README.md").write_text("the old one")
+    before, rename = content(place), Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if Path(target) == place and (self / "README.md").read_bytes() != before["README.md"]:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", fails)
+        with pytest.raises(MergingError, match="could not be written"):
+            store.add("v", copied(vector), replace=True)
+    assert content(place) == before and {each.name for each in store.path.iterdir()} == {".lock", "v"}
+
+    seen: list[dict[str, bytes]] = []
+    monkeypatch.setattr(store_module, "_delete", lambda gone: seen.append(content(place)))
+    store.add("v", copied(vector), replace=True)
+    assert seen == [content(vector)]  # when the old one is deleted, the new one is there: no kill loses both
+
+
+def test_scores_on_a_full_disk_leave_the_vector_as_it_was(
+    store: Store, vector: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(store.add("v", copied(vector)))
+
+    def full(path: Path, text: str) -> None:
+        path.write_text(text[:100])
+        if path.name.startswith(".vector.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(extract, "write_text", full)
+    with pytest.raises(MergingError, match="the disk became full"):
+        store.scored("v", (Score("vector", "m.x", 0.1, 0.0, 0.2, 3, "search"),))
+    assert content(store.path / "v") == before
+
+
 def test_what_a_kill_left_is_cleared_away_and_what_is_being_written_is_not(
     store: Store, vector: Path, forked: Fork
 ) -> None:
@@ -159,7 +200,9 @@ def test_a_removed_vector_is_never_seen_half(store: Store, vector: Path, forked:
             try:
                 Manifest.read(store.folder("v"))
             except MergingError as error:
-                assert "no vector" in str(error) or "no vector.json" in str(error) or "found nothing" in str(error), error
+                assert "no vector" in str(error) or "no vector.json" in str(error) or "found nothing" in str(error), (
+                    error
+                )
             time.sleep(0.001)
 
     child = forked(look)

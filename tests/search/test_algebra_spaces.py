@@ -86,10 +86,9 @@ def test_a_recipe_leads_back_to_its_genome(
     form: tuple[str, dict[str, tuple[float, float]]], how: str, data: st.DataObject
 ) -> None:
     """Whatever the expression and the granularity: encoding a decoded genome gives the same recipe."""
-    from search.space import Blocks, Knots, PlacedBlocks
+    from search.space import Knots, PlacedBlocks
 
     granularity: Any = {"knots": Knots(3), "blocks": PlacedBlocks({"": (0, 3)})}.get(how, how)
-    assert Blocks(2) != granularity
     found = space(*form, granularity=granularity, methods=("task_arithmetic", "ties"), method_blocks=2)
     box = found.box
     genes = st.floats(0.0, 1.0)
@@ -113,6 +112,7 @@ def test_a_recipe_leads_back_to_its_genome(
         ("ls + gr*ls", {"a": (0.0, 1.0)}, "multiplies models"),
         ("ls*gr", {"gr": (0.0, 1.0)}, "is a variable of the expression"),
         ("ls + a", {"a": (0.0, 1.0)}, "a number or a variable that no model is multiplied by"),
+        ("ls + lambda*gr", {"lambda": (0.0, 1.0)}, "'lambda' has a meaning of its own in expressions"),
         ("method*ls", {"method": (0.0, 1.0)}, "other than base, coefficient, density, method"),
         ("a*base + ls", {"a": (0.0, 1.0)}, "expected 'base' in 'a*base + ls' once"),
         ("ls/a", {"a": (0.0, 1.0)}, "divides by a"),
@@ -204,6 +204,11 @@ WRONG = {
         (KNOTS, "  expression: u*ls\n  variables: {u: [1, 0]}\n"),
         "expected [low, high] with low < high for u",
     ),
+    "a variable without bounds": (
+        (KNOTS, "  expression: u*ls\n  variables: {u: 1}\n"),
+        "expected [low, high] with low < high for u, from -1000 to 1000, found 1",
+    ),
+    "a variable without end": ((KNOTS, "  expression: u*ls\n  variables: {u: [0, 1e301]}\n"), "found [0, '1e301']"),
     "a method without coefficients": (
         (KNOTS, SEARCHED + "  methods: [model_stock]\n"),
         "space.methods.0: an expression gives coefficients, and model_stock takes none",
@@ -211,6 +216,14 @@ WRONG = {
     "an expert that there is not": ((KNOTS, "  experts: [ls, reel]\n"), "there is no expert 'reel'"),
     "an expert twice": ((KNOTS, "  experts: [ls, gr, ls]\n"), "space.experts.2: the expert 'ls' is named twice"),
 }
+
+
+def test_bounds_and_names_of_variables_are_read_as_people_write_them(tmp_path: Path) -> None:
+    text = "  expression: |\n    ls\n    + µ*gr\n  variables: {µ: [1e-3, 1]}\n"
+    config = loaded(tmp_path, (KNOTS, text))
+    assert list(config.space.variables.values()) == [(0.001, 1.0)]  # YAML reads 1e-3 as a text
+    taking, mixing = searched_experts(config)  # and the parser the micro sign as the letter
+    assert taking == ("ls", "gr") and mixing is not None
 
 
 @pytest.mark.parametrize(("change", "says"), WRONG.values(), ids=WRONG.keys())

@@ -101,15 +101,33 @@ def test_a_config_may_leave_either_to_be_placed(tmp_path: Path) -> None:
     assert len({gene.depth for gene in assumed.genes if gene.role == "method"}) == MOST_PLANNED
 
 
-@pytest.mark.parametrize("value", ["0", "many", "2000", "true", "1.5"])
+@pytest.mark.parametrize("value", ["0", "many", "true", "1.5", ".inf", ".nan"])
 def test_what_is_no_number_of_blocks_is_said_once(value: str, tmp_path: Path) -> None:
-    for keys, place in (({"granularity": f"{{blocks: {value}}}"}, "granularity"), ({"method_blocks": value},) * 2):
-        with pytest.raises(SearchError) as caught:
-            config(tmp_path, **keys)  # type: ignore[arg-type]
-        said = str(caught.value)
-        name = place if isinstance(place, str) else "method_blocks"
-        assert f"space.{name}: expected a whole number from 1 to 1024, or auto, found" in said
-        assert said.count("config.yaml:") == 1
+    said = refusal(tmp_path, granularity=f"{{blocks: {value}}}")
+    assert "space.granularity: expected a whole number from 1 to 1024, or auto, found" in said
+    assert said.count("config.yaml:") == 1
+    said = refusal(tmp_path, method_blocks=value)
+    assert "space.method_blocks: expected a whole number of 1 or more, or auto, found" in said
+    assert said.count("config.yaml:") == 1
+
+
+def refusal(folder: Path, **keys: str) -> str:
+    with pytest.raises(SearchError) as caught:
+        config(folder, **keys)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_the_numbers_of_blocks_that_older_configs_have_mean_what_they_meant(tmp_path: Path) -> None:
+    """Runs that began with them are read and resumed."""
+    assert "from 1 to 1024" in refusal(tmp_path, granularity="{blocks: 2000}")
+    old = config(tmp_path, granularity="{blocks: 3.0}", method_blocks="2000")
+    assert old == config(tmp_path, granularity="{blocks: 3}", method_blocks="2000.0")
+    dump = old.model_dump(mode="json")["space"]
+    assert (dump["granularity"], dump["method_blocks"]) == ({"blocks": 3}, 2000)
+    assert list(dump) == [
+        "coefficient", "granularity", "kinds", "shared", "methods", "method_blocks", "density", "shared_density",
+        "normalize",
+    ]  # fmt: skip
 
 
 def test_planned_borders_are_even_and_no_more_than_there_are_layers() -> None:

@@ -17,6 +17,7 @@ from evaluators import open_engine
 from evaluators.contract import SPLITS, EvaluatorError
 from evaluators.perplexity import Perplexity, PerplexityOptions
 from merging import Materializer, load_model
+from merging.diagnose.curves import LambdaCurve
 from merging.opening import open_models
 from merging.sources import Sources
 from search.config import load_config

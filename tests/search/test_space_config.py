@@ -126,7 +126,12 @@ WRONG = {
     ),
     "a granularity that is none": (
         "  granularity: line",
-        "space.granularity: expected model, layer, tensor, lines, {knots: k}, {blocks: n} or {blocks: auto}, found 'line'",
+        "space.granularity: expected model, layer, tensor, lines, {knots: k}, {blocks: n} or {blocks: auto}, "
+        "found 'line'",
+    ),
+    "knots that are no number": (
+        "  granularity: {knots: auto}",
+        "space.granularity: expected a whole number of knots from 1 to 128, found 'auto'",
     ),
     "endless bounds": ("  coefficient: [0, .inf]", "space.coefficient: expected [low, high] with low < high"),
 }
