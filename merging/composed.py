@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from merging.checkpoint import Checkpoint, TensorInfo
+from merging.checkpoint import Checkpoint
 from merging.files import Read
 from merging.linear_algebra import one_thread
 from merging.recipe import MergingError
@@ -232,6 +232,3 @@ class Composed(Checkpoint):
 def factors_of(checkpoint: Checkpoint, name: str) -> Factors | None:
     """The task vector of a model's tensor in factored form; None where it is none that is known so."""
     return checkpoint.factors(name) if isinstance(checkpoint, Composed) else None
-
-
-__all__ = ["Change", "Composed", "Factored", "Factors", "TensorInfo", "factors_of"]

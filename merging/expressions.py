@@ -360,13 +360,7 @@ def _product(a: _Form, b: _Form, text: str) -> _Form:
             raise MergingError(
                 f"{_quoted(text)} multiplies variables with each other; give their product a variable of its own"
             )
-        slopes = one[""]
-        return {
-            name: Affine(
-                slopes.constant * each.constant, tuple((own, slope * each.constant) for own, slope in slopes.slopes)
-            )
-            for name, each in other.items()
-        }
+        return {name: one[""].times(each.constant) for name, each in other.items()}
     raise MergingError(f"{_quoted(text)} multiplies models with each other; only numbers times models can be summed")
 
 

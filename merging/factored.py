@@ -1,4 +1,4 @@
-"""Task vectors in factors: inner products and singular values of matrices that are never made.
+"""Task vectors in factors: inner products and lengths of matrices that are never made.
 
 An adapter's Δ = L·R is known by (out + in)·r numbers. What its statistics need of Δ is in the small products of the
 factors of two adapters: ⟨L_i·R_i, L_j·R_j⟩ = tr((L_iᵀ·L_j)·(R_j·R_iᵀ)), in float64 and on one thread, so that no bit
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from merging.composed import Factors
 from merging.joint import joint_space
-from merging.linear_algebra import one_thread, svd, wide
+from merging.linear_algebra import one_thread, wide
 from merging.pool import pieces
 
 # Elements of a piece of the outer factors, of which a product is held.
@@ -85,21 +85,6 @@ def norm_of_sum(factors: Sequence[Factors], coefficients: Sequence[float]) -> fl
         terms = [core * each for core, each in zip(cores, coefficients, strict=True)]
         found = float(torch.linalg.vector_norm(sum(terms[1:], start=terms[0])))
         return found if found > _LOST * math.fsum(float(torch.linalg.vector_norm(each)) for each in terms) else 0.0
-
-
-def decomposition(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin singular value decomposition of Δ, from the decomposition of an r×r matrix.
-
-    Returns:
-        U [rows, k], S [k] descending, Vᵀ [k, columns], float64, k = min(rows, columns, r).
-
-    Raises:
-        MergingError: a factor is not finite.
-    """
-    with torch.no_grad(), one_thread():
-        space = joint_space([(factors.left, factors.right)])
-        u, s, vh = svd(space.cores[0])
-        return space.left @ u, s, vh @ space.right
 
 
 def _wide(factors: Sequence[Factors]) -> tuple[list[Tensor], list[Tensor]]:

@@ -105,7 +105,7 @@ class Measures:
         interference: ‖(UᵀU − I)·S·(VᵀV − I)‖_1 of all tasks' leading directions side by side (singular task
             interference, 2412.00081), summed over the matrices; None without matrices.
         interference_ratio: the same over the sum of those singular values: 0 where no task touches another's
-            directions, (T − 1)² where T tasks are equal.
+            directions, (T − 1)² where T tasks are equal. No share: many small overlaps come to more than that.
         matrix_elements: how many elements lie in the matrices that were decomposed.
     """
 

@@ -259,7 +259,7 @@ def _subspace(diagnosis: Diagnosis) -> list[Reason]:
         text = (
             f"The leading directions of the sum hold {whole.alignment[alias]:.0%} of {alias}, which they serve least; "
             f"singular task interference is {number(whole.interference_ratio)} (0 where no task touches "
-            f"another's directions, {(len(diagnosis.aliases) - 1) ** 2} where all are the same)."
+            f"another's directions, {(len(diagnosis.aliases) - 1) ** 2} for equal ones, more where many touch)."
         )
         least = whole.alignment[alias]
         passed_by = len(diagnosis.aliases) == 2 and least < SERVED

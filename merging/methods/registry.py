@@ -21,6 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merging.bounded import printable
 from merging.methods.contract import Method, suggest
 from merging.recipe import Assignment, MergingError, Recipe
 
@@ -112,6 +113,12 @@ def canonical(assignment: Assignment) -> Assignment:
             made with.
     """
     every = (*assignment.parameters, *(each for _, values in assignment.sources for each in values))
+    for name, value in every:
+        if isinstance(value, list | dict | set):  # what YAML may hold, and no hash
+            raise MergingError(
+                f"expected one value as {name} of {assignment.method}, found {printable(repr(value), 80)}; give one "
+                "number, or one for each source by its name"
+            )
     return _canonical(assignment, tuple(type(value) for _, value in every))
 
 

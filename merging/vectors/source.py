@@ -201,6 +201,8 @@ def base_distance(path: Path, manifest: Manifest, base: Checkpoint) -> float | N
     here, _ = sketch_of(base, names)
     if found.shape != here.shape or found.dtype != here.dtype:
         raise MergingError(_damaged(path, "its sketch of the base has another size"))
+    if not bool(torch.isfinite(found).all()):
+        raise MergingError(_damaged(path, "its sketch of the base is not finite"))
     return distance(found, here) / manifest.base_norm
 
 

@@ -258,14 +258,13 @@ def settle(partial: Path) -> None:
     flush(partial)
 
 
-def copy_vector(source: Path, folder: Path, name: str | None = None) -> Manifest:
+def copy_vector(source: Path, folder: Path) -> Manifest:
     """Copy a vector's folder into an empty one: the manifest, the card, and the files that the manifest names, each
     compared with its hash.
 
     Args:
         source: of a stranger, perhaps.
         folder: existing and empty.
-        name: for messages.
 
     Raises:
         MergingError: it is damaged, or leads out of its folder.
@@ -277,10 +276,10 @@ def copy_vector(source: Path, folder: Path, name: str | None = None) -> Manifest
             continue
         check_within(source / file, source)
         if not (source / file).is_file():
-            raise MergingError(f"expected {file} in {name or source}, found none; the vector is damaged: get it again")
+            raise MergingError(f"expected {file} in {source}, found none; the vector is damaged: get it again")
         copy_within(source / file, source, folder / file)
-    copied = Manifest.read(folder, name or source)
-    check_companions(folder, copied, shards=True, shown=name or source)
+    copied = Manifest.read(folder, source)
+    check_companions(folder, copied, shards=True, shown=source)
     return copied
 
 

@@ -22,6 +22,9 @@ _ROUNDS = 8
 
 _REFERRED_TO: tuple[Location, ...] = (("models",), ("evaluators",), ("objectives",))
 
+_TOGETHER: frozenset[Location] = frozenset({("space", "expression"), ("space", "variables")})
+"""What means nothing without each other."""
+
 _BUDGET = {"candidates": 100}
 _STAND_INS: dict[Location, Any] = {
     ("name",): "unnamed",
@@ -84,7 +87,8 @@ def read_subject(source: YamlSource, findings: Findings) -> Subject | None:
         config, problems = validate(data, folder)
         # what is left out may be missed elsewhere: that is no error of the file
         if not any(place[:1] in _REFERRED_TO for place in left_out):
-            findings.problems([each for each in problems if not _touches(each.location, left_out)])
+            unknown = left_out | (_TOGETHER if any(_touches(place, left_out) for place in _TOGETHER) else set())
+            findings.problems([each for each in problems if not _touches(each.location, unknown)])
         wrong |= left_out | {each.location for each in problems}
     if config is None:
         return None

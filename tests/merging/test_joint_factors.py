@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,7 @@ from merging.joint import joint_space, part_factors, resolution
 from merging.matrices import Part, parts
 from merging.methods import canonical, get
 from merging.methods.contract import Values
-from merging.recipe import Assignment, MergingError
+from merging.recipe import Assignment
 from merging.statistics import gram, norm_of_sum, vector_grams
 
 QUICK = settings(deadline=None, max_examples=12, derandomize=True, database=None)
@@ -113,18 +111,6 @@ def test_the_norm_of_a_sum_that_cancels() -> None:
     assert factored.norm_of_sum([random_factors((4, 5), 0, 1)], (1.0,)) == 0.0
 
 
-@QUICK
-@given(st.tuples(st.integers(1, 25), st.integers(1, 25)), st.integers(0, 30), st.integers(0, 2**31))
-def test_singular_values_from_factors(shape: tuple[int, int], rank: int, seed: int) -> None:
-    found = random_factors(shape, rank, seed)
-    u, s, vh = factored.decomposition(found)
-    assert s.shape == (min(*shape, rank),)
-    np.testing.assert_allclose(((u * s) @ vh).numpy(), wide(found).numpy(), rtol=0, atol=1e-13)
-    if len(s):
-        np.testing.assert_allclose(s, np.linalg.svd(wide(found).numpy())[1][: len(s)], rtol=0, atol=1e-13)
-        np.testing.assert_allclose((u.mT @ u).numpy(), np.eye(len(s)), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("ranks", [(3, 4), (0, 0), (30, 30), (2, 0, 1)])
 def test_cores_and_bases_are_the_task_vectors(ranks: tuple[int, ...]) -> None:
     found = adapters((24, 19), ranks)
@@ -174,13 +160,6 @@ def test_stacks_of_matrices() -> None:
     assert turned is not None
     torch.testing.assert_close(turned[0] @ turned[1], Part(3, 2, turned=True).take(factors.left @ factors.right))
     assert part_factors(Part(count=3, number=1), random_factors((3, 5, 8), 2, 7), (3, 5, 8)) is None
-
-
-def test_factors_that_are_not_finite() -> None:
-    broken = random_factors((6, 5), 2, 1)
-    broken.left[0, 0] = math.nan
-    with pytest.raises(MergingError, match="finite"):
-        factored.decomposition(broken)
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

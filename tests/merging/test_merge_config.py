@@ -129,6 +129,8 @@ BAD = [
     ({"vectors": None}, "needs vectors, such as ft1 + ft2 + ft3, or coefficients"),
     ({"vectors": None, "coefficients": {"ft8": 1}}, "unknown key 'ft8'"),
     ({"vectors": None, "coefficients": {"ft1": "much"}}, "expected a number"),
+    ({"vectors": None, "coefficients": [1, 0.5]}, "expected one value as coefficient of ties, found [1, 0.5]"),
+    ({"parameters": {"density": [0.5]}}, "expected one value as density"),
     ({"parameters": {"densty": 0.3}}, "unknown key 'densty'; did you mean 'density'"),
     ({"parameters": {"density": 2}}, "expected a finite number in [0, 1]"),
     ({"sources": {"ft3": {"density": 0.3}}}, "unknown key 'ft3'"),

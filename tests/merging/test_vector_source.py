@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from merging.vectors import extract as extraction
 from merging.vectors.extract import About, Coding, write_vector
 from merging.vectors.manifest import Manifest
 from merging.vectors.sketch import distance, sketch_of
-from merging.vectors.source import base_distance, open_vector
+from merging.vectors.source import Shards, base_distance, check_fits, open_vector
 from merging.vectors.store import verify
 from merging.verification import same_bits
 
@@ -250,6 +251,30 @@ def test_another_architecture_or_shape_is_refused_even_by_force(families: Callab
         open_vector(folder, Checkpoint.open(families("gpt2").base), force=True)
     with pytest.raises(MergingError, match=r"expected lm_head.weight of \[53, 24\].*no such tensor"):
         open_vector(folder, Checkpoint.open(families("llama-tied").base), force=True)
+
+
+@pytest.mark.parametrize("shape", [(10**6, 24), (53, 24, 1), (7,)])
+def test_a_shape_that_no_fine_tune_could_have_takes_no_memory(
+    families: Callable[..., Family], make: Make, shape: tuple[int, ...]
+) -> None:
+    family = families("llama")
+    folder = make(family.base, family.a, Coding("bf16"))
+    manifest, name = Manifest.read(folder), "lm_head.weight"
+    changed = replace(manifest.tensors[name], shape=shape)
+    with pytest.raises(MergingError, match="of about the base's shape"):
+        check_fits(folder, replace(manifest, tensors={name: changed}), Checkpoint.open(family.base))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_sketch_of_nothing_finite_is_damage(
+    families: Callable[..., Family], make: Make, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    family = families("llama")
+    folder = make(family.base, family.a, Coding("bf16"))
+    manifest = Manifest.read(folder)
+    monkeypatch.setattr(Shards, "sketch", lambda self: torch.full((len(manifest.tensors), 64), value))
+    with pytest.raises(MergingError, match="sketch of the base is not finite"):
+        base_distance(folder, manifest, Checkpoint.open(family.b))
 
 
 @pytest.mark.parametrize("size, spread", [(3_000, 1.0), (400_000, 1.0), (400_000, 0.0)])
