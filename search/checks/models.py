@@ -64,8 +64,16 @@ def check_models(subject: Subject) -> Models:
     if set(fitting.checkpoints) == {BASE, *given.experts}:
         found.sources = fitting
     _note_dtypes(subject, fitting)
-    with subject.findings.at(*place_of(BASE)):
+    try:
         found.sample = sample(fitting)
+    except MergingError as error:
+        # damage that is met in reading weights: the message names the file
+        damaged = [alias for alias, each in fitting.checkpoints.items() if f"{each.path}/" in str(error)]
+        blamed = max(damaged, key=lambda alias: len(str(fitting.checkpoints[alias].path)), default=BASE)
+        with subject.findings.at(*place_of(blamed)):
+            raise
+        return found
+    with subject.findings.at(*place_of(BASE)):
         _judge(subject, fitting, found.sample)
     return found
 
