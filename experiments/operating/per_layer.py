@@ -21,19 +21,21 @@ def per_layer(records: Records) -> str:
     for seed in SEEDS:
         one = bench(records, "subtraction", seed, ("string",))
         base = one.score("base", "string", "selection")
-        candidates: dict[str, dict[str | Recipe, str]] = {
-            "one λ": {f"base - {value:g}*string": f"λ = {value:g}" for value in TAKEN},
-            "searched": {recipe: recipe.hash for recipe in finalists(records, seed)},
+        among: dict[str, list[str | Recipe]] = {
+            "one λ": [f"base - {value:g}*string" for value in TAKEN],
+            "searched": list(finalists(records, seed)),
         }
         rows.add("`base`", _row(one, "base"))
         for share in GONE:
-            for title, among in candidates.items():
+            for title, merges in among.items():
                 points = {
-                    each: (one.score(each, "string", "selection"), one.score(each, "kept", "selection"))
-                    for each in among
+                    place: (one.score(each, "string", "selection"), one.score(each, "kept", "selection"))
+                    for place, each in enumerate(merges)
                 }
                 chosen = most_kept(points, share * base)
-                rows.add(f"at most {100 * share:g} % left: {title}", {} if chosen is None else _row(one, chosen))
+                rows.add(
+                    f"at most {100 * share:g} % left: {title}", {} if chosen is None else _row(one, merges[chosen])
+                )
     return rows.markdown("holdout")
 
 
@@ -60,7 +62,8 @@ def finalists(records: Records, seed: int) -> list[Recipe]:
     )
     folder = records.folder / f"unlearn-{seed}"
     results = Results.load(folder) if (folder / "run.db").exists() else None
-    if results is None or results.state != "finished":
+    budget = loaded.config.search.budget
+    if results is None or results.state != "finished" or results.config.search.budget != budget:
         Run(loaded, folder).execute()
         results = Results.load(folder)
     return [results.recipe(id) for id in results.finalists]
