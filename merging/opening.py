@@ -39,6 +39,7 @@ def open_model(path: Path | str, base: Checkpoint | None = None, *, allow_pickle
     """
     kind = "a task vector" if is_vector(path) else "an adapter" if is_adapter(path) else ""
     if not kind:
+        _check_adapter_config(Path(path))
         return Checkpoint.open(path, allow_pickle=allow_pickle)
     if base is None:
         raise MergingError(
@@ -52,6 +53,15 @@ def open_model(path: Path | str, base: Checkpoint | None = None, *, allow_pickle
     from merging.lora.source import open_adapter
 
     return open_adapter(Path(path), base, allow_pickle=allow_pickle)
+
+
+def _check_adapter_config(path: Path) -> None:
+    """Say of an adapter without its config what is missing; of anything else, :class:`Checkpoint` says it."""
+    if (path / "adapter_model.safetensors").is_file() and not (path / "config.json").is_file():
+        raise MergingError(
+            f"expected {ADAPTER} beside adapter_model.safetensors in {path}, found none; copy it from where the "
+            "adapter was trained: it says how the weights are scaled"
+        )
 
 
 def open_models(

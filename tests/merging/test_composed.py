@@ -105,6 +105,12 @@ def test_what_does_not_fit_the_base_is_refused(gpt2_family: Family) -> None:
         Factors.of(torch.zeros(3, 2), torch.zeros(3, 2))
 
 
+def test_an_adapter_without_its_config_is_told_what_is_missing(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(MergingError, match="expected adapter_config.json beside"):
+        open_model(tmp_path)
+
+
 def test_an_adapter_is_no_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(MergingError, match="found an adapter, which is what changes a model"):
