@@ -6,7 +6,7 @@ Every merge is an expression in a short merge config, read as `paretomerge merge
 chosen on search or selection items; the tables are of the holdout, mean ± standard deviation over three training seeds.
 
 Scores and fine-tunes are kept in --folder as soon as they are there: the same command goes on where it was, and
-prints the tables alone once all is known. About 12 CPU-minutes on one thread. The models must be there:
+prints the tables alone once all is known. About 15 CPU-minutes on one thread. The models must be there:
 paretomerge zoo build skills --seed N, paretomerge zoo build speech --seed N, for N of 0, 1, 2.
 """
 

@@ -43,11 +43,6 @@ def within(points: Mapping[T, Sequence[float]], floors: Sequence[float]) -> T:
     return best(able or {each: statistics.fmean(scores) for each, scores in points.items()})
 
 
-def retention(value: float, base: float, expert: float) -> float:
-    """Kept of what the expert learned; of error rates as of accuracies."""
-    return (value - base) / (expert - base)
-
-
 def spread(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
     """Mean ± standard deviation over seeds (n − 1); ``–`` where there are none."""
     if not values:
@@ -56,8 +51,3 @@ def spread(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> st
     if len(scaled) == 1:
         return f"{scaled[0]:.{digits}f}"
     return f"{statistics.fmean(scaled):.{digits}f} ± {statistics.stdev(scaled):.{digits}f}"
-
-
-def each_of(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
-    """Every seed's value: ``1.0, 2.0, 3.0``."""
-    return ", ".join(f"{scale * value:.{digits}f}" for value in values)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from experiments.diagnosing.gaps import Records
 from experiments.operating import items
@@ -13,6 +16,8 @@ from experiments.operating.skills import GONE, SEEDS, TAKEN, bench
 from merging.recipe import Recipe
 
 CONFIG = Path(__file__).with_name("unlearn.yaml")
+SLACK = 0.01
+OBJECTIVES = ("gone.score", "kept.accuracy")
 
 
 def per_layer(records: Records) -> str:
@@ -23,7 +28,7 @@ def per_layer(records: Records) -> str:
         base = one.score("base", "string", "selection")
         among: dict[str, list[str | Recipe]] = {
             "one λ": [f"base - {value:g}*string" for value in TAKEN],
-            "searched": list(finalists(records, seed)),
+            "searched": list(front(records, seed)),
         }
         rows.add("`base`", _row(one, "base"))
         for share in GONE:
@@ -44,8 +49,9 @@ def _row(one: Bench, merge: str | Recipe) -> dict[str, float]:
     return found | {stratum: one.score(merge, "kept", "holdout", stratum=stratum) for stratum in items.KEPT}
 
 
-def finalists(records: Records, seed: int) -> list[Recipe]:
-    """What the search ended with on one training seed; it goes on where it was stopped."""
+def front(records: Records, seed: int) -> list[Recipe]:
+    """Candidates of the search of one training seed that no other beats by more than SLACK in both objectives on search
+    items: a front alone may have gaps where a level lies. The search goes on where it was stopped."""
     from search.config import load_config
     from search.results import Results
     from search.run import Run
@@ -66,4 +72,13 @@ def finalists(records: Records, seed: int) -> list[Recipe]:
     if results is None or results.state != "finished" or results.config.search.budget != budget:
         Run(loaded, folder).execute()
         results = Results.load(folder)
-    return [results.recipe(id) for id in results.finalists]
+    scores = {id: each for id, each in results.scores["search"].items() if set(OBJECTIVES) <= set(each)}
+    points = [[each[name][0] for name in OBJECTIVES] for each in scores.values()]
+    return [results.recipe(id) for id, keep in zip(scores, near_front(points, SLACK), strict=True) if keep]
+
+
+def near_front(points: Sequence[Sequence[float]], slack: float) -> list[bool]:
+    """Which points no other beats by more than ``slack`` in every coordinate; more is better."""
+    values = np.array(points)
+    beaten = (values[None, :, :] > values[:, None, :] + slack).all(axis=2).any(axis=1)
+    return [not each for each in beaten]

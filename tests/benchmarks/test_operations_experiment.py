@@ -13,6 +13,7 @@ from experiments.operating import items, tuning
 from experiments.operating.bench import Bench, merge_config
 from experiments.operating.choosing import best, most_kept, spread, within
 from experiments.operating.forgotten import score
+from experiments.operating.per_layer import near_front
 from experiments.operating.rows import Rows
 from merging.expressions import expand, task_vectors
 from merging.recipe import MergingError
@@ -122,3 +123,9 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
 def test_a_wrong_answer_counts_when_a_skill_shall_go() -> None:
     assert score({"answer": "b a c"}, "b a c ") == 0.0
     assert score({"answer": "b a c"}, "b c a") == 1.0
+
+
+def test_near_the_front_is_what_nothing_beats_by_more_in_both() -> None:
+    points = [(0.9, 0.1), (0.5, 0.5), (0.49, 0.49), (0.4, 0.4), (0.49, 0.2)]
+    assert near_front(points, 0.0) == [True, True, False, False, False]
+    assert near_front(points, 0.02) == [True, True, True, False, True]
