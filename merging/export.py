@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import glob
 import json
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,9 +17,9 @@ from merging.calibration.contract import Calibration
 from merging.checkpoint import INDEX, SINGLE
 from merging.companions import Companions, write_companions, write_json
 from merging.compiled import Mode
-from merging.durable import clear_abandoned, flush, hold
 from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
 from merging.materialize import check_names
+from merging.new_folder import beside, publish
 from merging.recipe import MergingError, Recipe
 from merging.restack import for_recipe
 from merging.sources import Sources
@@ -83,13 +78,7 @@ def export(
     dtypes = _dtypes(recipe, sources)
     shards = _plan(sources, dtypes, max_shard_size)
     _check_space(out, sum(_bytes(sources, name, dtype) for name, dtype in dtypes.items()))
-    partial: Path | None = None
-    held = -1
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        clear_abandoned(out.parent, f".{glob.escape(out.name)}.partial-*")
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-        held = hold(partial)
+    with beside(out) as partial:
         for file, tensors in _shards(shards, sources, tasks, dtypes, compile):
             save_file(tensors, partial / file, metadata={"format": "pt"})
         _write_index(partial, shards, sources, dtypes)
@@ -98,16 +87,7 @@ def export(
             (partial / "mergekit.yaml").write_text(equivalent, encoding="utf-8")
         if finish is not None:
             finish(partial)
-        _settle(partial, out)
-    except BaseException as error:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise MergingError(_why(error, out)) from error
-        raise
-    finally:
-        if held >= 0:
-            os.close(held)
+        publish(partial, out)
     return out
 
 
@@ -229,26 +209,3 @@ def _check_space(out: Path, needed: int) -> None:
 def _size(count: int) -> str:
     """Bytes for people, also where they are few."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
-
-
-def _settle(partial: Path, out: Path) -> None:
-    """Make it durable, then give it its name."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in partial.iterdir():
-        file.chmod(0o666 & ~mask)  # safetensors makes private files
-        flush(file)
-    partial.chmod(0o777 & ~mask)  # mkdtemp makes private folders
-    flush(partial)
-    partial.replace(out)
-    flush(out.parent)
-
-
-def _why(error: Exception, out: Path) -> str:
-    full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error)
-    if full:
-        return (
-            f"the disk became full while {out} was written; nothing was left behind. Free some space or choose "
-            "another disk"
-        )
-    return f"{out} could not be written ({error}); nothing was left behind"

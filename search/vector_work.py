@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merging.bounded import printable
+from merging.new_folder import beside, settle, why
 from merging.opening import is_adapter, is_vector, open_model
 from merging.recipe import MergingError, SourceRef
 from merging.vectors import archive, hub, references
@@ -18,7 +19,7 @@ from merging.vectors.cards import error_words, size_words
 from merging.vectors.extract import About, Coding, OnTensor, write_vector
 from merging.vectors.manifest import LICENCE, Manifest
 from merging.vectors.places import found_at
-from merging.vectors.store import Store, beside, copy_vector, settle, verify, why
+from merging.vectors.store import Store, copy_vector, verify
 from search.errors import SearchError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from merging.bounded import printable, read_json
+from merging.bounded import printable
+from merging.checkpoint import read_object
 from merging.files import PickleFile, SafetensorsFile, TensorInfo, WeightFile
 from merging.opening import ADAPTER
 from merging.recipe import MergingError
@@ -182,14 +183,7 @@ def read_settings(path: Path) -> Settings:
         MergingError: there is none, it is damaged, or it is no LoRA that is a change of weights.
     """
     file = path / ADAPTER
-    try:
-        data = read_json(file)
-    except FileNotFoundError as error:
-        raise MergingError(_no_config(path)) from error
-    except (OSError, ValueError) as error:
-        raise MergingError(f"expected JSON in {file}, found something else: {error}") from error
-    if not isinstance(data, dict):
-        raise MergingError(f"expected a JSON object in {file}, found {type(data).__name__}")
+    data = read_object(file, _no_config(path))
     _check_kind(path, data)
     rank, alpha = _rank(data.get("r", 8), "r", file), _number(data.get("lora_alpha", 8), "lora_alpha", file)
     return Settings(

@@ -6,23 +6,17 @@ are no matrices, are saved whole or left out. Whatever is lost is measured on wh
 
 from __future__ import annotations
 
-import errno
-import glob
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from merging.checkpoint import Checkpoint
-from merging.durable import clear_abandoned, flush, hold, write_text
+from merging.durable import write_text
 from merging.lora.adapter import WEIGHTS
 from merging.lora.card import About, card
 from merging.lora.collect import Collector, Lost, OnTensor, Parts, Rest
@@ -31,6 +25,7 @@ from merging.lora.differences import Difference, OfModel
 from merging.lora.naming import Names
 from merging.lora.peft_config import adapter_config
 from merging.lora.source import open_adapter
+from merging.new_folder import beside, publish
 from merging.opening import ADAPTER
 from merging.recipe import MergingError
 
@@ -203,24 +198,9 @@ def _notes(written: Written, rest: Rest) -> tuple[str, ...]:
 
 def _write(out: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder beside its place, and give it its name."""
-    partial: Path | None = None
-    lock = -1
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        clear_abandoned(out.parent, f".{glob.escape(out.name)}.adapter-*")
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.adapter-", dir=out.parent))
-        lock = hold(partial)
+    with beside(out) as partial:
         fill(partial)
-        _settle(partial, out)
-    except BaseException as error:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise MergingError(_why(error, out)) from error
-        raise
-    finally:
-        if lock >= 0:
-            os.close(lock)
+        publish(partial, out)
 
 
 def _read_back(folder: Path, held: Parts, base: Checkpoint) -> None:
@@ -236,23 +216,3 @@ def _read_back(folder: Path, held: Parts, base: Checkpoint) -> None:
             f"expected the adapter that was written to change {len(held.stored)} tensors of {base.path}, found that it "
             f"changes others, such as {other[0]}; nothing was left behind. Write the merge as a model instead"
         )
-
-
-def _settle(partial: Path, out: Path) -> None:
-    """Make it durable, then give it its name."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in partial.iterdir():
-        file.chmod(0o666 & ~mask)
-        flush(file)
-    partial.chmod(0o777 & ~mask)
-    flush(partial)
-    partial.replace(out)
-    flush(out.parent)
-
-
-def _why(error: Exception, out: Path) -> str:
-    full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error)
-    if full:
-        return f"the disk became full while {out} was written; nothing was left behind. Free some space"
-    return f"{out} could not be written ({error}); nothing was left behind"

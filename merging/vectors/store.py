@@ -8,29 +8,22 @@ followed.
 from __future__ import annotations
 
 import contextlib
-import errno
-import glob
-import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from merging.bounded import copy_within, printable
 from merging.checkpoint import Checkpoint
-from merging.durable import clear_abandoned, flush, hold
+from merging.durable import flush
+from merging.new_folder import PARTIAL, beside, settle, why
 from merging.recipe import MergingError
 from merging.vectors.manifest import CARD, Manifest, Score
 from merging.vectors.places import MANIFEST, NAME, default_store, names_in
 from merging.vectors.source import Shards, VectorModel, check_companions, check_fits, check_within
 
 _LOCK = ".lock"
-_PARTIAL = ".partial-"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 Write = Callable[[Path], Manifest]
@@ -193,7 +186,7 @@ class Store:
     @staticmethod
     def _aside(place: Path) -> Path:
         """Take its name from a vector: nobody sees half of one. Returns what is to be deleted."""
-        gone = place.with_name(f".{place.name}{_PARTIAL}{secrets.token_hex(4)}")
+        gone = place.with_name(f".{place.name}{PARTIAL}{secrets.token_hex(4)}")
         place.replace(gone)
         return gone
 
@@ -214,48 +207,6 @@ def _delete(gone: Path) -> None:
         gone.unlink()
     else:
         shutil.rmtree(gone, ignore_errors=True)  # what cannot be removed is cleared away by whoever adds next
-
-
-@contextlib.contextmanager
-def beside(place: Path, alone: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> Iterator[Path]:
-    """An empty folder beside a place, gone when the block ends unless it was renamed.
-
-    Args:
-        place: that the folder is to become.
-        alone: held while the folder is made, and what others have left is cleared away: a folder that was just made
-            and is not marked yet must not be taken for one of those.
-
-    Raises:
-        MergingError: it cannot be written, with the reason; also of what the block writes.
-    """
-    partial: Path | None = None
-    held = -1
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with alone():
-            everyone = alone is not contextlib.nullcontext
-            clear_abandoned(place.parent, f".{'*' if everyone else glob.escape(place.name)}{_PARTIAL}*")
-            partial = Path(tempfile.mkdtemp(prefix=f".{place.name}{_PARTIAL}", dir=place.parent))
-            held = hold(partial)
-        yield partial
-    except (OSError, SafetensorError) as error:
-        raise MergingError(why(error, place)) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        if held >= 0:
-            os.close(held)
-
-
-def settle(partial: Path) -> None:
-    """Give a folder's files the usual rights, and wait until they are on disk."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in partial.iterdir():
-        file.chmod(0o666 & ~mask)
-        flush(file)
-    partial.chmod(0o777 & ~mask)
-    flush(partial)
 
 
 def copy_vector(source: Path, folder: Path) -> Manifest:
@@ -315,11 +266,3 @@ def verify(folder: Path, base: Checkpoint | None = None) -> tuple[Manifest, list
                 "the vector was made wrongly: do not use it"
             )
     return manifest, notes
-
-
-def why(error: Exception, place: Path) -> str:
-    """What went wrong on the way to a place."""
-    full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error)
-    if full:
-        return f"the disk became full while {place} was written; nothing was left behind. Free some space"
-    return f"{place} could not be written ({getattr(error, 'strerror', None) or error}); nothing was left behind"

@@ -121,14 +121,14 @@ class Struck:
         """
         out = self._searches.folder / f"export of {self.name}"
         command = ("export", str(self.folder), "--knee", "--out", str(out))
-        for target in ("merging.export:save_file", "merging.export:_write_companions", "merging.export:_settle"):
+        for target in ("merging.export:save_file", "merging.export:_write_companions", "merging.export:publish"):
             for after in (False, True):
                 fault = ("kill_at_call", {"target": target, "after": after})
                 run = self._launcher.start(*command, folder=self._searches.folder, faults=[fault])
                 if run.wait() != KILLED:
                     self.faults.append(f"export was not killed in {target}: {run.output}")
                 self.kills += 1
-                whole = target.endswith("_settle") and after
+                whole = target.endswith(":publish") and after
                 if out.exists() != whole:
                     self.faults.append(f"killed in {target}, the export is {'missing' if whole else 'there'}")
                 if whole:
