@@ -16,6 +16,9 @@ Normalization = Literal["strip", "lower", "squeeze", "punctuation", "nfkc", "cas
 # Digits, in groups of three with commas or without; a minus sign counts unless it stands between two numbers.
 _NUMBER = re.compile(r"(?:(?<!\d)[-\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
 
+# What EvoLLM's published evaluator looks for (Akiba et al. 2025; the last match counts): no sign and no group comma.
+_SAKANA_NUMBER = re.compile(r"\d*\.?\d+")
+
 
 def _not_empty(stops: tuple[str, ...]) -> tuple[str, ...]:
     if not all(stops):
@@ -66,7 +69,10 @@ class Json(BaseModel):
     )
 
 
-Extraction = Literal["none", "last_number", "choice"] | After | Regex | Choice | Json
+NumberExtraction = Literal["last_number", "sakana-compat"]
+"""The two ways to find the last number: with signs and group commas, and as EvoLLM's published evaluator does."""
+
+Extraction = Literal["none", "last_number", "sakana-compat", "choice"] | After | Regex | Choice | Json
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -87,6 +93,9 @@ def extract(text: str, how: Extraction) -> str | None:
     if how == "last_number":
         numbers = _NUMBER.findall(text)
         return _plain_number(numbers[-1]) if numbers else None
+    if how == "sakana-compat":
+        numbers = _SAKANA_NUMBER.findall(text)
+        return _float_text(numbers[-1]) if numbers else None
     if isinstance(how, Json):
         return json_value(text, how.path)
     if how == "choice":
@@ -94,6 +103,18 @@ def extract(text: str, how: Extraction) -> str | None:
     if isinstance(how, Choice):
         return choice_letter(text, how.choice)
     return text
+
+
+def extract_expected(text: str, how: Extraction) -> str | None:
+    """The answer within a text that data give as the right one, or None where there is none.
+
+    As :func:`extract`, but for ``sakana-compat``: the published evaluator compares with a number of the data set, and
+    reads only what the model wrote by its expression. An expected 1,234 is 1234, which "1,234" is not then.
+    """
+    if how != "sakana-compat":
+        return extract(text, how)
+    number = extract(text, "last_number")
+    return None if number is None else _float_text(number)
 
 
 def normalize(text: str, steps: Sequence[Normalization]) -> str:
@@ -117,6 +138,12 @@ def _plain_number(number: str) -> str:
     whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
     value = f"{whole}.{fraction}" if fraction else whole
     return value if value == "0" else sign + value
+
+
+def _float_text(number: str) -> str:
+    """One way to write what Python's float reads in it: two texts are equal where the numbers are."""
+    value = float(number)
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _without_punctuation(text: str) -> str:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evaluators.answers import Extraction, Normalization, Stops, cut, extract, normalize
+from evaluators.answers import (
+    Extraction,
+    Normalization,
+    NumberExtraction,
+    Stops,
+    cut,
+    extract,
+    extract_expected,
+    normalize,
+)
 from evaluators.base import FAILED, ItemEvaluator, Verdict
 from evaluators.contract import Engine, EvaluatorError, Generation, Metric, Request, Sampling
+from evaluators.fasttext_language import FasttextGate, FasttextOptions
 from evaluators.items import DataOptions, Item, Parsed
 from evaluators.language import LanguageGate
 from evaluators.prompts import PromptOptions, Prompts
@@ -53,8 +63,14 @@ class ExactMatchOptions(DataOptions):
     extract: Extraction = Field(
         "none",
         description="where in the text the answer is: after the last marker, the last match of a regular expression, "
-        "the last number, the letter of a multiple choice, a value in the last JSON object. No such place: no usable "
-        "answer. Applied to the expected answer too, where it has one",
+        "the last number, the letter of a multiple choice, a value in the last JSON object. sakana-compat: the last "
+        "number as EvoLLM's published evaluator reads it, without sign and group comma (1,234 is 234). No such place: "
+        "no usable answer. Applied to the expected answer too, where it has one",
+    )
+    also_extract: NumberExtraction | None = Field(
+        None,
+        description="a second way to find the answer, told beside the first as a metric of its own, such as "
+        "accuracy_sakana_compat; with extract: sakana-compat it is last_number where nothing is said",
     )
     normalize: tuple[Normalization, ...] = Field(
         ("strip", "squeeze"), description="differences that do not count, removed in this order from both sides"
@@ -64,8 +80,10 @@ class ExactMatchOptions(DataOptions):
     prompt: PromptOptions = Field(
         default_factory=PromptOptions, description="template, system prompt, chat template, worked examples"
     )
-    language: str | None = Field(
-        None, description="a code such as ja: an answer that is not in this language is wrong, whatever it says"
+    language: str | FasttextOptions | None = Field(
+        None,
+        description="a code such as ja, told by script; or {code: ja, fasttext: lid.176.ftz}, told by a fastText model: "
+        "an answer that is not in this language is wrong, whatever it says",
     )
     sampling: Sampled | None = Field(None, description="draw answers; greedy ones where it is left out")
 
@@ -81,6 +99,11 @@ class ExactMatchOptions(DataOptions):
                 "mode: teacher_forced writes no text, so that there is no language to tell and nothing to draw; use "
                 "mode: generate (or auto), or drop `language` and `sampling`"
             )
+        if self.also_extract is not None and self.extract in ("none", self.also_extract):
+            raise ValueError(
+                f"also_extract: {self.also_extract} is a second way to find the answer, beside another one in `extract`; "
+                f"set extract: {'last_number' if self.also_extract == 'sakana-compat' else 'sakana-compat'}, or drop it"
+            )
         if self.prompt_field == self.answer_field:
             raise ValueError("prompt_field and answer_field must be two different fields")
         if self.prompt_field != "prompt" and self.prompt.template != "{prompt}":
@@ -88,6 +111,11 @@ class ExactMatchOptions(DataOptions):
         if f"{{{self.answer_field}}}" in self.prompt.template:
             raise ValueError(f"the template names {{{self.answer_field}}}, which would tell the answer; take it out")
         return self
+
+    @property
+    def second(self) -> NumberExtraction | None:
+        """The other way to find the answer, said or not."""
+        return "last_number" if self.also_extract is None and self.extract == "sakana-compat" else self.also_extract
 
     def whole_answers(self) -> bool:
         """Whether nothing but the width of white space separates equal texts from equal answers."""
@@ -114,19 +142,23 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One item in tokens. ``request`` is set where teacher forcing gives the verdict."""
+    """One item in tokens. ``request`` is set where teacher forcing gives the verdict; ``second`` is what the other way
+    to find the answer accepts, empty where there is none."""
 
     prompt: list[int]
     accepted: frozenset[str]
     request: Request | None
+    second: frozenset[str] = frozenset()
 
 
 class _Judged(NamedTuple):
-    """One answer: whether it is right, in the language asked for, and whether there was anything to judge."""
+    """One answer: whether it says what is right, is in the language asked for, and there was anything to judge; and
+    whether it is right by the other way to find the answer."""
 
     right: bool
     spoken: bool
     usable: bool
+    second: bool = False
 
 
 _NO_ANSWER = _Judged(False, False, False)
@@ -139,7 +171,9 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
     expected answers, as written or as the tokenizer would write it back, and is in the language asked for, if one is.
     Special tokens inside an answer make it wrong where the tokenizer lets that be told. An item's value is 0 or 1, or
     with ``sampling`` the share of right answers. With ``language`` there is also ``in_language``, the share of answers
-    in it. "failed", with the value 0: the logits were not finite, or there was nothing to extract, in every sample.
+    in it; with a fastText model also ``accuracy_any_language``, right answers in whatever language. A second way to find
+    the answer has a metric of its own, ``accuracy_last_number`` or ``accuracy_sakana_compat``, which the language counts
+    in too. "failed", with the value 0: the logits were not finite, or there was nothing to extract, in every sample.
 
     Args:
         options: see :class:`ExactMatchOptions`.
@@ -154,7 +188,7 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
     Options: ClassVar[type[ExactMatchOptions]] = ExactMatchOptions
 
     def __init__(self, options: ExactMatchOptions) -> None:
-        self._gate = None if options.language is None else LanguageGate(options.language)
+        self._gate = _gate(options.language)
         self._prompts = Prompts(options.prompts())
         super().__init__(options)
         items = self._items.values()
@@ -165,14 +199,18 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """``accuracy``, to be maximised, and ``in_language`` where there is one."""
+        """``accuracy``, and what else is told (see above); all to be maximised."""
         names = ["accuracy"] if self._gate is None else ["accuracy", "in_language"]
+        if isinstance(self._gate, FasttextGate):
+            names.append("accuracy_any_language")
+        if self.options.second is not None:
+            names.append(_metric_of(self.options.second))
         return tuple(Metric(name, "maximize", 0.0, 1.0) for name in names)
 
     def identity(self) -> object:
         """The options, but paths and names of fields. What came later than version 1 counts where it is used, so that
         scores of old keep their names."""
-        later = {"prompt", "language", "sampling"}
+        later = {"prompt", "language", "sampling", "also_extract"}
         used: dict[str, object] = self.options.model_dump(
             mode="json", exclude={"data", "limit", "prompt_field", "answer_field", *later}
         )
@@ -182,12 +220,14 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
             used["language"] = self._gate.identity
         if self.options.sampling is not None:
             used["sampling"] = self.options.sampling.model_dump(mode="json")
+        if self.options.second is not None:
+            used["also_extract"] = self.options.second
         return used
 
     def parse(self, row: Row) -> Parsed[Question]:
         """A prompt and the texts of which each is a right answer."""
         record = {name: row.text(name) for name in self._prompts.fields}
-        answers = row.texts(self.options.answer_field)
+        answers = row.answers(self.options.answer_field)
         return Parsed(Question(record, answers), [[self._prompts.text(record)], answers])
 
     def prepare_items(self, engine: Engine, items: Sequence[Item[Question]]) -> dict[str, _Prepared]:
@@ -243,9 +283,13 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
     def _verdict(self, answers: Sequence[_Judged]) -> Verdict:
         if not any(answer.usable for answer in answers):
             return FAILED
-        values = {"accuracy": sum(answer.right for answer in answers) / len(answers)}
+        values = {"accuracy": _share(answer.right and answer.spoken for answer in answers)}
         if self._gate is not None:
-            values["in_language"] = sum(answer.spoken for answer in answers) / len(answers)
+            values["in_language"] = _share(answer.spoken for answer in answers)
+        if isinstance(self._gate, FasttextGate):
+            values["accuracy_any_language"] = _share(answer.right for answer in answers)
+        if self.options.second is not None:
+            values[_metric_of(self.options.second)] = _share(answer.second and answer.spoken for answer in answers)
         return Verdict(values)
 
     def _judge(self, engine: Engine, item: _Prepared, generation: Generation) -> _Judged:
@@ -257,11 +301,13 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
         if found is None:
             return _NO_ANSWER
         spoken = self._gate is None or self._gate(said)
-        right = spoken and normalize(found, self.options.normalize) in item.accepted
+        right = normalize(found, self.options.normalize) in item.accepted
         if right and engine.one_spelling and self.options.whole_answers():
             # Decoding leaves special tokens out; an answer that holds some is not the expected one.
             right = engine.encode(text, special=False) == list(generation.tokens)
-        return _Judged(right, spoken, True)
+        other = None if self.options.second is None else extract(said, self.options.second)
+        second = other is not None and normalize(other, self.options.normalize) in item.second
+        return _Judged(right, spoken, True, second)
 
     def _room(self, engine: Engine, longest: int) -> int:
         if engine.one_spelling and self.options.whole_answers():
@@ -274,14 +320,18 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
             raise EvaluatorError(f"{item.place}: the prompt has no tokens under this tokenizer; give it a text")
         texts = item.value.answers
         accepted: set[str] = set()
+        second: set[str] = set()
         for text, ids in zip(texts, answers, strict=True):
             self._check_answer(item, text, ids, len(prompt), engine)
-            accepted |= {self._expected(item, text), self._expected(item, engine.decode(ids))}
+            spellings = (text, engine.decode(ids))
+            accepted |= {self._expected(item, each, self.options.extract) for each in spellings}
+            if self.options.second is not None:
+                second |= {self._expected(item, each, self.options.second) for each in spellings}
         request = None
         if len(texts) == 1 and self._may_force(engine, answers[0]):
             end = engine.end_of_text
             request = Request(prompt, [*answers[0], *([] if end is None else [end])])
-        return _Prepared(prompt, frozenset(accepted), request)
+        return _Prepared(prompt, frozenset(accepted), request, frozenset(second))
 
     def _may_force(self, engine: Engine, answer: list[int]) -> bool:
         if self.options.mode != "auto":
@@ -294,11 +344,10 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
             and engine.encode(engine.decode(answer), special=False) == answer
         )
 
-    def _expected(self, item: Item[Question], text: str) -> str:
-        how = self.options.extract
-        found = extract(text, how)
-        if found is None and how in ("last_number", "choice"):
-            lacks = "no number" if how == "last_number" else "no letter of a choice"
+    def _expected(self, item: Item[Question], text: str, how: Extraction) -> str:
+        found = extract_expected(text, how)
+        if found is None and how in ("last_number", "sakana-compat", "choice"):
+            lacks = "no letter of a choice" if how == "choice" else "no number"
             raise EvaluatorError(f'{item.place}: extract: {how}, and the answer "{text}" holds {lacks}')
         expected = normalize(text if found is None else found, self.options.normalize)
         if not expected:
@@ -331,6 +380,21 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
                     f"{item.place}: several accepted answers, and mode: teacher_forced checks one; use mode: generate "
                     "(or auto), or keep one answer"
                 )
+
+
+def _gate(language: str | FasttextOptions | None) -> LanguageGate | FasttextGate | None:
+    if language is None:
+        return None
+    return LanguageGate(language) if isinstance(language, str) else FasttextGate(language)
+
+
+def _metric_of(how: NumberExtraction) -> str:
+    return f"accuracy_{how.replace('-', '_')}"
+
+
+def _share(answers: Iterable[bool]) -> float:
+    counted = list(answers)
+    return sum(counted) / len(counted)
 
 
 def _seed(seed: int, item: Item[Question], number: int) -> int:

@@ -36,6 +36,11 @@ class Table(BaseModel):
     config: str | None = Field(None, description="the data set's configuration")
     split: str = Field("test", description="the data set's split, as its authors call it")
     revision: str | None = Field(None, description="the data set's revision: name one, and it stays what it is")
+    rows: tuple[int, int | None] | None = Field(
+        None,
+        description="which rows, in the table's own order: [first, end], counted from 0, the end not among them; "
+        "negative numbers count from the table's end, and null is the end: [0, 869], [-200, null]",
+    )
     shares: dict[Split, float] = Field(
         {"search": 0.4, "selection": 0.2, "holdout": 0.4},
         description="how much of the table each split gets. Where an item goes is decided by its content",
@@ -56,15 +61,30 @@ class Table(BaseModel):
             raise ValueError(f"shares: expected one number between 0 and 1 for each of {', '.join(SPLITS)}")
         return value
 
-    def rows(self) -> list[Row]:
+    def read(self) -> list[Row]:
         """The records.
 
         Raises:
-            EvaluatorError: they cannot be read.
+            EvaluatorError: they cannot be read, or there are none in ``rows``.
         """
         if self.file is not None:
-            return read_rows(self.file)
-        return read_dataset(str(self.dataset), self.config, self.split, self.revision)
+            rows = read_rows(self.file)
+        else:
+            rows = read_dataset(str(self.dataset), self.config, self.split, self.revision)
+        return rows if self.rows is None else self._within(rows, *self.rows)
+
+    def _within(self, rows: list[Row], first: int, end: int | None) -> list[Row]:
+        """The rows of a range, which must lie in the table whole: a range that is cut short, since the table has
+        another size than was thought, would be another sample than the config says."""
+        count = len(rows)
+        start = first + count if first < 0 else first
+        stop = count if end is None else end + count if end < 0 else end
+        if not 0 <= start < stop <= count:
+            raise EvaluatorError(
+                f"{self.label}: rows: [{first}, {'null' if end is None else end}] is no range of rows that are there: "
+                f"the table has {count}, from 0 to {count - 1}; correct the range, or leave it out"
+            )
+        return rows[start:stop]
 
     @property
     def label(self) -> str:
@@ -100,14 +120,35 @@ Data = Annotated[
 ]
 
 
+def _form_or_several(value: object) -> str | None:
+    return "data list" if isinstance(value, list | tuple) else _form(value)
+
+
+Pooled = Annotated[
+    _Path
+    | _Table
+    | Annotated[dict[Split, _Source], Tag("data splits")]
+    | Annotated[Annotated[list[Data], Field(min_length=1)], Tag("data list")],
+    Discriminator(
+        _form_or_several,
+        custom_error_type="data",
+        custom_error_message="expected a folder, one table ({file: …} or {dataset: …}), or one file for each of "
+        + ", ".join(SPLITS)
+        + "; or a list of such",
+    ),
+]
+"""One source, or several whose items are scored together."""
+
+
 class DataOptions(BaseModel):
     """Where an evaluator's items come from: the part that the options of all evaluators share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Data = Field(
+    data: Pooled = Field(
         description="a folder with search, selection and holdout (.jsonl, .json, .csv, .tsv or .parquet); or one file "
-        "or table a split; or one table {file: …} or {dataset: …}, which is cut into splits by content"
+        "or table a split; or one table {file: …} or {dataset: …}, which is cut into splits by content; or a list of "
+        "such, whose items are scored together"
     )
     limit: dict[Split, int] = Field(
         default_factory=dict,
@@ -161,12 +202,12 @@ class Item(Generic[T]):
 
 
 def read_splits(
-    data: Data, parse: Callable[[Row], Parsed[T]], *, limit: Mapping[Split, int] | None = None
+    data: Pooled, parse: Callable[[Row], Parsed[T]], *, limit: Mapping[Split, int] | None = None
 ) -> dict[Split, list[Item[T]]]:
     """Read, check, cut and order all splits.
 
     Args:
-        data: where the items are.
+        data: where the items are; those of several sources are one set of items, with each source's own splits.
         parse: an evaluator's view of a row; raises :class:`EvaluatorError` for one that it cannot use.
         limit: how many items to keep of a split: a prefix of the order, so that smaller limits keep subsets.
 
@@ -179,12 +220,24 @@ def read_splits(
         splits = _cut(data, parse)
     else:
         tables = split_tables(data)
-        splits = {split: [_item(row, parse(row)) for row in tables[split].rows()] for split in SPLITS}
+        splits = {split: [_item(row, parse(row)) for row in tables[split].read()] for split in SPLITS}
         for split in SPLITS:
             if not splits[split]:
                 raise EvaluatorError(f"{tables[split].label}: the split {split} is empty; it needs at least one item")
     _check_unique([item for split in SPLITS for item in splits[split]])
     return {split: balanced_order(splits[split])[: (limit or {}).get(split)] for split in SPLITS}
+
+
+def _read(data: Data, parse: Callable[[Row], Parsed[T]]) -> dict[Split, list[Item[T]]]:
+    """The splits of one source, in the order of its files."""
+    if isinstance(data, Table):
+        return _cut(data, parse)
+    tables = split_tables(data)
+    splits = {split: [_item(row, parse(row)) for row in tables[split].rows()] for split in SPLITS}
+    for split in SPLITS:
+        if not splits[split]:
+            raise EvaluatorError(f"{tables[split].label}: the split {split} is empty; it needs at least one item")
+    return splits
 
 
 def split_tables(data: Path | Mapping[Split, Path | Table]) -> dict[Split, Table]:
@@ -244,7 +297,7 @@ def _cut(table: Table, parse: Callable[[Row], Parsed[T]]) -> dict[Split, list[It
     splits: dict[Split, list[Item[T]]] = {split: [] for split in SPLITS}
     seen: set[str] = set()
     repeated = 0
-    for row in table.rows():
+    for row in table.read():
         item = _item(row, parse(row))
         if item.hash in seen:
             repeated += 1

@@ -89,6 +89,19 @@ class Row:
             raise self.error(f'the field "{name}" is an empty list; it needs at least one text')
         return tuple(self._checked(name, each, "a text or a list of texts") for each in values)
 
+    def answers(self, name: str) -> tuple[str, ...]:
+        """As :meth:`texts`; a finite number counts as the text that says it, since published data sets keep the
+        answers of sums as numbers: 18.0 is "18".
+
+        Raises:
+            EvaluatorError: as :meth:`texts`.
+        """
+        value = self.value(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return self.texts(name)
+        number = self.number(name)
+        return (str(value) if isinstance(value, int) else str(int(number)) if number.is_integer() else repr(number),)
+
     def optional(self, name: str) -> str:
         """A field that may be missing or null, and is "" then.
 

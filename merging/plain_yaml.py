@@ -190,3 +190,21 @@ def _check_size(node: Any, expanded: int, written: int) -> None:
             "what is meant",
             problem_mark=node.start_mark,
         )
+
+
+def dump(data: Any) -> str:
+    """Plain data as YAML for people, in the order of its keys; a list of fractions, such as scales, stands in one line.
+
+    :func:`load` reads it back, equal.
+    """
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    def represent_list(self, data: list[Any]) -> yaml.SequenceNode:
+        flow = bool(data) and all(isinstance(each, float) for each in data)
+        node: yaml.SequenceNode = self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+        return node
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)

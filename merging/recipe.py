@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,9 @@ import yaml
 from merging import plain_yaml
 
 FORMAT = "paretomerge-recipe/1"
+
+SCALED_FORMAT = "paretomerge-recipe/2"
+"""Of a recipe with scales alone: a version that does not know them would ignore them, and build another model."""
 
 Value = float | int | bool | str
 
@@ -146,6 +150,9 @@ class Recipe:
             are. What mergekit's ``dtype`` means, where it is narrower than the checkpoints.
         layers: [blocks of the result] alias -> the block of that model which this block is made from; None where every
             block is made from the blocks of its own number. Groups and tensors are then named as in the result.
+        scales: [blocks of the result] what the hidden state is multiplied by before this block, finite and > 0; None
+            where every one is 1. Only beside ``layers``. The merged weights have them within: see
+            :func:`merging.dataflow.folded`.
         tokenizer: how vocabularies were aligned, as :attr:`merging.sources.Sources.tokenizer` says it: ``base``,
             ``union`` or ``path:`` and the hash of a tokenizer; None where there was nothing to align.
         tokenizer_path: where that tokenizer was found. Not part of the hash.
@@ -160,6 +167,7 @@ class Recipe:
     layers: Layers | None = None
     tokenizer: str | None = None
     tokenizer_path: str | None = None
+    scales: tuple[float, ...] | None = None
 
     @property
     def hash(self) -> str:
@@ -187,6 +195,8 @@ class Recipe:
             data["layers"] = [sorted([contents[alias], at] for alias, at in block.items()) for block in self.layers]
         if self.tokenizer is not None:
             data["tokenizer"] = self.tokenizer
+        if self.scales is not None and set(self.scales) != {1}:
+            data["scales"] = [_number(scale) for scale in self.scales]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -220,7 +230,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """YAML for people: groups with one assignment stand together. :meth:`from_yaml` reads it back, equal."""
-        return yaml.safe_dump(self.as_data(), sort_keys=False, allow_unicode=True, width=120)
+        return plain_yaml.dump(self.as_data())
 
     def as_data(self) -> dict[str, Any]:
         """What :meth:`to_yaml` writes, as plain data."""
@@ -228,7 +238,7 @@ class Recipe:
         for group in sorted(self.groups, key=lambda each: each.order):
             together.setdefault(self.groups[group], []).append(group)
         data: dict[str, Any] = {
-            "format": FORMAT,
+            "format": FORMAT if self.scales is None else SCALED_FORMAT,
             "base": self.base,
             "sources": {alias: source.as_data() for alias, source in self.sources.items()},
             "dtype": self.dtype,
@@ -244,6 +254,8 @@ class Recipe:
             data["tokenizer"] = self.tokenizer if path is None else {"path": path, "content": content}
         if self.layers is not None:
             data["layers"] = slices_of(self.layers)
+        if self.scales is not None:
+            data["scales"] = [float(scale) for scale in self.scales]
         if self.tensors:
             data["tensors"] = {name: assignment.as_data() for name, assignment in sorted(self.tensors.items())}
         return data
@@ -271,15 +283,21 @@ class Recipe:
         Raises:
             MergingError: as :meth:`from_yaml`.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise MergingError(f"expected a recipe of format {FORMAT!r}, found {found!r}")
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        if not isinstance(data, dict) or found not in {FORMAT, SCALED_FORMAT}:
+            raise MergingError(f"expected a recipe of format {FORMAT!r} or {SCALED_FORMAT!r}, found {found!r}")
+        if found == FORMAT and data.get("scales") is not None:
+            raise MergingError(
+                f"the recipe has scales, which a version that reads {FORMAT!r} may ignore; give it the format "
+                f"{SCALED_FORMAT!r}"
+            )
         try:
             tokenizer, tokenizer_path = _tokenizer(data.get("tokenizer"))
             sources = {
                 str(alias): SourceRef(str(source["path"]), str(source["content"]), _made_by(str(alias), source))
                 for alias, source in data["sources"].items()
             }
+            layers = None if data.get("layers") is None else layers_of(data["layers"], sources)
             return Recipe(
                 base=str(data["base"]),
                 sources=sources,
@@ -287,9 +305,10 @@ class Recipe:
                 tensors={str(name): _assignment(entry) for name, entry in (data.get("tensors") or {}).items()},
                 dtype=data.get("dtype"),
                 source_dtype=data.get("source_dtype"),
-                layers=None if data.get("layers") is None else layers_of(data["layers"], sources),
+                layers=layers,
                 tokenizer=tokenizer,
                 tokenizer_path=tokenizer_path,
+                scales=None if data.get("scales") is None else scales_of(data["scales"], layers),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise MergingError(
@@ -344,6 +363,33 @@ def layers_of(slices: object, aliases: Iterable[str]) -> Layers:
     return tuple(layers)
 
 
+def scales_of(given: object, layers: Layers | None) -> tuple[float, ...]:
+    """What the hidden state is multiplied by before each block, checked.
+
+    Args:
+        given: a number for each block; a larger scale gives the blocks before it more say in what follows.
+        layers: the blocks, as :attr:`Recipe.layers`.
+
+    Raises:
+        MergingError: no list of numbers, not as many as there are blocks, or one that is not finite or not above 0.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise MergingError(f"expected scales to be a list with a number for each block of the layers, found {given!r}")
+    if layers is None:
+        raise MergingError(
+            "scales need layers: list the blocks of the result under layers, also where they are the base's own"
+        )
+    if len(given) != len(layers):
+        raise MergingError(f"expected a scale for each of the {len(layers)} blocks of the layers, found {len(given)}")
+    for number, scale in enumerate(given):
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise MergingError(
+                f"expected the scale of block {number} to be a finite number above 0, found {scale!r}: 0 would erase "
+                "what the blocks before it computed, and the sign of a hidden state cannot be folded into weights"
+            )
+    return tuple(float(scale) for scale in given)
+
+
 def is_range(ends: object) -> bool:
     """Whether this is [first, last + 1] of at least one block."""
     return (
@@ -376,7 +422,8 @@ def _assignment(entry: Mapping[str, Any]) -> Assignment:
 
 def _canonical(values: Iterable[tuple[str, Value]]) -> dict[str, Value]:
     """Parameters whose equal values hash equally: 1 and 1.0 and -0.0 and 0.0 are not told apart."""
-    return {
-        name: value if isinstance(value, bool | str) else (int(value) if float(value).is_integer() else float(value))
-        for name, value in values
-    }
+    return {name: value if isinstance(value, bool | str) else _number(value) for name, value in values}
+
+
+def _number(value: float) -> float:
+    return int(value) if float(value).is_integer() else float(value)

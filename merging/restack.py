@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -109,8 +109,8 @@ class Restacked(Sources):
         self._pools = {}
         self.inner = inner
         self.layers = layers
-        self._prefix = _prefix(inner)
-        self._blocks = _blocks(inner, self._prefix)
+        self._prefix = blocks_prefix(inner)
+        self._blocks = blocks_of(inner, self._prefix)
         _check_layers(layers, inner, len(self._blocks))
         names = {name: (inner.base, name) for name in (*inner.tensors, *inner.frozen) if self._split(name) is None}
         for number, block in enumerate(layers):
@@ -158,11 +158,21 @@ class Restacked(Sources):
             )
         return self._name(name, block[alias])
 
+    def from_block(self, number: int, names: Sequence[Iterable[str]]) -> list[str]:
+        """Tensors of a block of the result.
+
+        Args:
+            number: of the block.
+            names: [blocks of the base] names of tensors there; those of the block that this one is made from count.
+        """
+        block = self.layers[number]
+        return sorted(self._name(name, number) for name in names[block[self._origin(block)]])
+
     @cached_property
     def restacked(self) -> dict[str, Any]:
         """The base's ``config.json`` for these blocks."""
         origins = [block[self._origin(block)] for block in self.layers]
-        return restacked_config(_with_layer_types(self.inner.config), len(self._blocks), origins)
+        return restacked_config(with_layer_types(self.inner.config), len(self._blocks), origins)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -199,8 +209,12 @@ class Restacked(Sources):
         return {name.removeprefix(f"{self._prefix}{at}."): stored[name].shape for name in self._blocks[at]}
 
 
-def _prefix(sources: Sources) -> str:
-    """What stands before the numbers of the blocks."""
+def blocks_prefix(sources: Sources) -> str:
+    """What stands before the numbers of the blocks, in names on disk.
+
+    Raises:
+        MergingError: several stacks of blocks, or none.
+    """
     layout = sources.layout
     if len(layout.stacks) != 1:
         raise MergingError(
@@ -212,7 +226,7 @@ def _prefix(sources: Sources) -> str:
     return ".".join(tokens[: tokens.index(str(depth), 1)]) + "."
 
 
-def _blocks(sources: Sources, prefix: str) -> list[list[str]]:
+def blocks_of(sources: Sources, prefix: str) -> list[list[str]]:
     """[blocks] the tensors of each block, merged and frozen."""
     blocks: list[list[str]] = [[] for _ in range(sources.layout.depth(sources.layout.stacks[0]))]
     for name in (*sources.tensors, *sources.frozen):
@@ -281,7 +295,7 @@ def _relisted(key: str, value: list[Any], depth: int, origins: Sequence[int]) ->
     return [value[origin] for origin in origins] if len(value) == depth else value
 
 
-def _with_layer_types(config: dict[str, Any]) -> dict[str, Any]:
+def with_layer_types(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the kind of every block written out, where its class derives it from the block's number."""
     from transformers import AutoConfig
 

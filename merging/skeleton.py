@@ -41,7 +41,28 @@ def load_skeleton(base_path: Path | str, dtype: torch.dtype | str | None = None)
     return model.eval().requires_grad_(False)
 
 
-def _built(path: Path, wanted: torch.dtype | None) -> nn.Module | None:
+def load_random(path: Path | str, dtype: torch.dtype) -> nn.Module:
+    """The model of a folder with a config.json, on the CPU, with random weights: what can be tried without its own.
+
+    Args:
+        path: folder; no weights are read.
+        dtype: of the live weights.
+
+    Raises:
+        MergingError: not a config that transformers can build a model from.
+    """
+    try:
+        with _quiet():
+            model = _built(Path(path), dtype, "cpu")
+    except Exception as error:  # transformers raises whatever its model classes raise
+        raise MergingError(
+            f"expected a config that transformers can build a model from; it refused ({type(error).__name__}: {error})"
+        ) from error
+    assert model is not None  # its dtype was given
+    return model.eval().requires_grad_(False)
+
+
+def _built(path: Path, wanted: torch.dtype | None, device: str = "meta") -> nn.Module | None:
     """The model, or None where its dtype stands nowhere but in its weights."""
     import transformers
 
@@ -56,7 +77,7 @@ def _built(path: Path, wanted: torch.dtype | None) -> nn.Module | None:
     dtype = wanted or config.dtype
     if dtype is None:
         return None
-    with torch.device("meta"):
+    with torch.device(device):
         model: nn.Module = build(config, dtype=dtype)
     if (path / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)

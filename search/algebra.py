@@ -8,7 +8,7 @@ from search.schema import Config
 from search.space.mixing import Mixing, mixed
 from search.space.scales import Bounds
 from search.space_schema import SpaceConfig
-from search.virtual import experts_of
+from search.virtual import evolved, experts_of
 
 
 def searched_experts(config: Config) -> tuple[tuple[str, ...], Mixing | None]:
@@ -21,7 +21,7 @@ def searched_experts(config: Config) -> tuple[tuple[str, ...], Mixing | None]:
     models = config.models
     if config.space.expression is None:
         return (experts_of(config) if config.space.experts is None else tuple(config.space.experts)), None
-    return mixing_of(config.space, (*models.experts, *models.virtual), models.derived)
+    return mixing_of(config.space, (*models.experts, *models.virtual, *evolved(config)), models.derived)
 
 
 def mixing_of(space: SpaceConfig, experts: Sequence[str], derived: Mapping[str, str]) -> tuple[tuple[str, ...], Mixing]:

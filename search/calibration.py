@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from merging.recipe import MergingError
 from search.algebra import searched_experts
+from search.first_config import alone
 from search.positions import Location, Problem, did_you_mean
 from search.schema import CalibrationConfig, Config
 from search.space.methods import MethodChoice
@@ -48,6 +49,14 @@ def calibrated(config: Config) -> tuple[str, ...]:
     return tuple(alias for alias in config.models.experts if alias in needed)
 
 
+def calibrated_anywhere(config: Config) -> tuple[str, ...]:
+    """As :func:`calibrated`, those of the first search of a hybrid among them."""
+    needed = set(calibrated(config))
+    if config.first is not None:
+        needed |= set(calibrated(alone(config)))
+    return tuple(alias for alias in config.models.experts if alias in needed)
+
+
 def settings_of(config: Config) -> CalibrationConfig:
     """The config's ``calibration``, or its defaults."""
     return config.calibration if config.calibration is not None else CalibrationConfig()
@@ -72,7 +81,7 @@ def options_of(config: Config, expert: str) -> InputsOptions:
 def problems(config: Config) -> Iterator[Problem]:
     """What is wrong with the calibration data of a config."""
     try:
-        needed = calibrated(config)
+        needed = calibrated_anywhere(config)
     except (MergingError, SpaceError):
         return  # said where the method is named, or the expression
     location: Location = ("calibration",)
@@ -98,8 +107,9 @@ def problems(config: Config) -> Iterator[Problem]:
             yield Problem(place, f"there is no expert {alias!r}; there are: {known}.{hint}", at_key=True)
         elif alias not in needed:
             yield Problem(place, f"no calibrated method merges {alias!r}; leave its inputs out", at_key=True)
+    both = (config,) if config.first is None else (config, alone(config))
     for alias in needed:
-        if alias not in given and default_evaluator(config, alias) is None:
+        if alias not in given and all(default_evaluator(each, alias) is None for each in both):
             yield Problem(
                 location,
                 f"the expert {alias!r} needs inputs, and no evaluator has its name or is its objective's; name them "

@@ -20,9 +20,10 @@ from evaluators import registry as evaluators
 from evaluators.items import Table
 from merging import plain_yaml
 from merging.bounded import printable
+from merging.recipe import Recipe
 from search import references
-from search.calibration import calibrated, settings_of
-from search.config_problems import validate
+from search.calibration import calibrated_anywhere, settings_of
+from search.config_problems import place_in_first, validate
 from search.errors import SearchError
 from search.positions import ConfigError, Location, Problem, YamlSource
 from search.schema import Config
@@ -42,15 +43,20 @@ class LoadedConfig:
         config: the validated values, overrides applied.
         path: the file.
         source: for errors that are found later and belong to a place in the file.
+        first: what the first search of a hybrid has chosen; None before, and where there is none.
+        of_first: this is the config of a hybrid's first search: its own keys stand under ``first`` in the file.
     """
 
     config: Config
     path: Path
     source: YamlSource
+    first: Recipe | None = None
+    of_first: bool = False
 
     def error(self, location: Location, message: str) -> ConfigError:
         """An error that points at a place in the file."""
-        return self.source.error([Problem(location, message)])
+        place = place_in_first(location, self.source.data) if self.of_first else location
+        return self.source.error([Problem(place, message)])
 
     @contextmanager
     def placing(self, *location: str | int) -> Iterator[None]:
@@ -146,7 +152,7 @@ def read_source(path: Path, overrides: Sequence[str] = ()) -> tuple[YamlSource, 
 def with_calibration(config: Config) -> Config:
     """The config with its calibration data written out where a method needs some: which data are used stands in the
     config, said or not."""
-    return config.model_copy(update={"calibration": settings_of(config)}) if calibrated(config) else config
+    return config.model_copy(update={"calibration": settings_of(config)}) if calibrated_anywhere(config) else config
 
 
 def resolved_yaml(config: Config) -> str:

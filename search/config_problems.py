@@ -12,6 +12,8 @@ from evaluators import registry as evaluators
 from evaluators.calibration import InputsOptions
 from evaluators.contract import EvaluatorError
 from search.calibration import problems as calibration_problems
+from search.first_config import alone, data_of_first
+from search.first_config import problems as first_problems
 from search.optimizers import registry as optimizers
 from search.optimizers.contract import OptimizerError
 from search.positions import Location, Problem, did_you_mean
@@ -22,6 +24,7 @@ from search.schema import (
     ConstraintConfig,
     EngineConfig,
     FidelityConfig,
+    FirstConfig,
     Models,
     Objective,
     PlateauConfig,
@@ -32,6 +35,7 @@ from search.schema import (
 )
 from search.space_problems import space_problems
 from search.space_schema import MethodConfig
+from search.virtual import evolved
 from search.virtual import problems as virtual_problems
 
 
@@ -58,9 +62,17 @@ def validate(data: dict[str, Any], folder: Path) -> tuple[Config | None, list[Pr
     problems.extend(_optimizer_problems(data, folder))
     problems.extend(_tracker_problems(data.get("trackers")))
     problems.extend(space_problems(data))
+    problems.extend(_of_first(data, folder))
     if config is not None and not problems:
         problems.extend(_cross_problems(config))
     return config, problems
+
+
+def place_in_first(location: Location, data: dict[str, Any]) -> Location:
+    """Where a file says what the config of a hybrid's first search (:mod:`search.first_config`) has at a place."""
+    section = data.get("first")
+    own = ("space", "search", *(("objectives",) if isinstance(section, dict) and "objectives" in section else ()))
+    return ("first", *location) if location[:1] and location[0] in own else location
 
 
 def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
@@ -96,6 +108,15 @@ def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:
         yield Problem(plain, message, at_key=each["type"] == "extra_forbidden")
 
 
+def _of_first(data: dict[str, Any], folder: Path) -> Iterator[Problem]:
+    """As of any other search, what is wrong with a hybrid's first one."""
+    own = data_of_first(data)
+    if own is None:
+        return
+    for problem in (*_optimizer_problems(own, folder), *space_problems(own)):
+        yield Problem(place_in_first(problem.location, data), problem.message, problem.at_key)
+
+
 def _is_tag(part: str) -> bool:
     kinds = ("literal[", "list[", "dict[", "function-", "data ")
     return part in {"Knots", "Blocks", "MethodConfig"} or part.startswith(kinds)
@@ -107,6 +128,8 @@ def _expected(text: str) -> list[str]:
 
 def _model_at(location: Location) -> type[BaseModel] | None:
     """The config model whose keys stand at a location."""
+    if location[:1] == ("first",):
+        return FirstConfig if len(location) == 1 else _model_at(location[1:])
     models: dict[Location, type[BaseModel]] = {
         (): Config,
         ("models",): Models,
@@ -224,24 +247,10 @@ def _skilled(config: Config) -> list[str]:
 
 def _cross_problems(config: Config) -> Iterator[Problem]:
     """What no single value shows."""
-    for index, objective in enumerate(config.objectives):
-        evaluator, dot, metric = objective.metric.partition(".")
-        location: Location = ("objectives", index)
-        if not dot or not metric:
-            yield Problem(location, f"expected evaluator.metric, such as string.accuracy; found {objective.metric!r}")
-        elif evaluator not in config.evaluators:
-            known = ", ".join(config.evaluators)
-            hint = did_you_mean(evaluator, config.evaluators)
-            yield Problem(location, f"there is no evaluator {evaluator!r}; there are: {known}.{hint}")
-        if objective.expert in config.models.virtual:
-            message = (
-                f"{objective.expert!r} is a virtual expert, a merge; a skill is an expert's that was trained for it"
-            )
-            yield Problem((*location, "expert"), message)
-        elif objective.expert is not None and objective.expert not in _skilled(config):
-            known = ", ".join(_skilled(config))
-            hint = did_you_mean(objective.expert, _skilled(config))
-            yield Problem((*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}")
+    yield from first_problems(config)
+    yield from _wrong_objectives(config, ())
+    if config.first is not None and config.first.objectives is not None:
+        yield from _wrong_objectives(alone(config), ("first",))
     yield from virtual_problems(config)
     yield from calibration_problems(config)
     for name in config.constraints:
@@ -250,3 +259,24 @@ def _cross_problems(config: Config) -> Iterator[Problem]:
             known = ", ".join(config.evaluators)
             hint = did_you_mean(evaluator, config.evaluators)
             yield Problem(("constraints", name), f"there is no evaluator {evaluator!r}; there are: {known}.{hint}")
+
+
+def _wrong_objectives(config: Config, prefix: Location) -> Iterator[Problem]:
+    for index, objective in enumerate(config.objectives):
+        evaluator, dot, metric = objective.metric.partition(".")
+        location: Location = (*prefix, "objectives", index)
+        if not dot or not metric:
+            yield Problem(location, f"expected evaluator.metric, such as string.accuracy; found {objective.metric!r}")
+        elif evaluator not in config.evaluators:
+            known = ", ".join(config.evaluators)
+            hint = did_you_mean(evaluator, config.evaluators)
+            yield Problem(location, f"there is no evaluator {evaluator!r}; there are: {known}.{hint}")
+        if objective.expert in (*config.models.virtual, *evolved(config)):
+            message = (
+                f"{objective.expert!r} is a virtual expert, a merge; a skill is an expert's that was trained for it"
+            )
+            yield Problem((*location, "expert"), message)
+        elif objective.expert is not None and objective.expert not in _skilled(config):
+            known = ", ".join(_skilled(config))
+            hint = did_you_mean(objective.expert, _skilled(config))
+            yield Problem((*location, "expert"), f"there is no expert {objective.expert!r}; there are: {known}.{hint}")

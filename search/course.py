@@ -175,6 +175,8 @@ class Course:
         self._kept = [0] * len(self._constraints)
         self._front = NumberedFront(started.reference)
         self.rung_sizes = self._planned_rungs()
+        batch = self.config.search.fidelity.minibatch
+        self._each = sum(len(each.get("search", ())[:batch]) for each in started.items.values())
 
     @property
     def name_of_stage(self) -> str:
@@ -362,9 +364,11 @@ class Course:
         if split == "search":
             self._busy[id] = sum(event.seconds.values())
             self.values[id], self.errors[id] = event.values, event.errors
+            items = self.items_of(split) if id in self.labels else self._each
         else:
+            items = self.items_of(split)
             self.on[split][id] = {name: (value, event.errors[name]) for name, value in event.values.items()}
-        self.pace.note_scored(split, event.seconds, self.items_of(split))
+        self.pace.note_scored(split, event.seconds, items)
 
     def _failed(self, event: Failed, at: float) -> None:
         id = event.candidate
@@ -421,5 +425,7 @@ class Course:
     def _planned_rungs(self) -> tuple[int, ...]:
         """Items of the evaluator with the most of them that are scored when each rung is done."""
         counts = [len(splits.get("search", ())) for splits in self.started.items.values()]
-        rungs = self.config.search.fidelity.rungs if self.started.version >= 2 else ()
-        return rung_sizes(max(counts, default=0) or 1, rungs)
+        fidelity = self.config.search.fidelity
+        if fidelity.minibatch is not None:
+            return (min(fidelity.minibatch, max(counts, default=0)),)
+        return rung_sizes(max(counts, default=0) or 1, fidelity.rungs if self.started.version >= 2 else ())

@@ -11,7 +11,7 @@ from typing import Any
 
 from search.errors import SearchError
 from search.lock import RunLock, holder, is_held
-from search.store import CONTROL, DATABASE, FORMAT, schema
+from search.store import CONTROL, DATABASE, FIRST, FORMAT, schema
 from search.store.connecting import ERRORS, SALVAGED, WRITE_AHEAD, connect
 from search.store.salvage import Salvage, salvage
 from search.store.verify import verify
@@ -37,13 +37,14 @@ class Examination:
 
 
 def folders_of(run: Path) -> list[Path]:
-    """The run directory, and that of its control where there is one.
+    """The run directory, and those of its control and of its first search where there are any; the latter alone as long
+    as the second search has not begun.
 
     Raises:
         SearchError: no run is there.
     """
-    found = [each for each in (run, run / CONTROL) if _has_run(each)]
-    if run not in found:
+    found = [each for each in (run, run / FIRST, run / CONTROL) if _has_run(each)]
+    if run not in found and run / FIRST not in found:
         raise SearchError(f"{run}: expected a run directory with {DATABASE}, found none; see `paretomerge run`")
     return found
 

@@ -402,7 +402,8 @@ class Listener(Protocol):
 
 @runtime_checkable
 class Turning(Protocol):
-    """A listener that is told when the events are of another run from now on: of a run's control."""
+    """A listener that is told when the events are of another run from now on: of a run's control, or of the first of
+    two searches, and of the second one after it."""
 
     def turn_to(self, folder: Path) -> None:
         """What comes next is of the run in this folder, which may have begun before."""

@@ -102,7 +102,8 @@ class Finals:
             raise NothingFeasible(self._nothing(judge, "selection"))
         chosen = judge.knee(selection, front)
         self._emit_once(Chosen(chosen, CHOICE_RULE))
-        self.open([chosen, *(each.candidate for each in baselines)])
+        if settings.holdout:
+            self.open([chosen, *(each.candidate for each in baselines)])
         self._emit(Finished(settings.budget.candidates, judge.hypervolume(search, judge.front(search))))
         return chosen
 

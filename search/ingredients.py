@@ -69,23 +69,53 @@ def gather(
         MergingError: a model refuses its inputs.
     """
     config = loaded.config
-    if not made_of(config) and not searches_calibrated(config):
+    if not made_of(config) and not searches_calibrated(config) and config.first is None:
         return Gathered(sources, {}, None)
     inputs = Inputs(loaded, sources, evaluators, say)
     inputs.check()
     recipes: dict[str, Recipe] = {}
     whole = sources
+    own, heirs = virtual.in_turn(config)
     try:
-        for each in (derived_of(config), config.models.virtual):  # the latter may be made of the former
+        for each in (derived_of(config), own):  # the latter may be made of the former
             more = inputs.recipes(each, whole, recipes, planned=not make)
             whole = virtual.make(loaded, whole, more, inputs.collected, say) if make else whole
             recipes |= more
         if not make:
             return Gathered(sources, recipes, None)
+        if config.first is not None:
+            recipes[config.first.name] = _choice(loaded)
+            whole = _with_choice(loaded, whole, evaluators, say)
+            more = inputs.recipes(heirs, whole, recipes)
+            whole = virtual.make(loaded, whole, more, inputs.collected, say)
+            recipes |= more
         calibration = inputs.calibration(calibrated(config)) if searches_calibrated(config) else None
     finally:
         inputs.close()
     return Gathered(whole, recipes, calibration)
+
+
+def _choice(loaded: LoadedConfig) -> Recipe:
+    if loaded.first is None:
+        raise loaded.error(
+            ("first", "name"),
+            "the first search has not chosen yet, so there are no weights of this name; `paretomerge run` begins with "
+            "that search",
+        )
+    return loaded.first
+
+
+def _with_choice(loaded: LoadedConfig, sources: Sources, evaluators: Mapping[str, Evaluator], say: Say) -> Sources:
+    """The models with what the first search has chosen among them; made on the inputs that it had."""
+    from search.hybrid import first_of
+
+    assert loaded.config.first is not None
+    inputs = Inputs(first_of(loaded), sources, evaluators, say)
+    inputs.check()
+    try:
+        return virtual.make(loaded, sources, {loaded.config.first.name: _choice(loaded)}, inputs.collected, say)
+    finally:
+        inputs.close()
 
 
 def named_refs(sources: Sources, made_by: Mapping[str, Recipe]) -> dict[str, SourceRef]:

@@ -33,6 +33,7 @@ from search.events import (
     Told,
 )
 from search.events import Interrupted as InterruptedEvent
+from search.minibatch import Minibatches
 from search.objectives import Objectives
 from search.optimizers.contract import Outcome
 from search.patience import Patience
@@ -42,7 +43,7 @@ from search.schema import Budget
 from search.stages import Stage
 from search.standing import FAILURES_IN_A_ROW, ItemReader, Record, Schedule, Standing
 from search.workers.contract import Done, Pool, Task
-from search.workers.evaluation import CandidateFailed, Evaluation, check_usable, joined
+from search.workers.evaluation import CandidateFailed, Evaluation, Items, check_usable, joined
 
 NOTED_EVERY = 50
 """After so many tells it is asked again what an optimizer has to say of itself."""
@@ -64,6 +65,7 @@ class Search:
         *,
         evaluators: Mapping[str, Evaluator] | None = None,
         racer: Racer | None = None,
+        minibatches: Minibatches | None = None,
         constraints: Constraints | None = None,
         schedule: Schedule | None = None,
         patience: Patience | None = None,
@@ -79,6 +81,7 @@ class Search:
             should_stop: asked between tasks.
             evaluators: needed with a racer: they know how the items of several rungs become one number.
             racer: rungs and early stopping; None scores every item at once.
+            minibatches: some of the items for every candidate but the baselines; not beside a racer.
             constraints: what a candidate must keep; nothing if None.
             schedule: strict, one after the other, if None.
             patience: how long a task may take, and how often a candidate may end its process; without end if None.
@@ -90,6 +93,7 @@ class Search:
         self._should_stop = should_stop
         self._evaluators = dict(evaluators or {})
         self._racer = racer
+        self._minibatches = minibatches
         self._constraints = constraints or Constraints()
         self._patience = patience or Patience()
         self._proposals = Proposals(stages, make_optimizer, emit)
@@ -233,10 +237,20 @@ class Search:
             record.again = False
             self._store(EvaluationStarted(id, "search"))
         record.recipe = record.recipe or stage.space.decode(record.known.genome)
-        # baselines are what winners are measured against: they are always scored on everything
-        items = None if self._racer is None or stage.fixed else self._racer.rungs[record.rung]
         self._under_way.add(id)
-        self._pool.submit(Task(id, record.recipe, "search", items, self._patience.limit()))
+        self._pool.submit(Task(id, record.recipe, "search", self._items(id, record, stage), self._patience.limit()))
+
+    def _items(self, id: int, record: Record, stage: Stage) -> Items | None:
+        """What a candidate is scored on next; None is everything. Baselines are what winners are measured against: they
+        are always scored on everything."""
+        if stage.fixed:
+            return None
+        if self._racer is not None:
+            return self._racer.rungs[record.rung]
+        if self._minibatches is not None:
+            begin = (self._stages[stage.index - 1].end or 0) if stage.index else 0
+            return self._minibatches.of(id - begin)
+        return None
 
     def _take(self, done: Done) -> None:
         """A result has come."""
@@ -250,6 +264,8 @@ class Search:
                 raise done.result
             self._patience.observe(sum(done.result.seconds.values()))
             if self._racer is None or self._stages[record.known.stage].fixed:
+                if done.task.items is not None:  # of some items a worker does not say whether they suffice
+                    check_usable(done.result, self._objectives.names)
                 self._complete(id, record, done.result)
             else:
                 self._climb(id, record, done.result, self._racer)

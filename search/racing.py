@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from evaluators.contract import Evaluator, Items, ItemScores
 from search import fidelity, pareto
+from search.minibatch import drawn
 from search.objectives import Objectives, Target
 from search.schema import FidelityConfig
 
@@ -55,14 +56,18 @@ class Racer:
         settings: rungs and rule.
 
     Attributes:
-        rungs: per rung, evaluator -> ids that are new in it. One rung: every item at once, nothing to decide.
+        rungs: per rung, evaluator -> ids that are new in it. One rung: every item at once, or a minibatch, and nothing
+            to decide.
     """
 
     def __init__(self, evaluators: Mapping[str, Evaluator], objectives: Objectives, settings: FidelityConfig) -> None:
         self._settings = settings
         items = {name: each.items("search") for name, each in evaluators.items()}
         orders = {name: fidelity.nested_order(each, SEED) for name, each in items.items()}
-        self.rungs = _rungs(items, orders, settings.rungs)
+        if settings.minibatch is None:
+            self.rungs = _rungs(items, orders, settings.rungs)
+        else:
+            self.rungs = ({name: drawn(each, settings.minibatch, SEED) for name, each in items.items()},)
         self._views = [_View(target, items, orders) for target in objectives.targets]
         self._archive: dict[int, Scores] = {}
         self._promoted: dict[int, list[float]] = {}

@@ -21,6 +21,7 @@ from search.errors import SearchError
 from search.events import Asked, EvaluationStarted, Incident, Opened, OptimizerNoted, Picked, RunStarted
 from search.judge import Baseline, Judge, Scores
 from search.lock import is_held
+from search.minibatch import independent
 from search.objectives import Objectives
 from search.optimizers.contract import Genome
 from search.positions import YamlSource
@@ -162,7 +163,12 @@ class Results:
             SearchError: the run directory has no copy of the file.
         """
         given = YamlSource(self.folder / "config.yaml")
-        return LoadedConfig(self.config, Path(self.started.folder or self.folder) / "config.yaml", given)
+        path = Path(self.started.folder or self.folder) / "config.yaml"
+        first = None if self.config.first is None else self.started.made_by.get(self.config.first.name)
+        of_first = self.config.first is None and not self.config.search.holdout and "first" in given.data
+        return LoadedConfig(
+            self.config, path, given, None if first is None else Recipe.from_yaml(first), of_first=of_first
+        )
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -298,7 +304,8 @@ class Results:
         evaluator = metric.partition(".")[0]
         items = self.started.items.get(evaluator, {}).get(split, [])
         clusters = self.started.clusters.get(evaluator)
-        n = len(items) if clusters is None else len({clusters.get(each, each) for each in items})
+        everything = split != "search" or bool(self.candidate(id).label)
+        n = independent(items, clusters, self.config.search.fidelity, everything)
         return interval_of_score(value, error, n, (own["low"], own["high"]))
 
     def status(self, *, candidates: bool = False) -> dict[str, Any]:

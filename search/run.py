@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from merging.recipe import Recipe
 from search.beginning import beginning
 from search.borders import place_borders
 from search.budget import Progress
@@ -38,9 +39,11 @@ from search.events import (
     Turning,
 )
 from search.finals import Finals
+from search.hybrid import choice_of, first_of, remembered
 from search.ledger import Ledger
 from search.lock import RunLock
 from search.loop import Search
+from search.minibatch import Minibatches
 from search.optimizers.contract import Outcome
 from search.patience import Patience
 from search.racing import Racer
@@ -49,7 +52,7 @@ from search.schema import OptimizerConfig
 from search.setup import Setup, set_up, stages_of
 from search.stages import Stage, build_optimizer
 from search.standing import Schedule
-from search.store import CONTROL, DATABASE, Store
+from search.store import CONTROL, DATABASE, FIRST, Store
 from search.trackers import Mirror, check_installed, open_trackers
 from search.unchanged import refuse_changed_config, refuse_changed_inputs, with_its_defaults
 from search.virtual import Say
@@ -122,7 +125,7 @@ class Run:
         listeners, self._listeners = self._listeners, [*self._listeners, *trackers]
         try:
             with RunLock(self.folder, self._say, should_stop) as self._lock:
-                chosen = self._execute(should_stop)
+                chosen = self._execute(should_stop, shown=listeners)
         finally:
             self._listeners = listeners
             for tracker in trackers:
@@ -130,21 +133,21 @@ class Run:
         if self._loaded.config.search.control:
             # where chance finds nothing that keeps the constraints, there is no control's choice to compare with
             with contextlib.suppress(NothingFeasible):
-                for listener in self._listeners:
-                    if isinstance(listener, Turning):
-                        listener.turn_to(self.folder / CONTROL)
+                _turn(self._listeners, self.folder / CONTROL)
                 control = Run(_control(self._loaded), self.folder / CONTROL, self._listeners, self._say, self._restart)
                 control.execute(should_stop)
         return chosen
 
-    def _execute(self, should_stop: Callable[[], bool]) -> int | None:
+    def _execute(self, should_stop: Callable[[], bool], shown: Sequence[Listener] = ()) -> int | None:
         started = self._open()
         try:
             if started is not None:
-                self._loaded = with_its_defaults(self._loaded, started)
+                self._loaded = remembered(with_its_defaults(self._loaded, started), started)
                 refuse_changed_config(self._loaded.config, started, self.folder)
                 if self._is_finished(started):
                     return None
+            elif self._loaded.config.first is not None and self._loaded.first is None:
+                self._loaded = replace(self._loaded, first=self._run_first(should_stop, shown))
             threads = started.threads if started else worker_threads(self._loaded)
             live = self._loaded.config.workers.kind == "inline"
             setup = set_up(self._loaded, threads, live=live, say=self._say)
@@ -152,6 +155,18 @@ class Run:
         finally:
             if self._store is not None:
                 self._store.close()
+
+    def _run_first(self, should_stop: Callable[[], bool], shown: Sequence[Listener]) -> Recipe:
+        """Run, or go on with, the first search of a hybrid, and say what it has chosen."""
+        folder = self.folder / FIRST
+        _turn(shown, folder)
+        first = Run(first_of(self._loaded), folder, shown, self._say, self._restart)
+        try:
+            first.execute(should_stop)
+        except NothingFeasible as error:
+            raise NothingFeasible(f"the first search, in {folder}: {error}") from error
+        _turn(shown, self.folder)
+        return choice_of(folder, self._loaded.config)
 
     def _open(self) -> RunStarted | None:
         """The stored beginning of the run, or None for a new one."""
@@ -278,6 +293,7 @@ class Run:
             should_stop,
             evaluators=setup.evaluators,
             racer=racer if staged else None,
+            minibatches=Minibatches.wanted(setup.evaluators, config.search),
             constraints=setup.constraints,
             schedule=schedule,
             patience=self._patience,
@@ -322,7 +338,7 @@ class Run:
             if started is None:
                 raise SearchError(f"{self.folder}: this run has not begun yet")
             try:
-                self._loaded = with_its_defaults(self._loaded, started)
+                self._loaded = remembered(with_its_defaults(self._loaded, started), started)
                 picked = Picked(candidate, rule)
                 known = picked in list(self._opened.events(Picked))
                 if candidate in self._opened.scores("holdout"):
@@ -358,6 +374,13 @@ def _control(loaded: LoadedConfig) -> LoadedConfig:
     by_chance = {"optimizer": OptimizerConfig(name="random"), "control": False}
     settings = loaded.config.search.model_copy(update=by_chance)
     return replace(loaded, config=loaded.config.model_copy(update={"search": settings, "trackers": {}}))
+
+
+def _turn(listeners: Sequence[Listener], folder: Path) -> None:
+    """Tell displays whose events come next."""
+    for listener in listeners:
+        if isinstance(listener, Turning):
+            listener.turn_to(folder)
 
 
 def _close(tracker: Mirror) -> None:

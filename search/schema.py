@@ -161,7 +161,8 @@ class ConstraintConfig(_Strict):
 
 
 class FidelityConfig(_Strict):
-    """How candidates are stopped early. Baselines never are."""
+    """On how many items candidates are scored: on growing numbers of them, and stopped early, or on a minibatch.
+    Baselines are scored on all."""
 
     rungs: tuple[int, ...] = Field(
         (40, 120, 360), description="items of each evaluator after which is decided whether a candidate goes on"
@@ -172,6 +173,17 @@ class FidelityConfig(_Strict):
     )
     alpha: float = Field(0.05, gt=0.0, lt=0.5, description="race: chance of stopping a candidate that is not worse")
     keep: float = Field(1 / 3, gt=0.0, lt=1.0, description="halving: the share that goes on from each rung")
+    minibatch: int | None = Field(
+        None,
+        ge=1,
+        description="in place of rungs: every candidate is scored on so many items of each evaluator, a stratified "
+        "draw, and on no others",
+    )
+    redraw: Annotated[int, Field(ge=1)] | Literal["never"] = Field(
+        "never",
+        description="minibatch: after so many candidates other items are drawn (a generation, as EvoLLM does); never: "
+        "one subset for the whole run",
+    )
 
     @field_validator("rungs")
     @classmethod
@@ -179,6 +191,38 @@ class FidelityConfig(_Strict):
         if any(size < 1 for size in rungs) or any(one >= two for one, two in pairwise(rungs)):
             raise ValueError(f"expected ascending numbers of items >= 1, found {list(rungs)}")
         return rungs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rungs_or_a_minibatch(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("minibatch") is None:
+            if given.get("redraw", "never") != "never":
+                raise ValueError("redraw: this is how often a minibatch is drawn; give minibatch: 200, say, or drop it")
+            return given
+        beside = [key for key in ("rungs", "rule", "alpha", "keep") if given.get(key) not in (None, ())]
+        if beside:
+            raise ValueError(
+                f"{', '.join(beside)}: these stop candidates between rungs, and with a minibatch every candidate is "
+                "scored on all of it; give rungs or a minibatch"
+            )
+        return {**given, "rungs": ()}
+
+    @field_validator("redraw", mode="before")
+    @classmethod
+    def _so_often(cls, value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and value != "never":
+            raise ValueError(f"expected a number of candidates >= 1, or never, found {value!r}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _of_one_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.minibatch is not None:
+            return {"minibatch": self.minibatch, "redraw": self.redraw}
+        return {key: value for key, value in data.items() if key not in ("minibatch", "redraw")}
 
 
 class OptimizerConfig(BaseModel):
@@ -212,6 +256,10 @@ class SearchSettings(_Strict):
     )
     reserve: float = Field(0.2, gt=0.0, lt=1.0, description="share of all scored items, kept for the finalists")
     control: bool = Field(False, description="a random search with the same budget, as one more baseline")
+    holdout: bool = Field(
+        True,
+        description="score the chosen candidate and the baselines on the holdout at the end; false leaves it closed",
+    )
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -222,6 +270,10 @@ class SearchSettings(_Strict):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return {"rungs": ()} if value in ("off", False) else value  # YAML reads a bare `off` as false
+
+    @model_serializer(mode="wrap")
+    def _closed_only_where_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "holdout", True)
 
 
 class EngineConfig(_Strict):
@@ -304,6 +356,34 @@ class WorkersConfig(_Strict):
         return self
 
 
+def _short_forms(value: Any) -> Any:
+    """Objectives: a metric's name stands for an objective."""
+    if isinstance(value, list):
+        return [{"metric": each} if isinstance(each, str) else each for each in value]
+    return value
+
+
+class FirstConfig(_Strict):
+    """A search of its own before this one, over the same models, evaluators, engine and workers."""
+
+    name: Name = Field(description="what it chooses is an expert of this name in the search that follows")
+    space: SpaceConfig = SpaceConfig()
+    search: SearchSettings
+    objectives: list[Objective] | None = Field(
+        None, min_length=1, description="metrics to push, as evaluator.metric; those of the whole run if left out"
+    )
+
+    _short = field_validator("objectives", mode="before")(_short_forms)
+
+    @field_validator("objectives")
+    @classmethod
+    def _once(cls, objectives: list[Objective] | None) -> list[Objective] | None:
+        metrics = [each.metric for each in objectives or ()]
+        if len(set(metrics)) != len(metrics):
+            raise ValueError("a metric is named twice")
+        return objectives
+
+
 TrackerName = Literal["tensorboard", "wandb"]
 
 
@@ -324,6 +404,9 @@ class Config(_Strict):
     constraints: dict[str, ConstraintConfig] = Field(
         default_factory=dict, description="by evaluator.metric, or by evaluator where it has one metric"
     )
+    first: FirstConfig | None = Field(
+        None, description="a search before this one, whose choice is one more expert here: a hybrid"
+    )
     space: SpaceConfig = SpaceConfig()
     search: SearchSettings
     engine: EngineConfig = EngineConfig()
@@ -332,12 +415,7 @@ class Config(_Strict):
         default_factory=dict, description="experiment trackers that hear of every candidate, with their own options"
     )
 
-    @field_validator("objectives", mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return [{"metric": each} if isinstance(each, str) else each for each in value]
-        return value
+    _short = field_validator("objectives", mode="before")(_short_forms)
 
     @model_validator(mode="after")
     def _objectives_once(self) -> Config:
@@ -348,7 +426,7 @@ class Config(_Strict):
 
     @model_serializer(mode="wrap")
     def _said_only_where_it_stands(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data = _without(handler(self), "calibration", None)
+        data = _without(_without(handler(self), "calibration", None), "first", None)
         _without(data, "workers", WorkersConfig().model_dump(mode="json"))
         return _without(data, "trackers", {})
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from merging.expressions import expand
 from merging.recipe import MergingError
 from search.algebra import mixing_of
+from search.data_flow_problems import flow_problems
 from search.positions import Location, Problem, did_you_mean
 from search.space import MethodChoice, Mixing, SpaceError
 from search.space.methods import coefficient_bounds, searched, takes_coefficients
@@ -37,6 +38,10 @@ def space_problems(data: dict[str, Any]) -> Iterator[Problem]:
     if not isinstance(experts, dict) or not experts:
         return
     aliases = [str(name) for each in (experts, *reversed(made)) if isinstance(each, dict) for name in each]
+    aliases += _evolved(data.get("first"))
+    if space.data_flow is not None:
+        yield from flow_problems(space.data_flow, data, aliases)
+        return
     found = list(_of_experts(space, data.get("space", {}), aliases))
     yield from found
     if found:
@@ -67,6 +72,11 @@ def space_problems(data: dict[str, Any]) -> Iterator[Problem]:
             density_steps(*space.density)
         except SpaceError as error:
             yield Problem(("space", "density"), str(error))
+
+
+def _evolved(first: Any) -> list[str]:
+    """What a first search chooses, by its name."""
+    return [first["name"]] if isinstance(first, dict) and isinstance(first.get("name"), str) else []
 
 
 def _of_experts(space: SpaceConfig, given: Mapping[str, Any], aliases: Sequence[str]) -> Iterator[Problem]:

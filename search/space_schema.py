@@ -21,6 +21,8 @@ from pydantic import (
     model_serializer,
 )
 
+from search.data_flow_schema import DataFlowConfig
+
 Kind = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
 
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
@@ -152,6 +154,9 @@ class SpaceConfig(_Strict):
         False,
         description="divide task arithmetic and its like by the sum of the coefficients; hides optima that amplify",
     )
+    data_flow: DataFlowConfig | None = Field(
+        None, description="paths through the models' layers in place of merged weights; stands alone"
+    )
 
     @field_validator("granularity", mode="before")
     @classmethod
@@ -208,6 +213,9 @@ class SpaceConfig(_Strict):
     @model_serializer(mode="wrap")
     def _said_only_where_it_means_something(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
+        flow = data.pop("data_flow", None)
+        if flow is not None:
+            return {"data_flow": flow}
         silent = ["experts"] if self.experts is None else []
         silent += ["expression", "variables"] if self.expression is None else ["coefficient", "shared", "experts"]
         return {key: value for key, value in data.items() if key not in silent}

@@ -18,13 +18,14 @@ from search.borders import as_borders, planned_borders, wants_borders
 from search.events import LOG_VERSION
 from search.optimizers import registry
 from search.optimizers.contract import Genome, Optimizer, Settings
+from search.path_stages import path_spaces
 from search.schema import Config
+from search.space import AnySpace, Borders, Bounds, Granularity, MethodChoice, PlacedBlocks, Space, SpaceError
 from search.space import Blocks as BlockGranularity
-from search.space import Borders, Bounds, Granularity, MethodChoice, PlacedBlocks, Space, SpaceError
 from search.space import Knots as KnotGranularity
 from search.space.methods import PLANNED
 from search.space_schema import AUTO, Blocks, Knots
-from search.virtual import ALONE, experts_of, forms_of
+from search.virtual import ALONE, evolved, experts_of, forms_of
 
 LAMBDA_GRID = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 """Single λ for all experts, the baselines of task arithmetic (0.3–0.4 in its papers, ~1 for few small task vectors)."""
@@ -43,7 +44,7 @@ class Stage:
 
     Attributes:
         index: from 0.
-        name: "baselines", "per-expert" or "full".
+        name: "baselines", "per-expert" or "full"; a data-flow search has no "per-expert".
         space: genome <-> recipe.
         fixed: (label, genome) of the baselines; empty where an optimizer proposes.
         end: candidate id before which the stage ends; None for the last one, which goes on to the budget.
@@ -51,7 +52,7 @@ class Stage:
 
     index: int
     name: str
-    space: Space
+    space: AnySpace
     fixed: tuple[tuple[str, Genome], ...] = ()
     end: int | None = None
 
@@ -83,6 +84,8 @@ def build_stages(
     Raises:
         SpaceError: the config's space contradicts itself or the model.
     """
+    if config.space.data_flow is not None:
+        return _path_stages(config, groups, sources, ends)
     placed = as_borders(borders or planned_borders(groups)) if wants_borders(config) else {}
     granularity = _granularity(config.space.granularity, placed)
     blocks = placed if config.space.method_blocks == AUTO else config.space.method_blocks
@@ -142,7 +145,8 @@ def build_stages(
 
 def stage_names(config: Config) -> list[str]:
     """Names of the stages by index; nothing is built for it."""
-    if config.space.granularity != "model" and config.search.per_expert_share > 0.0:
+    finer = config.space.data_flow is None and config.space.granularity != "model"
+    if finer and config.search.per_expert_share > 0.0:
         return ["baselines", "per-expert", "full"]
     return ["baselines", "full"]
 
@@ -180,12 +184,20 @@ def build_optimizer(
     return registry.build(config.search.optimizer.name, settings, folder=folder)
 
 
-def translate(genome: Genome, source: Space, target: Space) -> Genome | None:
+def translate(genome: Genome, source: AnySpace, target: AnySpace) -> Genome | None:
     """A point of one space as a point of another, or None where it cannot be expressed there."""
     try:
         return target.encode(source.decode(genome))
     except SpaceError:
         return None
+
+
+def _path_stages(
+    config: Config, groups: Sequence[Group], sources: Mapping[str, SourceRef], ends: Sequence[int] | None
+) -> list[Stage]:
+    known, full = path_spaces(config, groups, sources)
+    end = _ends(stage_names(config), len(known.points), config)[0] if ends is None else ends[0]
+    return [Stage(0, "baselines", known, known.points, end), Stage(1, "full", full)]
 
 
 def _baselines(space: Space, config: Config, derived: Mapping[str, dict[str, float]]) -> tuple[tuple[str, Genome], ...]:
@@ -201,7 +213,8 @@ def _baselines(space: Space, config: Config, derived: Mapping[str, dict[str, flo
     labelled += [(f"expert {name}", space.uniform({**nothing, name: 1.0})) for name in experts]
     for name, form in derived.items():
         labelled.append((f"expert {name}", space.uniform(nothing | ({name: 1.0} if name in nothing else form))))
-    labelled += [(f"{name}{ALONE}", space.uniform({**nothing, name: 1.0})) for name in config.models.virtual]
+    made = (*config.models.virtual, *evolved(config))
+    labelled += [(f"{name}{ALONE}", space.uniform({**nothing, name: 1.0})) for name in made]
     if len(experts) > 1:
         labelled.append(("average", everyone(1.0 / len(experts))))
     labelled += [(f"task arithmetic {value}", everyone(value)) for value in LAMBDA_GRID]

@@ -1,7 +1,8 @@
 """What must be unchanged for a run to go on: its config, its models, its data, its code.
 
 Only a budget may grow, and a control may be asked for later: everything else would make scores of two kinds stand in
-one log.
+one log. What the first search of a hybrid has chosen is a model of the second one: once that has begun, not even the
+first one's budget may grow.
 """
 
 from __future__ import annotations
@@ -50,9 +51,15 @@ def refuse_changed_config(now: Config, started: RunStarted, folder: Path) -> Non
             n=0,
         )
     )
+    why = "this run was started with another config; only search.budget may grow"
+    if before.first is not None and before.first != now.first:
+        why = (
+            "its second search began with what the first one had chosen, so that nothing under `first` may change any "
+            "more, and its budget no longer grow; search.budget, that of the second search, still may"
+        )
     raise SearchError(
-        f"{folder}: this run was started with another config; only search.budget may grow. Restore "
-        "the config, or give the changed search another --name. What differs:\n" + "\n".join(lines)
+        f"{folder}: {why}. Restore the config, or give the changed search another --name. What differs:\n"
+        + "\n".join(lines)
     )
 
 

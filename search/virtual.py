@@ -27,6 +27,9 @@ Say = Callable[[str], None]
 DERIVED = "task_arithmetic"
 """The method that makes derived experts."""
 
+CHOICE = "the choice of the first search"
+"""What is said of the expert that it gives to the search after it."""
+
 ALONE = " alone"
 """How the labels of virtual experts end, as baselines."""
 
@@ -44,8 +47,11 @@ def forms_of(config: Config) -> dict[str, dict[str, float]]:
 
 def modelled(config: Config) -> tuple[str, ...]:
     """The derived experts that have to be models of their own: those that the search gives coefficients to, and those
-    that virtual experts are made of. The others are written out wherever they are named."""
+    that virtual experts are made of. The others are written out wherever they are named. A path has no coefficients,
+    and takes whole models."""
     space, derived = config.space, config.models.derived
+    if space.data_flow is not None:
+        return tuple(derived)
     searched = () if space.expression is not None else derived if space.experts is None else space.experts
     named = {*searched, *(alias for each in config.models.virtual.values() for alias in each.of or ())}
     return tuple(name for name in derived if name in named)
@@ -65,7 +71,8 @@ def derived_of(config: Config) -> dict[str, VirtualConfig]:
 
 
 def made_of(config: Config) -> dict[str, VirtualConfig]:
-    """All experts that are made: derived, then virtual ones, in the order in which they can be made.
+    """All experts that are made by themselves: derived, then virtual ones. What a first search chooses is not among
+    them: it is there when that search has ended.
 
     Raises:
         MergingError: expressions that mean nothing.
@@ -73,18 +80,44 @@ def made_of(config: Config) -> dict[str, VirtualConfig]:
     return {**derived_of(config), **config.models.virtual}
 
 
+def in_turn(config: Config) -> tuple[dict[str, VirtualConfig], dict[str, VirtualConfig]]:
+    """The virtual experts, those that are made of what a first search chooses apart: they are made after it."""
+    heirs = {name for name, each in config.models.virtual.items() if {*(each.of or ())} & {*evolved(config)}}
+    parts: tuple[dict[str, VirtualConfig], dict[str, VirtualConfig]] = ({}, {})
+    for name, each in config.models.virtual.items():
+        parts[name in heirs][name] = each
+    return parts
+
+
 def experts_of(config: Config) -> tuple[str, ...]:
-    """All models beside the base: the experts, then the derived ones that are models, then the virtual ones."""
-    return (*config.models.experts, *modelled(config), *config.models.virtual)
+    """All models beside the base: the experts, then the derived ones that are models, then the virtual ones, then what
+    a first search chooses."""
+    return (*config.models.experts, *modelled(config), *config.models.virtual, *evolved(config))
+
+
+def evolved(config: Config) -> tuple[str, ...]:
+    """The name of what a first search chooses; () where there is none."""
+    return () if config.first is None else (config.first.name,)
 
 
 def place_of(name: str, config: Config) -> Location:
     """Where a config says what an expert is made of."""
+    if name in evolved(config):
+        return ("first", "name")
     return ("models", "derived" if name in config.models.derived else "virtual", name)
+
+
+def kind_of(name: str, config: Config) -> str:
+    """What to call an expert that is made, for people."""
+    if name in evolved(config):
+        return "expert"
+    return "derived expert" if name in config.models.derived else "virtual expert"
 
 
 def told(name: str, config: Config) -> str:
     """What an expert is made of, for people."""
+    if name in evolved(config):
+        return CHOICE
     if name in config.models.derived:
         return config.models.derived[name]
     virtual = config.models.virtual[name]
@@ -98,7 +131,7 @@ def members(virtual: VirtualConfig, config: Config) -> tuple[str, ...]:
 
 def references(config: Config) -> dict[str, str]:
     """Alias -> the model as the config names it; of a virtual expert, of what it is made."""
-    made = {name: told(name, config) for name in (*config.models.derived, *config.models.virtual)}
+    made = {name: told(name, config) for name in (*config.models.derived, *config.models.virtual, *evolved(config))}
     return {"base": config.models.base, **config.models.experts, **made}
 
 
@@ -217,13 +250,14 @@ def _wrong_expressions(config: Config) -> Iterator[Problem]:
 
 
 def _wrong_names(virtual: VirtualConfig, config: Config, location: Location) -> Iterator[Problem]:
-    known = {**config.models.experts, **config.models.derived}
+    known = {**config.models.experts, **config.models.derived, **dict.fromkeys(evolved(config), CHOICE)}
     of = members(virtual, config)
     for index, alias in enumerate(of):
-        if alias in config.models.derived and _looks_at_inputs(virtual.method):
+        if alias in known and alias not in config.models.experts and _looks_at_inputs(virtual.method):
+            what = "derived" if alias in config.models.derived else CHOICE
             yield Problem(
                 (*location, "of", index),
-                f"{alias!r} is derived, and {virtual.method} looks at inputs of what it merges, of which it has none; "
+                f"{alias!r} is {what}, and {virtual.method} looks at inputs of what it merges, of which it has none; "
                 "name experts",
             )
         if alias in config.models.virtual and alias not in known:
@@ -294,7 +328,7 @@ def make(
 
     folders = {}
     for name, recipe in recipes.items():
-        what = f"{'derived' if name in loaded.config.models.derived else 'virtual'} expert {name}"
+        what = f"{kind_of(name, loaded.config)} {name}"
         try:
             made = make_one(
                 recipe,

@@ -64,7 +64,7 @@ def draw_rows(options: InputsOptions, limit: int, seed: int = 0) -> list[Drawn]:
             f"calibration needs at least one input an expert, and {limit} are asked for; raise `items`"
         )
     table = _table(options)
-    rows = table.rows()
+    rows = table.read()
     names = _fields(options)
     by_key = {_key(row, names, seed): row for row in reversed(rows)}
     if not by_key:

@@ -261,8 +261,8 @@ def _load(options: LmEvalOptions) -> tuple[list[LoadedTask], list[Split | None]]
         return tasks, [None] * len(tasks)
     name = as_tuple(options.tasks)[0]
     if isinstance(options.data, Table):
-        return [loader.load_with(name, {"test": options.data.rows()}, "test", None)], [None]
-    tables = {str(split): table.rows() for split, table in split_tables(options.data).items()}
+        return [loader.load_with(name, {"test": options.data.read()}, "test", None)], [None]
+    tables = {str(split): table.read() for split, table in split_tables(options.data).items()}
     return [loader.load_with(name, tables, split, SPLITS[0]) for split in SPLITS], list(SPLITS)
 
 

@@ -70,24 +70,27 @@ class Bench:
             Recipe("base", self.sources.refs, dict.fromkeys(self.sources.layout.groups, assignment))
         )
 
-    def apply(self, coefficients: Mapping[str, float]) -> str:
-        """Bring the live model to a merge; its recipe's hash."""
-        recipe = self.recipe(coefficients)
-        if self.materializer.apply(recipe).changed_tensors:
-            self.engine.weights_changed()
-        return recipe.hash
+    def apply(self, coefficients: Mapping[str, float]) -> None:
+        """Bring the live model to a merge."""
+        self._bring(self.recipe(coefficients))
 
     def utility(self, coefficients: Mapping[str, float], expert: str, *splits: Split) -> float:
         """Utility of a merge on an expert's own task, over the items of all these splits together."""
-        recipe = self.apply(coefficients)
-        total = count = 0.0
-        for split in splits:
-            key = (recipe, expert, split)
-            if key not in self._known:
-                evaluator = self.evaluators[expert]
-                ids = evaluator.items(split).ids[: self.items[split]]
-                found = evaluator.aggregate(evaluator.score(self.engine, ids))[self.task.metric]
-                self._known[key] = self.task.utility(found), len(ids)
-            value, items = self._known[key]
-            total, count = total + value * items, count + items
-        return total / count
+        recipe = self.recipe(coefficients)
+        found = [self.scored(recipe, expert, split) for split in splits]
+        return sum(value * items for value, items in found) / sum(items for _, items in found)
+
+    def scored(self, recipe: Recipe, expert: str, split: Split) -> tuple[float, int]:
+        """Utility of any merge of the experts on the task of one, and on how many items."""
+        key = (recipe.hash, expert, split)
+        if key not in self._known:
+            self._bring(recipe)
+            evaluator = self.evaluators[expert]
+            ids = evaluator.items(split).ids[: self.items[split]]
+            found = evaluator.aggregate(evaluator.score(self.engine, ids))[self.task.metric]
+            self._known[key] = self.task.utility(found), len(ids)
+        return self._known[key]
+
+    def _bring(self, recipe: Recipe) -> None:
+        if self.materializer.apply(recipe).changed_tensors:
+            self.engine.weights_changed()

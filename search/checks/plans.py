@@ -143,7 +143,7 @@ def _check_budget(subject: Subject, plan: Plan, evaluators: Mapping[str, Evaluat
             f"the {baselines} baselines come first, so that {settings.budget.candidates} candidates leave none to "
             "search with",
         )
-    items = plan.rungs[-1] if plan.rungs else 0
+    items = sum(len(each.items("search")) for each in evaluators.values())
     if settings.budget.items is not None:
         left = (
             round(settings.budget.items * (1.0 - settings.reserve)) - min(baselines, settings.budget.candidates) * items

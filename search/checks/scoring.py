@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from evaluators.contract import SPLITS, Engine, Evaluator, Metric, Split
-from evaluators.items import Data, Table
+from evaluators.items import Pooled, Table
 from merging.sources import BASE
 from search.checks.models import Models
 from search.checks.subject import Subject
@@ -174,8 +174,11 @@ def _warn_of_public_tests(subject: Subject, name: str) -> None:
         )
 
 
-def _searched(data: Data | None) -> Table | None:
-    """The table that the search's items come from, where it is one."""
+def _searched(data: Pooled | None) -> Table | None:
+    """The table that the search's items come from, where it is one; of several sources the first one."""
+    if isinstance(data, list):
+        tables = [_searched(each) for each in data]
+        return next((each for each in tables if each is not None), None)
     if isinstance(data, Table):
         return data
     if isinstance(data, dict):

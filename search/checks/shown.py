@@ -96,7 +96,12 @@ def _rows(checked: Checked) -> Iterator[tuple[str, str]]:
         many = "candidate" if stage["candidates"] == 1 else "candidates"
         yield f"stage {stage['name']}", f"{stage['candidates']:,} {many}{genes}"
     yield "optimizer", f"{summary['optimizer']}, seed {summary['seed']}"
-    yield "rungs", f"{', '.join(f'{each:,}' for each in summary['rungs'])} items a candidate"
+    if summary["minibatch"] is None:
+        yield "rungs", f"{', '.join(f'{each:,}' for each in summary['rungs'])} items a candidate"
+    else:
+        redraw = summary["minibatch"]["redraw"]
+        again = "" if redraw == "never" else f", drawn anew for every {redraw} candidates"
+        yield "minibatch", f"{summary['rungs'][-1]:,} items a candidate{again}"
     yield "limits", _limits_text(summary["budget"])
     yield "workers", summary["workers"]
     if summary["disk"] is not None:
@@ -110,7 +115,7 @@ def _summary(checked: Checked) -> dict[str, Any] | None:
         return None
     config = subject.config
     references = {"base": config.models.base, **config.models.experts}
-    seen, sizes = models.sample, checked.sizes
+    seen, sizes, fidelity = models.sample, checked.sizes, config.search.fidelity
     return {
         "name": config.name,
         "models": {
@@ -156,6 +161,7 @@ def _summary(checked: Checked) -> dict[str, Any] | None:
         "optimizer": config.search.optimizer.name,
         "seed": config.search.seed,
         "rungs": list(plan.rungs),
+        "minibatch": None if fidelity.minibatch is None else fidelity.model_dump(mode="json"),
         "budget": config.search.budget.model_dump(mode="json"),
         "workers": _workers_text(checked),
         "disk": None if checked.disk is None else _disk_data(checked.disk),

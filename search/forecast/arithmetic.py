@@ -247,7 +247,7 @@ def _one(outline: Outline, costs: Costs, stage: StageOutline, pace: Case, stoppe
     merge = float(getattr(costs.merge, pace))
     thinking = float(getattr(costs.propose.get(stage.name, Range.exactly(0.0)), pace))
     thinking += float(getattr(costs.store, pace))
-    if not (stage.climbs and outline.staged):
+    if not stage.climbs:
         whole = outline.splits["search"]
         return _Each(float(whole.total), merge + costs.scoring(whole, pace), thinking)
     shares = [outline.reaching(rung, stopped) for rung in range(len(outline.rungs))]

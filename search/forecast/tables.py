@@ -152,6 +152,8 @@ def plan_sentences(plan: Plan) -> Iterator[str]:
     for split, what in (("search", "searched on"), ("selection", "re-ranked on"), ("holdout", "opened at the end")):
         each = ", ".join(f"{name} {grouped(count)}" for name, count in outline.splits[split].of.items())
         rungs = f"; rungs of {', '.join(grouped(each) for each in _steps(outline))}" if outline.staged else ""
+        if outline.rungs[0].total < outline.splits["search"].total and not outline.staged:
+            rungs = f"; minibatches of {', '.join(grouped(count) for count in outline.rungs[0].of.values())}"
         yield f"Items {what}: {each}{rungs if split == 'search' else ''}."
     if found.candidates.low < found.candidates.high:
         yield f"Candidates: {counted(found.candidates)}; the budget is {grouped(outline.budget.candidates)}."

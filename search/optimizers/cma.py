@@ -2,7 +2,7 @@
 
 Utilities are scalarised by :mod:`search.optimizers.scalarise`. Hansen, "The CMA evolution strategy: a tutorial",
 arXiv:1604.00772; restarts with a doubled population: Auger & Hansen, CEC 2005; integer variables: Marty et al.,
-LB+IC-CMA-ES, PPSN 2024; injected points: Hansen, arXiv:1110.4181.
+LB+IC-CMA-ES, PPSN 2024; injected points: Hansen, arXiv:1110.4181; separable CMA-ES: Ros & Hansen, PPSN 2008.
 
 Asynchronous: a generation is the first popsize tells of points that this strategy proposed, from whichever generation.
 Asks beyond a generation's own draw further points from the present distribution.
@@ -13,8 +13,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,6 +33,11 @@ class CmaOptions(BaseModel):
         popsize: points per generation (>= 4) before the first restart; pycma's own, about 4 + 3 ln n, if None.
         sigma0: first step size in units of a gene's range, in (0, 1]. The default is EvoLLM's.
         restarts: whether to begin again with twice the population where pycma finds that it has converged.
+        start: center: at the best point that was told before, else at the run's center, with the next best injected.
+            middle: at 0.5 in every gene, learning from its own proposals alone; what baselines and earlier stages found
+            is not looked at. That is how published searches with Optuna's CMA-ES began, EvoLLM's among them.
+        diagonal: variances without covariances (separable CMA-ES): time and memory per proposal grow with the genes,
+            not with their square. For thousands of genes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +45,8 @@ class CmaOptions(BaseModel):
     popsize: int | None = Field(default=None, ge=4)
     sigma0: float = Field(default=1 / 6, gt=0.0, le=1.0)
     restarts: bool = True
+    start: Literal["center", "middle"] = "center"
+    diagonal: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,9 @@ class Cma:
 
     def __init__(self, settings: Settings) -> None:
         self._options = CmaOptions.model_validate(settings.options)
+        self._alone = self._options.start == "middle"
+        if self._alone:
+            settings = replace(settings, center=None)
         self._settings = settings
         self._coordinates = Coordinates(settings.box)
         self._scorer = Scorer(settings)
@@ -81,8 +91,10 @@ class Cma:
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See :class:`search.optimizers.contract.Optimizer`."""
-        score, best = self._scorer.hear(trial, outcome)
         proposal = self._asked.pop(trial.id, None)
+        if self._alone and proposal is None:
+            return
+        score, best = self._scorer.hear(trial, outcome)
         own = proposal is not None and proposal.restart == self._restart and proposal.genome == trial.genome
         if own and proposal is not None:
             self._generation.append((proposal.point, score))
@@ -133,6 +145,8 @@ class Cma:
         }
         if popsize is not None:
             options["popsize"] = popsize
+        if self._options.diagonal:
+            options["CMA_diagonal"] = True
         strategy = cma.CMAEvolutionStrategy(coordinates.point(start), self._options.sigma0, options)
         if coordinates.integers:
             strategy.integer_centering = PrivateCentering(strategy.integer_centering, random)

@@ -67,6 +67,9 @@ class Settings:
         options: the optimizer's own options from the config, already validated by it.
         seconds: what evaluating one candidate costs, in seconds, as measured on the baselines and logged when the stage
             began (so a replay has the same number); None is unknown, and is taken for expensive (10 s and more).
+        sure: how probable each of the center's own choices is in what is drawn before anything was learnt, in (0, 1),
+            the others alike: where most of a box's points make no sense, and the center does. None: that is each
+            optimizer's own affair.
         canonical: pure; from a genome to the one with the same recipe whose genes of no effect (a density under a
             method that has none) are at a fixed value. What fits a model to genomes should fit it to these. None is the
             identity.
@@ -82,6 +85,7 @@ class Settings:
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
     seconds: float | None = None
     canonical: Callable[[Genome], Genome] | None = None
+    sure: float | None = None
 
 
 class Trial(NamedTuple):

@@ -7,9 +7,9 @@ the others by how near the front they are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from merging.methods import is_ready
 from merging.recipe import Group, Recipe
@@ -34,24 +34,36 @@ per group, a single value stands for all of them, None for "takes none"."""
 
 
 @dataclass(frozen=True)
-class Layers:
+class Fitted:
+    """What the candidates are made of that a page has room for.
+
+    Attributes:
+        candidates: number -> what it is made of.
+        left_out: candidates that there was no room for.
+        unreadable: number -> why its recipe cannot be shown.
+    """
+
+    candidates: dict[int, Encoded]
+    left_out: int
+    unreadable: dict[int, str]
+
+
+Some = TypeVar("Some", bound=Fitted)
+
+
+@dataclass(frozen=True)
+class Layers(Fitted):
     """The layers of the candidates that a page has room for.
 
     Attributes:
         experts: aliases, virtual ones among them.
         groups: in the order of the model.
         methods: every name that is used, in order of first use.
-        candidates: number -> its layers.
-        left_out: candidates that there was no room for.
-        unreadable: number -> why its recipe cannot be shown.
     """
 
     experts: tuple[str, ...]
     groups: tuple[Group, ...]
     methods: tuple[str, ...]
-    candidates: dict[int, Encoded]
-    left_out: int
-    unreadable: dict[int, str]
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -88,19 +100,37 @@ def layers_of(facts: Facts, room: int = ROOM, most: int = MOST) -> Layers | None
     Raises:
         SearchError: the spaces of the run cannot be built.
     """
-    stages = facts.results.stages
+    space = facts.results.stages[-1].space
+    methods: dict[str, int] = {}
+    fitting = fitted(facts, lambda own, recipe: encode(own, recipe, methods), room, most)
+    if fitting is None:
+        return None
+    return Layers(fitting.candidates, fitting.left_out, fitting.unreadable, space.experts, space.groups, tuple(methods))
+
+
+def fitted(facts: Facts, encoding: Callable[[Any, Recipe], Encoded], room: int, most: int = MOST) -> Fitted | None:
+    """As many candidates as there is room for, those of most interest first; None where there is none.
+
+    Args:
+        facts: of the run.
+        encoding: of a recipe, and the space of its stage.
+        room: bytes of JSON.
+        most: candidates that are decoded.
+
+    Raises:
+        SearchError: the spaces of the run cannot be built.
+    """
     order = [id for id in by_interest(facts) if facts.candidates[id].duplicate_of is None]
+    stages = facts.results.stages
     if not order:
         return None
-    space = stages[-1].space
-    methods: dict[str, int] = {}
     found: dict[int, Encoded] = {}
     unreadable: dict[int, str] = {}
     used = 0
     for id in order[:most]:
         try:
             own = stages[facts.candidates[id].stage].space
-            encoded = encode(own, _recipe(facts, id, own), methods)
+            encoded = encoding(own, _recipe(facts, id, own))
         except SearchError as error:
             unreadable[id] = str(error)
             continue
@@ -108,11 +138,10 @@ def layers_of(facts: Facts, room: int = ROOM, most: int = MOST) -> Layers | None
         if used > room and found:
             break
         found[id] = encoded
-    left_out = len(order) - len(found) - len(unreadable)
-    return Layers(space.experts, space.groups, tuple(methods), found, left_out, unreadable)
+    return Fitted(found, len(order) - len(found) - len(unreadable), unreadable)
 
 
-def thinned(layers: Layers, room: int) -> Layers:
+def thinned(layers: Some, room: int) -> Some:
     """As many of these candidates as there is less room for, those of most interest first."""
     found: dict[int, Encoded] = {}
     used = 0
@@ -122,6 +151,23 @@ def thinned(layers: Layers, room: int) -> Layers:
             break
         found[id] = encoded
     return replace(layers, candidates=found, left_out=layers.left_out + len(layers.candidates) - len(found))
+
+
+def kept(facts: Facts, name: str, build: Callable[[], Some | None]) -> Some | None:
+    """What a section shows of candidates: worked out once; a page that became too large takes its share of it.
+
+    Args:
+        facts: of the run, which keep it.
+        name: of the section.
+        build: works it out.
+    """
+    if name not in facts.kept:
+        facts.kept[name] = build()
+    found: Some | None = facts.kept[name]
+    if found is None or facts.room >= 1.0:
+        return found
+    taken = sum(size_of(id, each) for id, each in found.candidates.items())
+    return thinned(found, round(facts.room * taken))
 
 
 def size_of(id: int, encoded: Encoded) -> int:

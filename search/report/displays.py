@@ -41,7 +41,7 @@ from search.report.live import (
 from search.report.plain_data import finite
 from search.report.terminal import forgiving, visible
 from search.schema import Budget
-from search.store import CONTROL, DATABASE, Store
+from search.store import CONTROL, DATABASE, FIRST, Store
 
 Display = Literal["auto", "rich", "plain", "json", "none"]
 
@@ -96,7 +96,13 @@ class _Following:
 
     def __init__(self, budget: Budget | int) -> None:
         self.course: Course | None = None
-        self._budget = budget
+        self._given = budget
+        self._first = False
+
+    @property
+    def _budget(self) -> Budget | int:
+        """Of the search whose events come; that of a hybrid's first one is known from its events."""
+        return self.course.config.search.budget if self._first and self.course is not None else self._given
 
     @property
     def candidates(self) -> int:
@@ -105,7 +111,7 @@ class _Following:
 
     def turn_to(self, folder: Path) -> None:
         """What comes next is of the run in that folder, which may have begun before."""
-        self.course = None
+        self.course, self._first = None, folder.name == FIRST
         if not (folder / DATABASE).exists():
             return
         with contextlib.suppress(SearchError):  # the run itself will say what is wrong with its database
@@ -145,6 +151,7 @@ class PlainDisplay:
         self._following = _Following(budget)
         self._clock = clock
         self._estimated: float | None = None
+        self._after_first = False
         self._scored: dict[int, Scored] = {}
 
     def turn_to(self, folder: Path) -> None:
@@ -153,6 +160,11 @@ class PlainDisplay:
         self._estimated = None
         if folder.name == CONTROL:
             self._say("now its control, a random search with the same budget")
+        if folder.name == FIRST:
+            self._say("the first search of two")
+        elif self._after_first:
+            self._say("now the second search")
+        self._after_first = folder.name == FIRST
 
     def on(self, event: Event) -> None:
         """Print what people want to know of it."""
@@ -242,7 +254,8 @@ class RichDisplay:
         """What comes next is of the run in that folder."""
         with self._lock:
             self._following.turn_to(folder)
-            self._name = folder.resolve().name
+            place = folder.resolve()
+            self._name = f"{place.parent.name}, first search" if place.name == FIRST else place.name
 
     def on(self, event: Event) -> None:
         """Redraw."""

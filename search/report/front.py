@@ -19,6 +19,7 @@ from search.report.markup import (
     ranged,
     scrolling,
 )
+from search.report.path import path_scripts
 from search.report.section import Section
 from search.stages import stage_names
 
@@ -43,7 +44,8 @@ def front_section(facts: Facts) -> Section | None:
             "names": {str(id): name for id, name in facts.names.items()},
         }
     }
-    return Section("The front", join([figure.html(), panel]), (figure,), data, scripts=("front",), styles=("details",))
+    scripts = (*path_scripts(facts), "front")
+    return Section("The front", join([figure.html(), panel]), (figure,), data, scripts=scripts, styles=("details",))
 
 
 def front_figure(frame: Frame) -> Figure:

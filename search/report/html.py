@@ -20,6 +20,7 @@ from search.report.layers import layers_section
 from search.report.markup import Html, element, join
 from search.report.optimism import optimism_section
 from search.report.page import page, script_json
+from search.report.path import path_section
 from search.report.section import Builder, Section, merged_data
 from search.report.summary import choice_rule, summary
 from search.report.timing import time_section
@@ -141,6 +142,7 @@ SECTIONS: list[tuple[str, Builder]] = [
     ("The front", front_section),
     (mix.TITLE, mix.mix_section),
     ("Scores", _scores),
+    ("Path through the layers", path_section),
     ("Coefficients by layer", layers_section),
     ("Optimism", optimism_section),
     ("Items won and lost", items_section),
@@ -152,7 +154,7 @@ SECTIONS: list[tuple[str, Builder]] = [
 ]
 """The report's sections in their order: the title of one that cannot be made, and what makes it."""
 
-THINNED = ("Coefficients by layer", "Items won and lost")
+THINNED = ("Path through the layers", "Coefficients by layer", "Items won and lost")
 """Sections that take less where there is less :attr:`search.report.facts.Facts.room`."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from merging.recipe import Group
 from search.report.coefficients import (
@@ -11,15 +11,15 @@ from search.report.coefficients import (
     column_of,
     columns_of,
     foreign_methods,
+    kept,
     layers_of,
     row_of,
-    size_of,
-    thinned,
 )
 from search.report.facts import Facts, without_paths
 from search.report.figures import Data
-from search.report.markup import Html, count, element, join, listed, table
+from search.report.markup import Html, element, join, listed, table
 from search.report.section import Section
+from search.report.shown_candidate import heading, missing_text, offered
 
 TITLE = "Coefficients by layer"
 NAME = "layers"
@@ -28,12 +28,13 @@ _ROW = 40
 
 
 def layers_section(facts: Facts) -> Section | None:
-    """Heatmaps of the pick, which the reader may exchange for another candidate; None before the first score.
+    """Heatmaps of the pick, which the reader may exchange for another candidate; None before the first score, and where
+    the run searches paths, which have no coefficients.
 
     Raises:
         SearchError: this version cannot build the run's spaces.
     """
-    if facts.pick is None:
+    if facts.pick is None or facts.results.config.space.data_flow is not None:
         return None
     foreign = foreign_methods(facts)
     if foreign:
@@ -42,7 +43,7 @@ def layers_section(facts: Facts) -> Section | None:
             "report that the search itself writes has them."
         )
         return Section(TITLE, element("p", text))
-    layers = _found(facts)
+    layers = kept(facts, NAME, lambda: layers_of(facts, ROOM))
     if layers is None or not layers.candidates:
         reasons = [] if layers is None else list(layers.unreadable.values())
         return Section(
@@ -53,26 +54,15 @@ def layers_section(facts: Facts) -> Section | None:
         *(element("p", without_paths(layers.unreadable[id], facts.results), class_="note") for id in [facts.pick]
           if id in layers.unreadable),
         _controls(facts, layers, shown),
-        element("p", _heading(facts, shown), id="layers-says", role="status", class_="note"),
+        element("p", heading(facts, shown), id="layers-says", role="status", class_="note"),
         _figure(facts, layers, shown),
     ]  # fmt: skip
     return Section(TITLE, join(body), data={NAME: _data(facts, layers, shown)}, scripts=(NAME,), styles=("details",))
 
 
-def _found(facts: Facts) -> Layers | None:
-    """The layers that there is room for; a page that became too large takes its share of those it had."""
-    if "layers" not in facts.kept:
-        facts.kept["layers"] = layers_of(facts, ROOM)
-    layers: Layers | None = facts.kept["layers"]
-    if layers is None or facts.room >= 1.0:
-        return layers
-    taken = sum(size_of(id, each) for id, each in layers.candidates.items())
-    return thinned(layers, round(facts.room * taken))
-
-
 def _controls(facts: Facts, layers: Layers, shown: int) -> Html:
     """Select boxes; without a script they have nothing to offer but what is shown."""
-    first = element("option", _heading(facts, shown), value=str(shown))
+    first = element("option", heading(facts, shown), value=str(shown))
     views = ["coefficient", *(["density"] if layers.has_densities else [])]
     return element(
         "div",
@@ -122,15 +112,7 @@ def _caption(facts: Facts, layers: Layers) -> str:
         text += "The last drawing has the method of every group, by letter. "
     if any("t" in each for each in layers.candidates.values()):
         text += "Where tensors are set apart from their group, its number is the mean of its tensors. "
-    if layers.left_out:
-        text += (
-            f"To keep the file small, {count(layers.left_out, 'candidate')} of {len(facts.candidates)} are left out: "
-            "those that are farthest from the front. `paretomerge export RUN --candidate ID --out DIR` writes the "
-            "recipe of any candidate. "
-        )
-    if layers.unreadable:
-        text += f"The recipes of {count(len(layers.unreadable), 'candidate')} cannot be read by this version."
-    return text.strip()
+    return (text + missing_text(facts, layers)).strip()
 
 
 def _numbers(layers: Layers, id: int) -> Html:
@@ -155,11 +137,6 @@ def _data(facts: Facts, layers: Layers, shown: int) -> Data:
     columns = columns_of(layers.groups)
     low, high = facts.results.config.space.coefficient
     ends = layers.ends
-    same = {
-        each.id: each.duplicate_of
-        for each in facts.results.candidates
-        if each.duplicate_of in layers.candidates and each.id not in layers.candidates
-    }
     return {
         "experts": list(layers.experts),
         "groups": [str(each) for each in layers.groups],
@@ -169,35 +146,13 @@ def _data(facts: Facts, layers: Layers, shown: int) -> Data:
         "methods": [[name, letter] for name, letter in letters(layers.methods).items()],
         "ends": [min(ends[0], low), max(ends[1], high)],
         "candidates": {str(id): each for id, each in layers.candidates.items()},
-        "same": {str(id): of for id, of in same.items()},
-        "names": {str(each.id): each.name for each in facts.named},
-        "choices": _choices(facts, layers),
-        "shown": shown,
+        **offered(facts, layers.candidates, shown),
     }
 
 
 def _places(groups: Sequence[Group], rows: Sequence[str], columns: Sequence[str]) -> list[list[int]]:
     """[groups] (row, column) of each."""
     return [[rows.index(row_of(each)), columns.index(column_of(each))] for each in groups]
-
-
-def _choices(facts: Facts, layers: Layers) -> list[list[object]]:
-    """(heading, ids) of the select boxes; each candidate stands under the first heading that it belongs to."""
-    given: Mapping[str, Sequence[int]] = {
-        "the pick and baselines": [each.id for each in facts.named],
-        "front": facts.results.front,
-        "finalists": facts.results.finalists,
-        "asked for": [id for id, _ in facts.results.picks],
-        "others": sorted(layers.candidates),
-    }
-    seen: set[int] = set()
-    found: list[list[object]] = []
-    for heading, ids in given.items():
-        own = [id for id in dict.fromkeys(ids) if id in layers.candidates and id not in seen]
-        seen.update(own)
-        if own:
-            found.append([heading, own])
-    return found
 
 
 def letters(methods: Sequence[str]) -> dict[str, str]:
@@ -208,11 +163,6 @@ def letters(methods: Sequence[str]) -> dict[str, str]:
         free = [each for each in [*own, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"] if each not in found.values()]
         found[name] = free[0] if free else "?"
     return found
-
-
-def _heading(facts: Facts, id: int) -> str:
-    names = [each.name for each in facts.named if each.id == id]
-    return f"candidate {id}" + (f" · {names[0]}" if names else "")
 
 
 def _text(value: float | None) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from evaluators.contract import Split
 from search.course import Course, Mishap, Running
+from search.minibatch import independent
 from search.ranges import duration
 from search.remaining import Remaining, remaining
 from search.report.live_plot import plot
@@ -223,7 +224,7 @@ def score_text(course: Course, id: int, metric: str) -> str:
     evaluator = metric.partition(".")[0]
     items = course.started.items.get(evaluator, {}).get("search", [])
     clusters = course.started.clusters.get(evaluator)
-    n = len(items) if clusters is None else len({clusters.get(each, each) for each in items})
+    n = independent(items, clusters, course.config.search.fidelity, id in course.labels)
     found = interval_of_score(value, error, n, (own["low"], own["high"]))
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from evaluators.contract import SPLITS, Split
+from search.minibatch import in_words
 from search.objectives import Target
 from search.report.claim import p_value
 from search.report.facts import Facts, shown_folder
@@ -28,7 +29,7 @@ def scores_table(facts: Facts) -> Html:
         name = element("th", each.name, element("small", f" candidate {each.id}"), scope="row")
         cells = _cells(facts, each.id, splits, next(split for split in reversed(SPLITS) if _has(facts, each.id, split)))
         rows.append(element("tr", name, cells, class_="pick" if each.role == "chosen" else ""))
-    note = "Intervals are for the choice of items, each split's own. "
+    note = "Intervals are for the choice of items, each split's own. " + in_words(facts.results.config.search.fidelity)
     if splits != ["search"]:
         note += "–: not scored on that split. "
     note += (

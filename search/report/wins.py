@@ -144,6 +144,8 @@ def splits_of(facts: Facts) -> tuple[Split, ...]:
     scores = facts.results.scores
     later: tuple[Split, ...] = ("holdout", "selection")
     found = tuple(each for each in later if facts.pick in scores[each])
+    if facts.results.config.search.fidelity.minibatch is not None:
+        return found  # on the search split candidates have no items in common
     return found or (("search",) if facts.pick in scores["search"] else ())
 
 

@@ -23,13 +23,16 @@ class Gene:
             ``density.math@block0``, ``method@block0``, ``dare_ties.scale``. Coefficients that all experts share are
             ``coefficient``, ``coefficient.attention@knot2``, …
         role: coefficients and densities are among ``Genome.values``, methods among ``Genome.categories``, parameters
-            where their kind is.
-        expert: whose coefficient or density; "" where it is that of all; the variable where a space is searched by an
-            expression.
+            where their kind is. Of a space of paths: includes (among the values or the categories), scales and shifts
+            of a slot, ``include[r0 math.3]``; the choice of a path.
+        expert: whose coefficient, density or layer; "" where it is that of all; the variable where a space is searched
+            by an expression.
         kinds: module kinds that it moves.
         stack: the stack of blocks; "" where there is one, or where it moves all of them.
-        position: index of the knot, run or layer within its track; None where the track has one gene.
-        depth: the depth of a knot or layer, the first depth of a run; None where it has no depth.
+        position: index of the knot, run or layer within its track; None where the track has one gene. Of a slot: its
+            repetition.
+        depth: the depth of a knot or layer, the first depth of a run; None where it has no depth. Of a slot: the
+            layer.
         tensor: the tensor that it moves, at granularity ``tensor``.
         method: whose parameter.
         bounds: of the number that it stands for; None for a categorical one.
@@ -37,7 +40,7 @@ class Gene:
     """
 
     name: str
-    role: Literal["coefficient", "density", "parameter", "method"]
+    role: Literal["coefficient", "density", "parameter", "method", "include", "scale", "shift", "path"]
     expert: str
     kinds: tuple[str, ...]
     stack: str = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import ClassVar, Literal
 
 from merging.recipe import Assignment, Group, Recipe, SourceRef, Value
 from search.optimizers.contract import Genome
@@ -67,6 +68,8 @@ class Space:
     Raises:
         SpaceError: arguments that contradict each other or the model.
     """
+
+    is_path: ClassVar[Literal[False]] = False
 
     def __init__(
         self,

@@ -14,6 +14,8 @@ from search.store import schema
 DATABASE = "run.db"
 CONTROL = "control"
 """The folder inside a run directory where its control, a random search with the same budget, has its own run."""
+FIRST = "first"
+"""The folder inside a hybrid's run directory where its first search has its own run."""
 WRITE_AHEAD = f"{DATABASE}-wal"
 JOURNAL = f"{DATABASE}-journal"
 LEFT_BEHIND = (WRITE_AHEAD, f"{DATABASE}-shm", JOURNAL)

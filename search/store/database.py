@@ -14,6 +14,7 @@ from search.events import Event
 from search.store import schema
 from search.store.connecting import (
     DATABASE,
+    FIRST,
     LEFT_BEHIND,
     SALVAGED,
     WRITE_AHEAD,
@@ -79,6 +80,11 @@ class Store(Reader):
         """
         path = folder / DATABASE
         if not path.is_file():
+            if (folder / FIRST / DATABASE).is_file():
+                raise SearchError(
+                    f"{folder}: the second search of this run has not begun, so there is nothing to read of it. The "
+                    f"first one is a run of its own: {folder / FIRST}"
+                )
             raise SearchError(f"{folder}: expected a run directory with {DATABASE}, found none; see `paretomerge run`")
         if path.stat().st_size == 0:  # SQLite would take it for a new one, and remove a log that lies beside it
             raise damaged(path, "the file is empty")

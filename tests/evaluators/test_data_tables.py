@@ -82,6 +82,24 @@ def test_a_folder_may_mix_formats(tmp_path: Path) -> None:
     }
 
 
+def test_several_sources_are_one_set_of_items(tmp_path: Path) -> None:
+    for name, records in (("one", RECORDS[:6]), ("two", RECORDS[6:])):
+        (tmp_path / name).mkdir()
+        for place, split in enumerate(SPLITS):
+            write_jsonl(tmp_path / name / f"{split}.jsonl", records[place::3])
+    (tmp_path / "three").mkdir()
+    for split in SPLITS:
+        write_jsonl(tmp_path / "three" / f"{split}.jsonl", RECORDS[:1])
+    pooled = read_splits([tmp_path / "one", tmp_path / "two"], parse)
+    alone = [read_splits(tmp_path / name, parse) for name in ("one", "two")]
+    for split in SPLITS:
+        assert {item.id for item in pooled[split]} == {item.id for part in alone for item in part[split]}
+        assert len(pooled[split]) == sum(len(part[split]) for part in alone)
+    with pytest.raises(EvaluatorError, match="the same item as"):
+        read_splits([tmp_path / "one", tmp_path / "three"], parse)
+    assert read_splits([tmp_path / "two"], parse) == alone[1]
+
+
 @pytest.fixture(scope="module")
 def table_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tables") / "table.jsonl"

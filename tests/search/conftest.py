@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from search.objectives import Objectives, Target, aggregate, standard_errors
 from search.racing import Racer
 from search.results import Results
 from search.schema import Config
+from search.space import path_of
 from search.stages import build_optimizer, build_stages
 from search.store import Store
 from search.workers.evaluation import CandidateFailed, Evaluation
@@ -71,6 +73,8 @@ class PlantedSkill:
 
 def planted_skill(recipe: Recipe, expert: str) -> float:
     """0.1 for the base, 0.85 for the expert alone; the other experts interfere."""
+    if recipe.layers is not None:
+        return planted_path_skill(recipe, expert)
     given = [{alias: dict(values) for alias, values in each.sources} for each in recipe.groups.values()]
     aliases = {alias for each in given for alias in each} | {expert}
     # an expert that a group leaves out has the coefficient 0 there
@@ -80,6 +84,15 @@ def planted_skill(recipe: Recipe, expert: str) -> float:
     interference = float(np.mean(np.abs(list(of.values())))) if of else 0.0
     roughness = float(np.std(own))
     return float(np.clip(0.1 + 0.75 * strength * (2 - strength) - 0.3 * interference - 0.1 * roughness, 0.02, 0.98))
+
+
+def planted_path_skill(recipe: Recipe, expert: str) -> float:
+    """As of weights: the more layers of the expert, the better; layers out of order and scales far from 1 do harm."""
+    path = path_of(recipe)
+    own = len({hop.layer for hop in path if hop.alias == expert}) / len({group.depth for group in GROUPS} - {None})
+    rising = np.mean([later.layer > hop.layer for hop, later in itertools.pairwise(path)] or [1.0])
+    harm = 0.3 * (1.0 - float(rising)) + 0.3 * float(np.mean([abs(hop.scale - 1.0) for hop in path]))
+    return float(np.clip(0.1 + 0.75 * own * (2.0 - own) - harm, 0.02, 0.98))
 
 
 class PlantedWorker:
@@ -114,14 +127,16 @@ class _Recorder:
                 self.worker.current = event.candidate
 
 
-def _config(name: str, metrics: Sequence[str], candidates: int, search: Mapping[str, Any]) -> Config:
+def _config(
+    name: str, metrics: Sequence[str], candidates: int, search: Mapping[str, Any], space: Mapping[str, Any] | None
+) -> Config:
     experts = SKILLS[: max(2, len(metrics))]
     data: dict[str, Any] = {
         "name": name,
         "models": {"base": "models/base", "experts": {each: f"models/{each}" for each in experts}},
         "evaluators": {each: {"type": "exact_match", "data": each} for each in experts},
         "objectives": [f"{skill}.{metric}" for skill, metric in zip(SKILLS, metrics, strict=False)],
-        "space": {"granularity": {"knots": 3}, "coefficient": [0.0, 1.2]},
+        "space": space or {"granularity": {"knots": 3}, "coefficient": [0.0, 1.2]},
         "search": {"optimizer": "sms_emoa", "budget": {"candidates": candidates}, "seed": 5, **search},
     }
     return Config.model_validate(data)
@@ -134,7 +149,7 @@ def synthetic_run() -> SyntheticRun:
     ``factory(folder, objectives=2, candidates=40, finished=True, failures=None, metrics=None, search=None, limits=())``
     ``failures`` maps a candidate's number to the reason of its failure, or None; ``metrics`` gives the metric of each
     objective, as names or whole :class:`Metric` records; ``search`` overrides keys of the config's section; ``limits``
-    are constraints. An unfinished run has half of its candidates.
+    are constraints; ``space`` replaces the config's. An unfinished run has half of its candidates.
     """
 
     def build(
@@ -146,12 +161,13 @@ def synthetic_run() -> SyntheticRun:
         metrics: Sequence[str | Metric] | None = None,
         search: Mapping[str, Any] | None = None,
         limits: Sequence[Constraint] = (),
+        space: Mapping[str, Any] | None = None,
     ) -> Results:
         folder.mkdir(parents=True, exist_ok=True)
         given = metrics or ["accuracy"] * objectives
         kinds = [each if isinstance(each, Metric) else Metric(each, "maximize", 0.0, 1.0) for each in given]
         given_search = {"fidelity": "off", "finalists": 8, "reserve": 0.5, **(search or {})}
-        config = _config("synthetic", [each.name for each in kinds], candidates, given_search)
+        config = _config("synthetic", [each.name for each in kinds], candidates, given_search, space)
         constraints = Constraints(limits)
         sources = {
             alias: SourceRef(f"models/{alias}", f"sha256:{hashlib.sha256(alias.encode()).hexdigest()}")

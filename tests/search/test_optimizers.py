@@ -161,6 +161,37 @@ def test_cma_starts_at_the_best_point_it_was_told():
     assert optimizer._strategy.x0 == pytest.approx([0.9] * 4)
 
 
+def test_cma_that_starts_in_the_middle_learns_from_its_own_proposals_alone():
+    def proposals(told):
+        options = {"start": "middle", "popsize": 6}
+        center = Genome((0.9,) * 4, (2,))
+        optimizer = registry.build("cma", settings(Box(4, (3,)), objectives=1, options=options, center=center))
+        found = []
+        for id in range(20):
+            if told:
+                better = Genome((0.1 + 0.001 * id,) * 4, (0,))
+                optimizer.tell(Trial(900 + id, better), Outcome("complete", (99.0,)))
+            found.append(optimizer.ask(id, ()))
+            optimizer.tell(Trial(id, found[-1]), Outcome("complete", sphere(found[-1])))
+        return optimizer, found
+
+    optimizer, found = proposals(told=True)
+    assert optimizer._strategy.x0[:4] == pytest.approx([0.5] * 4)
+    assert found == proposals(told=False)[1]
+
+
+def test_a_diagonal_cma_converges_and_keeps_no_covariances():
+    def stretched(genome):
+        weights = np.geomspace(1, 100, len(genome.values))
+        return (-float(np.sum(weights * (np.asarray(genome.values) - 0.7) ** 2)),)
+
+    optimizer, points = search("cma", 1500, 0, stretched, box=Box(40), objectives=1, options={"diagonal": True})
+    assert max(points)[0] > 0.05 * max(points[:10])[0]
+    wide, _ = search("cma", 8, 0, stretched, box=Box(4000), objectives=1, options={"diagonal": True, "popsize": 4})
+    for strategy in (optimizer._strategy, wide._strategy):
+        assert strategy.sm.variances.ndim == 1  # 4000 × 4000 numbers would be 128 MB
+
+
 def test_cma_learns_from_a_better_point_found_elsewhere():
     def reached(tell):
         optimizer = registry.build("cma", settings(Box(30), objectives=1, options={"sigma0": 0.02}))

@@ -22,3 +22,11 @@ class TestCmaOfSmallGenerations(OptimizerConformance):
     name = "cma"
     options = {"popsize": 4, "sigma0": 0.3}  # noqa: RUF012
     objectives = (2,)
+
+
+@pytest.mark.slow
+class TestCmaOnItsOwn(OptimizerConformance):
+    name = "cma"
+    options = {"popsize": 4, "start": "middle", "diagonal": True}  # noqa: RUF012
+    objectives = (1,)
+    learns = False

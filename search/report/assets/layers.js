@@ -158,17 +158,8 @@
     boxes.value = String(shown);
   };
 
-  const options = select => {
-    for (const [heading, ids] of layers.choices) {
-      const group = document.createElement("optgroup");
-      group.label = heading;
-      for (const id of ids) group.append(new Option(says(id), id));
-      select.append(group);
-    }
-  };
-  boxes.replaceChildren();
-  options(boxes);
-  options(other);
+  report.offer(boxes, layers, says);
+  report.offer(other, layers, says, true);
   if (many) {
     by("layers-letters").replaceChildren(...layers.methods.map(([name, letter]) => {
       const line = document.createElement("li"), key = document.createElement("b");

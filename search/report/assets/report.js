@@ -100,6 +100,18 @@ window.report = (() => {
     ];
   };
 
+  /* Fills a select box with the candidates that a section can show, under their headings. */
+  const offer = (box, { choices }, says, more) => {
+    const groups = choices.map(([heading, ids]) => {
+      const group = document.createElement("optgroup");
+      group.label = heading;
+      group.append(...ids.map(id => new Option(says(id), id)));
+      return group;
+    });
+    if (more) box.append(...groups);
+    else box.replaceChildren(...groups);
+  };
+
   /* A candidate is selected everywhere at once: figures and tables listen to the document's event "candidate". */
   const select = id => {
     selected = id;
@@ -139,7 +151,7 @@ window.report = (() => {
     for (const figure of data.figures) plot(figure.id, figure.traces, figure.layout, { tools: figure.tools });
   });
   return {
-    data, colour, plain, plot, redraw, recipe, resolve, select,
+    data, colour, offer, plain, plot, recipe, redraw, resolve, select,
     onTheme: callback => listeners.push(callback),
     get selected() { return selected; },
     get narrow() { return narrow.matches; },

@@ -1,0 +1,40 @@
+"""Models as paths through the blocks of others: hops with scales, folded into ordinary weights.
+
+A hop's scale multiplies the hidden state before its block. In a pre-norm model every reader of the residual stream
+stands behind a norm, and a norm does not see a factor on its input (but for its epsilon, see
+:mod:`merging.dataflow.folding`). So the stream may be kept divided by the product C of all scales so far, if everything
+that is added to it is divided by C as well: the outputs of the *residual writers*, ``o_proj`` and ``down_proj`` in a
+Llama. That is how a path is exported, as an ordinary model (:func:`folded`), and what a live hop computes is the same
+function where it multiplies what its writers (:func:`residual_modules`) put out by :func:`writer_factors`: then the
+norms see the same numbers, and the model that is scored is the one that is exported, epsilon included.
+
+The public names below are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merging.dataflow.folding import folded, writer_factors
+    from merging.dataflow.writers import residual_modules, residual_writers
+
+_HOMES = {
+    "folded": "merging.dataflow.folding",
+    "residual_modules": "merging.dataflow.writers",
+    "residual_writers": "merging.dataflow.writers",
+    "writer_factors": "merging.dataflow.folding",
+}
+
+__all__ = ["folded", "residual_modules", "residual_writers", "writer_factors"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'merging.dataflow' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
