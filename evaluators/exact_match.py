@@ -82,8 +82,8 @@ class ExactMatchOptions(DataOptions):
     )
     language: str | FasttextOptions | None = Field(
         None,
-        description="a code such as ja, told by script; or {code: ja, fasttext: lid.176.ftz}, told by a fastText model: "
-        "an answer that is not in this language is wrong, whatever it says",
+        description="a code such as ja, told by script; or {code: ja, fasttext: lid.176.ftz}, told by a fastText "
+        "model: an answer that is not in this language is wrong, whatever it says",
     )
     sampling: Sampled | None = Field(None, description="draw answers; greedy ones where it is left out")
 
@@ -101,8 +101,8 @@ class ExactMatchOptions(DataOptions):
             )
         if self.also_extract is not None and self.extract in ("none", self.also_extract):
             raise ValueError(
-                f"also_extract: {self.also_extract} is a second way to find the answer, beside another one in `extract`; "
-                f"set extract: {'last_number' if self.also_extract == 'sakana-compat' else 'sakana-compat'}, or drop it"
+                f"also_extract: {self.also_extract} is a second way to find the answer, beside another one in "
+                f"`extract`; set extract: {'last_number' if self.also_extract == 'sakana-compat' else 'sakana-compat'}, or drop it"
             )
         if self.prompt_field == self.answer_field:
             raise ValueError("prompt_field and answer_field must be two different fields")
@@ -171,9 +171,10 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
     expected answers, as written or as the tokenizer would write it back, and is in the language asked for, if one is.
     Special tokens inside an answer make it wrong where the tokenizer lets that be told. An item's value is 0 or 1, or
     with ``sampling`` the share of right answers. With ``language`` there is also ``in_language``, the share of answers
-    in it; with a fastText model also ``accuracy_any_language``, right answers in whatever language. A second way to find
-    the answer has a metric of its own, ``accuracy_last_number`` or ``accuracy_sakana_compat``, which the language counts
-    in too. "failed", with the value 0: the logits were not finite, or there was nothing to extract, in every sample.
+    in it; with a fastText model also ``accuracy_any_language``, right answers in whatever language. A second way to
+    find the answer has a metric of its own, ``accuracy_last_number`` or ``accuracy_sakana_compat``, for which the
+    language counts too. "failed", with the value 0: the logits were not finite, or there was nothing to extract, in
+    every sample.
 
     Args:
         options: see :class:`ExactMatchOptions`.

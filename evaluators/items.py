@@ -216,14 +216,9 @@ def read_splits(
             the same example in two of them is a leak. Checked before the limit. Of one table that is cut here, exact
             duplicates are left out instead, with a note.
     """
-    if isinstance(data, Table):
-        splits = _cut(data, parse)
-    else:
-        tables = split_tables(data)
-        splits = {split: [_item(row, parse(row)) for row in tables[split].read()] for split in SPLITS}
-        for split in SPLITS:
-            if not splits[split]:
-                raise EvaluatorError(f"{tables[split].label}: the split {split} is empty; it needs at least one item")
+    sources: list[Data] = data if isinstance(data, list) else [data]
+    parts = [_read(each, parse) for each in sources]
+    splits = {split: [item for part in parts for item in part[split]] for split in SPLITS}
     _check_unique([item for split in SPLITS for item in splits[split]])
     return {split: balanced_order(splits[split])[: (limit or {}).get(split)] for split in SPLITS}
 
@@ -233,7 +228,7 @@ def _read(data: Data, parse: Callable[[Row], Parsed[T]]) -> dict[Split, list[Ite
     if isinstance(data, Table):
         return _cut(data, parse)
     tables = split_tables(data)
-    splits = {split: [_item(row, parse(row)) for row in tables[split].rows()] for split in SPLITS}
+    splits = {split: [_item(row, parse(row)) for row in tables[split].read()] for split in SPLITS}
     for split in SPLITS:
         if not splits[split]:
             raise EvaluatorError(f"{tables[split].label}: the split {split} is empty; it needs at least one item")

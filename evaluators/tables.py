@@ -260,10 +260,14 @@ def read_dataset(name: str, config: str | None, split: str, revision: str | None
         return [Row(record, f"data set {label}, row {index}") for index, record in enumerate(table)]
     except Exception as error:  # the library raises whatever its readers and the network raise
         lines = str(error).strip().splitlines()
-        raise EvaluatorError(
-            f'the data set "{label}" cannot be had ({type(error).__name__}: {lines[0] if lines else "no message"}); '
-            "check its name, configuration and split, load it once while the network is there, or name a local file"
-        ) from error
+        said = lines[0] if lines else "no message"
+        do = "check its name, configuration and split, load it once while the network is there, or name a local file"
+        if "script" in said.lower():
+            do = (
+                "it is a program, which the datasets library runs no more: name a copy of it as Parquet or JSON (for "
+                "juletxara/mgsm in Japanese: sbintuitions/MGSM_ja), or a local file"
+            )
+        raise EvaluatorError(f'the data set "{label}" cannot be had ({type(error).__name__}: {said}); {do}') from error
 
 
 def kind_of(value: object) -> str:

@@ -17,6 +17,7 @@ from merging.calibration.contract import Calibration
 from merging.checkpoint import INDEX, SINGLE
 from merging.companions import Companions, write_companions, write_json
 from merging.compiled import Mode
+from merging.dataflow import folded
 from merging.kernel import Resolver, Task, check_finite_result, compiles, merge_tensor, torch_dtype
 from merging.materialize import check_names
 from merging.new_folder import beside, publish
@@ -45,8 +46,9 @@ def export(
 
     Beside them ``mergekit.yaml``, where a config of mergekit says the same.
 
-    The weights are the bits that :class:`merging.materialize.Materializer` writes for the recipe. The folder appears
-    whole or not at all: it is written beside its place and renamed.
+    The weights are the bits that :class:`merging.materialize.Materializer` writes for the recipe; scales of its blocks
+    are within them (:func:`merging.dataflow.folded`). The folder appears whole or not at all: it is written beside its
+    place and renamed.
 
     Args:
         recipe: what to write.
@@ -73,8 +75,9 @@ def export(
     if max_shard_size < 1:
         raise MergingError(f"expected max_shard_size of at least 1 byte, found {max_shard_size}")
     equivalent = _mergekit(recipe, sources)
+    plain = folded(recipe, sources)
     sources = for_recipe(sources, recipe)
-    tasks = _tasks(recipe, sources, calibration)
+    tasks = _tasks(plain, sources, calibration)
     dtypes = _dtypes(recipe, sources)
     shards = _plan(sources, dtypes, max_shard_size)
     _check_space(out, sum(_bytes(sources, name, dtype) for name, dtype in dtypes.items()))

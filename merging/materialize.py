@@ -15,6 +15,7 @@ from merging.arena import Home, hold, layout_order, rehome
 from merging.calibration.contract import Calibration
 from merging.checkpoint import content_hash
 from merging.compiled import Mode
+from merging.dataflow import folded
 from merging.kernel import (
     MergeFailed,
     Piece,
@@ -172,6 +173,7 @@ class Materializer:
                 f"the recipe puts {len(recipe.layers)} blocks together from others, and the live model has the base's; "
                 "export it, and load the result"
             )
+        recipe = folded(recipe, getattr(sources, "inner", sources))
         resolver = Resolver(sources, recipe, self.calibration, searching=True)
         check_names(sources, recipe)
         self._check_dtype(recipe)

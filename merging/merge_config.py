@@ -17,6 +17,16 @@
     calibration: {items: 256, inputs: {math: {data: math.jsonl}}}   # for methods that look at inputs
     dtype: bfloat16
     tokenizer: union
+
+Blocks of several models make a deeper one, each with a scale on the hidden state before it:
+
+.. code-block:: yaml
+
+    base: models/base
+    experts: {math: models/math, code: models/code}
+    method: passthrough
+    layers: [{math: [0, 3]}, {code: [1, 4]}]
+    scales: [1, 1, 1, 0.8, 1, 1]
 """
 
 from __future__ import annotations
@@ -33,12 +43,16 @@ from merging.expressions import coefficients, expand, task_vectors
 from merging.layout import Layout
 from merging.methods.contract import CALIBRATION, DELTA_SCALE, Method, suggest
 from merging.methods.registry import canonical_recipe, get
-from merging.recipe import DTYPES, KINDS, Assignment, Group, MergingError, Recipe, Value
+from merging.recipe import DTYPES, KINDS, Assignment, Group, Layers, MergingError, Recipe, Value, layers_of, scales_of
+from merging.restack import pruned, restack
 from merging.scaling import expo, lines
 from merging.sources import BASE, Sources
 
 _WHAT = ("coefficients", "method", "parameters", "sources", "vectors")
-_TOP = ("base", "calibration", "derived", "dtype", "experts", "expo", "groups", "lines", "tokenizer", *_WHAT)
+_TOP = (
+    *("base", "calibration", "derived", "dtype", "experts", "expo", "groups", "layers", "lines", "scales", "tokenizer"),
+    *_WHAT,
+)
 
 _SELECTOR = re.compile(r"^(?:(?P<stack>[^/]+)/)?(?P<kind>[a-z]+|\*)(?:\.(?P<first>\d+)(?:-(?P<last>\d+))?)?$")
 
@@ -82,7 +96,10 @@ def read_merge(
         tokenizer=chosen,
         allow_pickle=allow_pickle,
     )
-    groups = _groups(data, sources.layout, tuple(experts), tuple(derived), path)
+    layers, scales = _stacked(data, experts, path)
+    view = restack(sources, layers)
+    groups = _groups(data, view.layout, tuple(experts), tuple(derived), path)
+    groups = groups if layers is None else _placed(groups, layers)
     groups = {group: derived_experts.as_linear(each, derived) for group, each in groups.items()}
     left = {alias for each in groups.values() for alias, _ in each.sources if alias in derived}
     sources, refs = derived_experts.joined([name for name in derived if name in left], derived, sources)
@@ -91,10 +108,46 @@ def read_merge(
         sources=refs,
         groups=_calibrated(groups, data, sources, path, read_inputs),
         dtype=data.get("dtype"),
+        layers=layers,
         tokenizer=sources.tokenizer,
         tokenizer_path=tokenizer_path(sources, chosen),
+        scales=scales,
     )
-    return canonical_recipe(_scaled(recipe, data, sources.layout, path)), sources
+    return pruned(canonical_recipe(_scaled(recipe, data, view.layout, path)), view.layout), sources
+
+
+def _stacked(
+    data: Mapping[str, Any], experts: Mapping[str, str], path: Path
+) -> tuple[Layers | None, tuple[float, ...] | None]:
+    """The blocks of the result and their scales, as far as the config says any."""
+    given, scales = data.get("layers"), data.get("scales")
+    if given is not None and data.get("derived"):
+        raise MergingError(
+            f"{path}: expected layers or derived, found both; write what is derived as a model, and take its blocks"
+        )
+    where = "layers"
+    try:
+        layers = None if given is None else layers_of(given, (BASE, *experts))
+        where = "scales"
+        return layers, None if scales is None else scales_of(scales, layers)
+    except MergingError as error:
+        raise MergingError(f"{path}, {where}: {error}") from error
+
+
+def _placed(groups: Mapping[Group, Assignment], layers: Layers) -> dict[Group, Assignment]:
+    """The groups of a stack, each block's with the models alone that give the block; what lies outside the blocks is
+    that of the first block's model, where a method takes one model and several are there."""
+
+    def placed(group: Group, assignment: Assignment) -> Assignment:
+        own = layers[0 if group.depth is None else group.depth]
+        sources = assignment.sources
+        if group.depth is not None:
+            sources = tuple(each for each in sources if each[0] in own)
+        if get(assignment.method).needs.maximum == 1 and len(sources) != 1:
+            sources = tuple((alias, ()) for alias in own)
+        return replace(assignment, sources=sources)
+
+    return {group: placed(group, each) for group, each in groups.items()}
 
 
 def _derived(section: Any, experts: Mapping[str, str], path: Path) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from merging.dataflow import folded
 from merging.mergekit import Plan, layers_of_config, narrows, promoted, stored
 from merging.mergekit_config import check
 from merging.mergekit_methods import METHODS
@@ -32,7 +33,7 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     Random masks (dare, della) are then drawn by mergekit: another draw from the same distribution.
 
     Args:
-        recipe: any.
+        recipe: any. Scales of its blocks become mergekit's ``scale`` filters, on the tensors that they are folded into.
         sources: the models that it was made from.
 
     Returns:
@@ -41,7 +42,8 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     Raises:
         MergingError: mergekit has no equivalent; says why.
     """
-    recipe = _with_aliases(canonical_recipe(recipe), sources.bind(recipe))
+    identity = recipe.hash
+    recipe = _with_aliases(canonical_recipe(folded(recipe, sources)), sources.bind(recipe))
     view = restack(sources, recipe.layers)
     recipe = pruned(recipe, view.layout)
     _check_folders(recipe, sources)
@@ -52,7 +54,7 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     data = Writer(recipe, view, assignments, method).write() | _dtypes(recipe, sources) | _tokenizer(recipe, sources)
     _verify(data, recipe, view, assignments)
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
-    return "".join(f"# {line}\n" for line in _remarks(method, recipe, data)) + text
+    return "".join(f"# {line}\n" for line in _remarks(method, recipe, data, identity)) + text
 
 
 def _check_folders(recipe: Recipe, sources: Sources) -> None:
@@ -160,8 +162,8 @@ def _tokenizer(recipe: Recipe, sources: Sources) -> dict[str, str]:
     return {} if choice is None else {"tokenizer_source": recipe.tokenizer_path or choice}
 
 
-def _remarks(method: str, recipe: Recipe, data: Mapping[str, Any]) -> list[str]:
-    remarks = [f"For mergekit 0.1.5; from the paretomerge recipe {recipe.hash[:12]}."]
+def _remarks(method: str, recipe: Recipe, data: Mapping[str, Any], identity: str) -> list[str]:
+    remarks = [f"For mergekit 0.1.5; from the paretomerge recipe {identity[:12]}."]
     if method.startswith(("dare", "della")):
         remarks.append("mergekit draws its own random masks: the weights are another draw, not the same numbers.")
     first = (data["models"] if "models" in data else data["slices"][0]["sources"])[0]["model"]

@@ -18,8 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
 from merging import plain_yaml
 
 FORMAT = "paretomerge-recipe/1"

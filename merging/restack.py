@@ -300,10 +300,12 @@ def with_layer_types(config: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        kinds = AutoConfig.for_model(**copy.deepcopy(config)).get_text_config().layer_types
+        known = AutoConfig.for_model(**copy.deepcopy(config)).get_text_config()
+        own = getattr(type(known), "layer_types", None)
+        kinds = None if isinstance(own, property) and own.fset is None else known.layer_types
     except Exception:  # an architecture that this transformers does not know, or one without kinds of blocks
         return config
     text = config.get("text_config")
-    if isinstance(text, dict):
+    if isinstance(text, dict) and kinds is not None:
         return {**config, "text_config": {"layer_types": kinds, **text}}
     return {"layer_types": kinds, **config} if kinds is not None else config

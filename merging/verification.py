@@ -11,6 +11,7 @@ from torch import Tensor
 
 from merging.calibration.contract import Calibration
 from merging.checkpoint import Checkpoint
+from merging.dataflow import folded
 from merging.kernel import Resolver, merge_tensor, torch_dtype
 from merging.recipe import MergingError, Recipe
 from merging.restack import for_recipe
@@ -51,7 +52,7 @@ def verify_export(folder: Path, recipe: Recipe, sources: Sources, calibration: C
         MergingError: a tensor is missing, superfluous, of another dtype or shape, or has other bits.
     """
     checkpoint = Checkpoint.open(folder)
-    sources = for_recipe(sources, recipe)
+    recipe, sources = folded(recipe, sources), for_recipe(sources, recipe)
     wanted = torch_dtype(recipe.dtype)
     expected = {name: (wanted or info.dtype, tuple(info.shape)) for name, info in sources.tensors.items()}
     for name in sources.frozen:

@@ -7,10 +7,12 @@ first one its space, its settings and perhaps its objectives; what it chooses is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from search.positions import Location, Problem
 from search.schema import Config, FirstConfig, Models
+from search.store.connecting import FIRST
 
 
 def alone(config: Config) -> Config:
@@ -26,6 +28,27 @@ def alone(config: Config) -> Config:
     if first.objectives is not None:
         update["objectives"] = first.objectives
     return config.model_copy(update=update)
+
+
+def is_first(folder: Path, config: Config) -> bool:
+    """Whether a run is the first search of a hybrid.
+
+    Args:
+        folder: its directory.
+        config: its own.
+    """
+    return folder.resolve().name == FIRST and config.first is None and not config.search.holdout
+
+
+def name_of(folder: Path, config: Config | None) -> str:
+    """What to call a run: by its directory, and a hybrid's first search by the hybrid's.
+
+    Args:
+        folder: its directory.
+        config: its own; None where it is not known yet.
+    """
+    place = folder.resolve()
+    return f"{place.parent.name}, first search" if config is not None and is_first(folder, config) else place.name
 
 
 def _first(config: Config) -> FirstConfig:

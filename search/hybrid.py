@@ -20,7 +20,6 @@ from search.events import RunStarted
 from search.first_config import alone
 from search.results import Results
 from search.schema import Config
-from search.store import DATABASE, FIRST
 from search.virtual import references
 
 
@@ -63,16 +62,3 @@ def remembered(loaded: LoadedConfig, started: RunStarted) -> LoadedConfig:
     if first is None or first.name not in started.made_by:
         return loaded
     return replace(loaded, first=Recipe.from_yaml(started.made_by[first.name]))
-
-
-def under_way(run: Path) -> Path:
-    """The folder of the search that a run directory stands for now: that of a hybrid's first one as long as the second
-    has not begun, else its own."""
-    first = run / FIRST
-    return first if (first / DATABASE).is_file() and not (run / DATABASE).is_file() else run
-
-
-def is_first(results: Results) -> bool:
-    """Whether a run is the first search of a hybrid."""
-    given = results.loaded.source.data
-    return results.loaded.of_first and isinstance(given.get("first"), dict)

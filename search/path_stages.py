@@ -104,8 +104,8 @@ def known_paths(config: Config, layers: int) -> dict[str, tuple[str, Path]]:
     alone |= {f"{name}{ALONE}": name for name in (*config.models.virtual, *evolved(config))}
     found = {label: (name, plain_path(name, 0, layers)) for label, name in alone.items()}
     first, most = models[0], deepest(config, layers)
-    quarter = layers // 4
-    if quarter and 2 * (layers - quarter) <= most:
+    quarter = max(1, layers // 4)
+    if 0 < 2 * (layers - quarter) <= most:
         up = plain_path(first, 0, layers - quarter) + plain_path(first, quarter, layers)
         found[UP_SCALED.format(first)] = (first, up)
     for other in models[1:] if layers > 1 else ():

@@ -197,6 +197,11 @@ def _finals(course: Course, budget: Budget) -> Range:
 
 def _named(course: Course, budget: Budget) -> tuple[Range, Range]:
     """How many candidates are still to be scored on either split."""
+    selection, holdout = _named_if_opened(course, budget)
+    return selection, holdout if course.config.search.holdout else _NOTHING
+
+
+def _named_if_opened(course: Course, budget: Budget) -> tuple[Range, Range]:
     if course.pending("holdout"):
         return _NOTHING, Range.exactly(float(len(course.pending("holdout"))))
     if course.finalists:

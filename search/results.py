@@ -19,6 +19,7 @@ from search.constraints import Constraints
 from search.course import HEARD, MOST_FOR_VOLUME, Course, Running
 from search.errors import SearchError
 from search.events import Asked, EvaluationStarted, Incident, Opened, OptimizerNoted, Picked, RunStarted
+from search.first_config import is_first, name_of
 from search.judge import Baseline, Judge, Scores
 from search.lock import is_held
 from search.minibatch import independent
@@ -29,7 +30,7 @@ from search.schema import Config
 from search.space.methods import PLANNED
 from search.stages import Stage, build_stages, stage_names
 from search.statistics import Interval, interval_of_score
-from search.store import Candidate, Store
+from search.store import FIRST, Candidate, Store
 
 if TYPE_CHECKING:
     from search.claims import Claims
@@ -147,8 +148,8 @@ class Results:
 
     @property
     def name(self) -> str:
-        """The run's name: its directory's."""
-        return self.folder.resolve().name
+        """The run's name: its directory's; see :func:`search.first_config.name_of`."""
+        return name_of(self.folder, self.config)
 
     @cached_property
     def objectives(self) -> Objectives:
@@ -165,10 +166,8 @@ class Results:
         given = YamlSource(self.folder / "config.yaml")
         path = Path(self.started.folder or self.folder) / "config.yaml"
         first = None if self.config.first is None else self.started.made_by.get(self.config.first.name)
-        of_first = self.config.first is None and not self.config.search.holdout and "first" in given.data
-        return LoadedConfig(
-            self.config, path, given, None if first is None else Recipe.from_yaml(first), of_first=of_first
-        )
+        chosen = None if first is None else Recipe.from_yaml(first)
+        return LoadedConfig(self.config, path, given, chosen, of_first=is_first(self.folder, self.config))
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -274,6 +273,14 @@ class Results:
             )
         return recipe
 
+    def _first_facts(self) -> dict[str, Any]:
+        """Of a hybrid: the expert that its first search has chosen, the recipe, and where that search is."""
+        first = self.config.first
+        if first is None:
+            return {}
+        recipe = Recipe.from_yaml(self.started.made_by[first.name])
+        return {"first": {"name": first.name, "recipe_hash": recipe.hash, "run": str(self.folder / FIRST)}}
+
     def knee(self) -> int:
         """The chosen candidate, or before the finish the knee of the front as it stands.
 
@@ -335,6 +342,7 @@ class Results:
         return {
             "name": self.name,
             "state": self.state,
+            **self._first_facts(),
             "budget": self.config.search.budget.candidates,
             "candidates": counts,
             "objectives": self.started.objectives,

@@ -39,6 +39,7 @@ from search.events import (
     Turning,
 )
 from search.finals import Finals
+from search.first_config import is_first
 from search.hybrid import choice_of, first_of, remembered
 from search.ledger import Ledger
 from search.lock import RunLock
@@ -331,8 +332,11 @@ class Run:
             should_stop: asked before the evaluation.
 
         Raises:
-            SearchError, MergingError, EvaluatorError, ZooError: the run cannot be written, or has changed.
+            SearchError, MergingError, EvaluatorError, ZooError: the run cannot be written, or has changed, or is the
+                first search of a hybrid.
         """
+        if is_first(self.folder, self._loaded.config):
+            raise SearchError(f"{self.folder}: the first search of a hybrid leaves its holdout closed")
         with RunLock(self.folder, self._say, should_stop) as self._lock:
             started = self._open()
             if started is None:

@@ -12,7 +12,7 @@ Facts = dict[str, Any]
 
 
 def runs_in(folder: Path) -> list[Facts]:
-    """All runs that lie directly in a folder, the latest last.
+    """All runs that lie directly in a folder, and the first searches of hybrids, the latest last.
 
     Args:
         folder: such as ``runs``.
@@ -24,18 +24,20 @@ def runs_in(folder: Path) -> list[Facts]:
     Raises:
         SearchError: there is no such folder.
     """
-    from search.store import DATABASE
+    from search.store import DATABASE, FIRST
 
     if not folder.is_dir():
         raise SearchError(
             f"{folder}: expected a folder with runs, found nothing there; `paretomerge run CONFIG` makes runs/NAME"
         )
-    found = [_facts(each) for each in folder.iterdir() if (each / DATABASE).is_file()]
+    places = [(each, each.name) for each in folder.iterdir()]
+    places += [(each / FIRST, f"{name}/{FIRST}") for each, name in places]
+    found = [_facts(each, name) for each, name in places if (each / DATABASE).is_file()]
     return sorted(found, key=lambda each: (each.get("latest") or 0.0, each["name"]))
 
 
-def _facts(folder: Path) -> Facts:
-    facts: Facts = {"name": folder.name, "path": str(folder)}
+def _facts(folder: Path, name: str) -> Facts:
+    facts: Facts = {"name": name, "path": str(folder)}
     try:
         return facts | _read(folder)
     except SearchError as error:  # one damaged run must not hide the others

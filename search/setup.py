@@ -25,11 +25,14 @@ from search.stages import Stage, build_stages
 from search.virtual import Say
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from evaluators.contract import Engine
     from merging import Materializer, Sources
     from merging.arena import Home
     from merging.calibration import CollectedCalibration
     from merging.calibration.contract import Calibration
+    from merging.dataflow import PathMaterializer
 
 _LOG = logging.getLogger("paretomerge")
 
@@ -40,11 +43,11 @@ class Live(NamedTuple):
     """A live model of this process.
 
     Attributes:
-        materializer: writes recipes into it.
+        materializer: writes recipes into it, or lays paths through the models' layers in it.
         engine: asks it.
     """
 
-    materializer: Materializer
+    materializer: Materializer | PathMaterializer
     engine: Engine
 
 
@@ -73,8 +76,8 @@ class Setup:
     live: Live | None = None
 
     @property
-    def materializer(self) -> Materializer:
-        """Writes recipes into the live model."""
+    def materializer(self) -> Materializer | PathMaterializer:
+        """Brings the live model to recipes."""
         return self._live.materializer
 
     @property
@@ -192,10 +195,14 @@ def _open_model(
     settings = loaded.config.engine
     spread = _device_map(loaded)
     model = load_model(base, dtype=loaded.config.models.dtype, device=settings.device, device_map=spread)
-    materializer = Materializer(sources, model, home=home)
-    if calibration is not None:
-        collect(loaded, calibration, materializer, say)
-        materializer.calibration = calibration
+    materializer: Materializer | PathMaterializer
+    if loaded.config.space.data_flow is not None:
+        materializer = _paths(loaded, sources, model, home)
+    else:
+        materializer = Materializer(sources, model, home=home)
+        if calibration is not None:
+            collect(loaded, calibration, materializer, say)
+            materializer.calibration = calibration
     engine = open_engine(
         model,
         base,
@@ -206,6 +213,23 @@ def _open_model(
         vllm=settings.vllm,
     )
     return Live(materializer, engine)
+
+
+def _paths(loaded: LoadedConfig, sources: Sources, model: nn.Module, home: Home) -> PathMaterializer:
+    """What lays paths through the models' layers."""
+    from merging.dataflow import PathMaterializer, residual_modules
+
+    flow = loaded.config.space.data_flow
+    try:
+        found = PathMaterializer(sources, model, home=home)
+    except MergingError as error:
+        raise loaded.error(("space", "data_flow"), str(error)) from error
+    try:
+        if flow is not None and flow.scales != "off":
+            residual_modules(sources)
+    except MergingError as error:
+        raise loaded.error(("space", "data_flow", "scales"), str(error)) from error
+    return found
 
 
 def _collect_once(

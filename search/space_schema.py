@@ -146,6 +146,11 @@ class SpaceConfig(_Strict):
     method_blocks: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1, description="runs of depths that choose their method and densities together; auto: as for blocks"
     )
+    method_kinds: bool = Field(
+        False,
+        description="every kind set of `kinds` chooses its method, densities and searched parameters for itself, in "
+        "every run of depths",
+    )
     density: tuple[float, float] = Field(
         (0.1, 1.0), description="bounds of the kept fraction, for methods that have one; in steps of 1/64"
     )
@@ -217,6 +222,7 @@ class SpaceConfig(_Strict):
         if flow is not None:
             return {"data_flow": flow}
         silent = ["experts"] if self.experts is None else []
+        silent += [] if self.method_kinds else ["method_kinds"]
         silent += ["expression", "variables"] if self.expression is None else ["coefficient", "shared", "experts"]
         return {key: value for key, value in data.items() if key not in silent}
 

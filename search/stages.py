@@ -123,6 +123,7 @@ def build_stages(
             taking=taking,
             methods=methods,
             method_blocks=blocks or 1,
+            method_kinds=config.space.method_kinds,
             density=Bounds(*config.space.density),
             shared_density=config.space.shared_density,
             normalize=config.space.normalize,
@@ -180,6 +181,7 @@ def build_optimizer(
         options=config.search.optimizer.options,
         seconds=seconds,
         canonical=stage.space.canonical,
+        sure=stage.space.sure,
     )
     return registry.build(config.search.optimizer.name, settings, folder=folder)
 

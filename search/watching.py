@@ -13,8 +13,9 @@ from typing import Literal
 
 from search.course import HEARD, Course
 from search.errors import SearchError
+from search.first_config import name_of
 from search.lock import is_held
-from search.store import CONTROL, DATABASE, Store
+from search.store import CONTROL, DATABASE, Store, under_way
 from search.store.reading import Entry
 
 State = Literal["setting up", "running", "interrupted", "finished"]
@@ -31,6 +32,7 @@ class Look:
             was at the last look.
         disk: bytes left where the run is; None where that cannot be told.
         control: the run's control is being searched now.
+        first: this is the first search of a hybrid, whose second one has not begun.
     """
 
     state: State
@@ -38,10 +40,12 @@ class Look:
     trouble: str = ""
     disk: int | None = None
     control: bool = False
+    first: bool = False
 
 
 class Watcher:
-    """Looks at a run again and again. Never writes to it.
+    """Looks at a run again and again. Never writes to it. Of a hybrid it shows the first search, until the second one
+    has begun.
 
     Args:
         folder: the run directory.
@@ -55,13 +59,14 @@ class Watcher:
         self._course: Course | None = None
         self._last: Entry | None = None
         self._state: State = "setting up"
-        if not (folder / DATABASE).exists() and not is_held(folder):
+        self._place = folder
+        if not (under_way(folder) / DATABASE).exists() and not is_held(folder):
             Store.open(folder, read_only=True)  # says what is missing
 
     @property
     def name(self) -> str:
-        """The run's name: its directory's."""
-        return self.folder.resolve().name
+        """The run's name; see :func:`search.first_config.name_of`."""
+        return name_of(self._place, None if self._course is None else self._course.config)
 
     def look(self) -> Look:
         """The run as it is now. Whatever keeps the database from being read is said in :attr:`Look.trouble`: the next
@@ -72,14 +77,18 @@ class Watcher:
         except SearchError as error:
             trouble = str(error)
         return Look(
-            self._state, self._course, trouble, _free(self.folder), is_held(self.folder / CONTROL)
+            self._state, self._course, trouble, _free(self.folder), is_held(self.folder / CONTROL),
+            self._place != self.folder,
         )  # fmt: skip
 
     def _read(self) -> None:
         held = is_held(self.folder)  # before the log is: what is then written last was written by that holder
-        if not (self.folder / DATABASE).exists() and held and self._course is None:
+        if (place := under_way(self.folder)) != self._place:
+            self._place, self._course, self._last = place, None, None
+        held = held or is_held(place)
+        if not (place / DATABASE).exists() and held and self._course is None:
             return
-        store = Store.open(self.folder, read_only=True)
+        store = Store.open(place, read_only=True)
         try:
             if not self._goes_on(store):
                 self._course, self._last = None, None
@@ -87,13 +96,15 @@ class Watcher:
                 started = store.started()
                 if started is None:
                     return
-                self._course = Course(started, self.folder)
+                self._course = Course(started, place)
             for entry in store.entries(*HEARD, after=self._last.seq if self._last else 0):
                 self._course.note(entry.event, entry.at)
                 self._last = entry
         finally:
             store.close()
         self._state = self._course.state(held=held)
+        if place != self.folder and self._state == "finished":
+            self._state = "interrupted"  # the second search is still to come
 
     def _goes_on(self, store: Store) -> bool:
         """Whether the database still holds what was read of it: it may be another run's by now, or a salvaged one."""

@@ -10,6 +10,11 @@ from zoo.contract import ModelFamily, ZooError
 _FAMILIES: Final = {
     "skills": "zoo.family:SKILLS",
     "skills-nano": "zoo.family:SKILLS_NANO",
+    "skills-w64": "zoo.sizes:W64",
+    "skills-w112": "zoo.sizes:W112",
+    "skills-w192": "zoo.sizes:W192",
+    "skills-w352": "zoo.sizes:W352",
+    "skills-w704": "zoo.sizes:W704",
     "digits": "zoo.digits:DIGITS",
     "reward": "zoo.reward:REWARD",
     "speech": "zoo.speech.family:SPEECH",

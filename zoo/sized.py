@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 ENVIRONMENT: Final = "PARETOMERGE_ZOO_DEVICE"
-"""Environment variable that names the device of the training, as torch does: ``cpu`` (default), ``cuda``, ``cuda:1``."""
+"""Environment variable that names the device of the training as torch does: ``cpu`` (default), ``cuda``, ``cuda:1``."""
 
 STREAM: Final = "skills-sizes"
 """What examples and initial weights are drawn by, with the seed, at every size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -26,6 +27,9 @@ class ModuleState:
     An exception can arise at any instruction where an alarm raises it, and evaluators are strangers' code: that each
     puts back what it changed is hoped for, and this is what does not depend on it.
 
+    Modules that the model lets go of meanwhile are not kept for this, and of those that it takes in nothing is known:
+    where candidates are made of other modules, whoever hangs them up makes them anew after an evaluation broke off.
+
     Args:
         module: with all modules below it.
     """
@@ -33,14 +37,21 @@ class ModuleState:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._parts = [
-            (part, part.training, {name: copy.copy(getattr(part, name)) for name in _REGISTERS if hasattr(part, name)})
+            (
+                weakref.ref(part),
+                part.training,
+                {name: copy.copy(getattr(part, name)) for name in _REGISTERS if hasattr(part, name)},
+            )
             for part in module.modules()
         ]
         self._settings = [(config, getattr(config, "pad_token_id", None)) for config in _configs(module)]
 
     def restore(self) -> None:
         """Put all of it back. Registers are filled anew in place, since handles refer to them."""
-        for part, training, registers in self._parts:
+        for reference, training, registers in self._parts:
+            part = reference()
+            if part is None:
+                continue
             part.training = training
             for name, content in registers.items():
                 register: OrderedDict[int, Any] = getattr(part, name)

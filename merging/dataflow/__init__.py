@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merging.dataflow.folding import folded, writer_factors
+    from merging.dataflow.path_materializer import PathMaterializer
     from merging.dataflow.writers import residual_modules, residual_writers
 
 _HOMES = {
+    "PathMaterializer": "merging.dataflow.path_materializer",
     "folded": "merging.dataflow.folding",
     "residual_modules": "merging.dataflow.writers",
     "residual_writers": "merging.dataflow.writers",
     "writer_factors": "merging.dataflow.folding",
 }
 
-__all__ = ["folded", "residual_modules", "residual_writers", "writer_factors"]
+__all__ = ["PathMaterializer", "folded", "residual_modules", "residual_writers", "writer_factors"]
 
 
 def __getattr__(name: str) -> Any:

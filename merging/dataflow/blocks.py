@@ -76,6 +76,7 @@ class Blocks:
 
     Attributes:
         stack: the live model's list of blocks.
+        where: its name.
         anatomy: which tensors belong to which layer.
         templates: [layers] the base's modules, their parameters empty.
         unused: canonical names of what the model's class does not load.
@@ -99,13 +100,14 @@ class Blocks:
         self._sources = sources
         self._model = model
         specs = _specs(place(model, {name: info.shape for name, info in sources.tensors.items()}), model)
-        self.stack, where = _stack(model, specs, self.anatomy)
-        self._inside, self._outside = _apart(specs, where, len(self.stack))
+        self.stack, self.where = _stack(model, specs, self.anatomy)
+        self._inside, self._outside = _apart(specs, self.where, len(self.stack))
         self._around = {spec.own: _holders(model, spec.own) for spec in self._outside}
         self.templates = [_emptied(self.stack[number], specs) for number, specs in enumerate(self._inside)]
         for spec in self._outside:
             self._around[spec.own][0].parameter.data = torch.empty(0, dtype=spec.dtype, device=spec.device)
         every = [spec for specs in (*self._inside, self._outside) for spec in specs]
+        self._dtypes = {part.name: spec.dtype for spec in every for part in spec.parts}
         beside = {part.name: spec.device for spec in every for part in spec.parts}
         casts = any(
             sources.info(alias, part.name).dtype != spec.dtype
@@ -132,7 +134,7 @@ class Blocks:
             found = self._blocks[alias, layer] = Block(module, tensors, any(own for _, _, own in filled.values()))
         elif not found.sure:
             for spec in self._inside[layer]:
-                self._restore(alias, spec, found.module.get_parameter(spec.own) if False else _tensor_of(found.module, spec.own))
+                self._restore(alias, spec, _tensor_of(found.module, spec.own))
             found.sure = True
         return found
 
@@ -162,6 +164,10 @@ class Blocks:
             live |= parts
         return live
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a live canonical tensor."""
+        return self._dtypes[name]
+
     def doubt(self) -> None:
         """Take nothing for granted of what any of the memory holds: it is compared with the files before its next
         use, and put right."""
@@ -183,7 +189,7 @@ class Blocks:
         """(bytes of layers and tensors in use that are the sources' own memory, bytes that are copies)."""
         found: dict[int, tuple[int, bool]] = {}
         for block in self._blocks.values():
-            for own, each in _held(block.module):
+            for _, each in _held(block.module):
                 found[each.data_ptr()] = (each.nbytes, block.owned)
         for data, _, owned in self._near.values():
             found[data.data_ptr()] = (data.nbytes, owned)
@@ -328,7 +334,7 @@ def _stack(model: nn.Module, specs: list[_Spec], anatomy: Anatomy) -> tuple[nn.M
     layers = {name: number for number, names in enumerate(anatomy.layers) for name in names}
     first = next(spec for spec in specs if any(layers.get(part.name) == 0 for part in spec.parts))
     tokens = first.own.split(".")
-    for end in (place for place, token in enumerate(tokens) if token == "0"):
+    for end in (at for at, token in enumerate(tokens) if token == "0"):
         found = model.get_submodule(".".join(tokens[:end]))
         if isinstance(found, nn.ModuleList) and len(found) == len(anatomy.layers):
             where = ".".join(tokens[:end])

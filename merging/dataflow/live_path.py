@@ -65,9 +65,7 @@ class Anatomy:
         """
         prefix = blocks_prefix(sources)
         merged = sources.tensors.keys()
-        layers = tuple(
-            tuple(name for name in names if name in merged) for names in blocks_of(sources, prefix)
-        )
+        layers = tuple(tuple(name for name in names if name in merged) for names in blocks_of(sources, prefix))
         inside = {name for names in layers for name in names}
         kinds = tuple(frozenset(sources.layout.group(name).kind for name in names) for names in layers)
         outside = tuple(name for name in sources.tensors if name not in inside)
@@ -108,8 +106,8 @@ def path_of(recipe: Recipe, sources: Sources, anatomy: Anatomy) -> LivePath:
     missing = [name for name in anatomy.outside if sources.layout.group(name) not in outside]
     if missing:
         raise MergingError(
-            f"the recipe says nothing about tensor {missing[0]} (group {sources.layout.group(missing[0])}). Was it made "
-            "for another architecture?"
+            f"the recipe says nothing about tensor {missing[0]} (group {sources.layout.group(missing[0])}). Was it "
+            "made for another architecture?"
         )
     return LivePath(hops, {name: outside[sources.layout.group(name)] for name in anatomy.outside})
 

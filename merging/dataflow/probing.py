@@ -8,7 +8,7 @@ multiplied by α. Going backwards through the block and silencing each writer th
 from __future__ import annotations
 
 import itertools
-import re
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from merging.recipe import MergingError
 
-TOKENS = 48
-"""Of the random text that a model is tried on: enough that every expert of a usual mixture has some."""
+TOKENS = 12
+"""Of the random text that a model is tried on: few, since a block of a large model is large."""
 
 CLOSE = 1e-3
 """Relative: far above float32's rounding and the epsilons of norms, far below what a wrong fold makes."""
@@ -65,20 +65,28 @@ class Probe:
         self._tokens = torch.randint(vocabulary, (1, TOKENS), generator=generator)
 
     @torch.no_grad()
-    def run(self, factors: Mapping[str, float] | None = None, scales: Sequence[float] | None = None) -> Outputs:
+    def run(
+        self,
+        factors: Mapping[str, float] | None = None,
+        scales: Sequence[float] | None = None,
+        until: int | None = None,
+    ) -> Outputs:
         """One pass.
 
         Args:
             factors: module -> what its output is multiplied by.
             scales: [blocks] what the hidden state is multiplied by before each.
+            until: the last block that is run; what follows it is not.
 
         Raises:
             MergingError: the model does not run on tokens alone.
         """
         found = Outputs()
-        with self._hooked(found, factors or {}, scales):
+        with self._hooked(found, factors or {}, scales, until):
             try:
                 result = self._model(input_ids=self._tokens, use_cache=False)
+            except _Enough:
+                return found
             except Exception as error:  # model classes raise what they like
                 raise MergingError(
                     f"a {type(self._model).__name__} of this config does not run on tokens alone "
@@ -94,20 +102,22 @@ class Probe:
             MergingError: the model does not run.
         """
         home = self.blocks[block]
-        plain = self.run()
+        plain = self.run(until=block)
         candidates = [name for name in reversed(plain.order) if _is_in(name, home) and self._own(name)]
         silent: dict[str, float] = {}
         modules: set[str] = set()
         parameters: set[str] = set()
         stuck: list[str] = []
+        once = plain.blocks[block]
         for name in dict.fromkeys(candidates):
-            if not self._adds(name, silent, block):
+            none = self.run({**silent, name: 0.0}, until=block).blocks[block]
+            if not self._adds(name, silent, none, once, block):
                 continue
-            chosen = self._scaling(name, plain.modules[name])
+            chosen = self._scaling(name, plain.modules[name], block)
             if chosen is None:
                 stuck.append(name.removeprefix(f"{home}."))
                 continue
-            silent[name] = 0.0
+            silent[name], once = 0.0, none
             for like in self._alike(name, home):
                 modules.add(like.removeprefix(f"{home}."))
                 parameters |= {f"{like}.{leaf}".removeprefix(f"{home}.") for leaf in chosen}
@@ -125,19 +135,26 @@ class Probe:
             for name, values in kept.items():
                 self._model.get_parameter(name).data.copy_(values)
 
-    def _adds(self, name: str, silent: Mapping[str, float], block: int) -> bool:
-        """Whether what a module puts out is a summand of the block's output, with the writers found so far silent."""
-        none, once, back, twice = (self.run({**silent, name: factor}).blocks[block] for factor in (0.0, 1.0, -1.0, 2.0))
+    def _adds(self, name: str, silent: Mapping[str, float], none: Tensor, once: Tensor, block: int) -> bool:
+        """Whether what a module puts out is a summand of the block's output, with the writers found so far silent.
+
+        Args:
+            name: of the module.
+            silent: the writers found so far.
+            none, once: the block's output without the module's, and with it.
+            block: number of the block.
+        """
         added = once - none
         size = float(added.abs().max())
         if size <= CLOSE * float(once.abs().max()):
             return False
-        return all(
-            float((each - none - factor * added).abs().max()) <= CLOSE * size
-            for each, factor in ((back, -1.0), (twice, 2.0))
-        )
+        for factor in (-1.0, 2.0):
+            found = self.run({**silent, name: factor}, until=block).blocks[block]
+            if float((found - none - factor * added).abs().max()) > CLOSE * size:
+                return False
+        return True
 
-    def _scaling(self, name: str, output: Tensor) -> tuple[str, ...] | None:
+    def _scaling(self, name: str, output: Tensor, block: int) -> tuple[str, ...] | None:
         """The largest set of a module's own parameters that halves its output when it is halved."""
         own = self._own(name)
         if len(own) > _MOST_PARAMETERS:
@@ -145,7 +162,7 @@ class Probe:
         for count in range(len(own), 0, -1):
             for chosen in itertools.combinations(own, count):
                 with self.multiplied({f"{name}.{leaf}": 0.5 for leaf in chosen}):
-                    if close(self.run().modules[name], 0.5 * output):
+                    if close(self.run(until=block).modules[name], 0.5 * output):
                         return chosen
         return None
 
@@ -153,19 +170,20 @@ class Probe:
         return tuple(leaf for leaf, _ in self._modules[name].named_parameters(recurse=False))
 
     def _alike(self, name: str, home: str) -> list[str]:
-        """The module, and those of its block that differ by a number: experts to which no token went."""
-        pattern = re.compile(r"\d+".join(map(re.escape, re.split(r"\d+", name.removeprefix(home)))))
+        """The module, and those of its block whose names differ in numbers alone: experts to which no token went."""
         return [
             each
-            for each in self._modules
+            for each, module in self._modules.items()
             if _is_in(each, home)
-            and pattern.fullmatch(each.removeprefix(home))
+            and _without_numbers(each.removeprefix(home)) == _without_numbers(name.removeprefix(home))
             and self._own(each) == self._own(name)
-            and type(self._modules[each]) is type(self._modules[name])
+            and type(module) is type(self._modules[name])
         ]
 
     @contextmanager
-    def _hooked(self, found: Outputs, factors: Mapping[str, float], scales: Sequence[float] | None) -> Iterator[None]:
+    def _hooked(
+        self, found: Outputs, factors: Mapping[str, float], scales: Sequence[float] | None, until: int | None
+    ) -> Iterator[None]:
         handles = [
             module.register_forward_hook(_multiplied(name, found, factors.get(name)))
             for name, module in self._modules.items()
@@ -173,7 +191,7 @@ class Probe:
         ]
         for number, name in enumerate(self.blocks):
             block = self._modules[name]
-            handles.append(block.register_forward_hook(_noted(found)))
+            handles.append(block.register_forward_hook(_noted(found, until == number)))
             if scales is not None and scales[number] != 1:
                 handles.append(block.register_forward_pre_hook(scaled_input(scales[number]), with_kwargs=True))
         try:
@@ -181,6 +199,10 @@ class Probe:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class _Enough(Exception):
+    """What was asked for has been run."""
 
 
 @dataclass
@@ -211,7 +233,7 @@ def deviation(found: Tensor, expected: Tensor) -> float:
 
 
 def scaled_input(scale: float) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    """A forward pre-hook (with kwargs) of a block that multiplies its hidden state: a hop with a scale, as published."""
+    """A forward pre-hook (with kwargs) of a block that multiplies its hidden state: a hop's scale, as published."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -225,18 +247,24 @@ def _multiplied(name: str, found: Outputs, factor: float | None) -> Callable[...
     def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor):
             return None
-        found.modules[name] = output
+        found.modules[name] = output.clone()  # some blocks add to it in place
         found.order.append(name)
         return None if factor is None else output * factor
 
     return hook
 
 
-def _noted(found: Outputs) -> Callable[..., None]:
+def _noted(found: Outputs, last: bool) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         found.blocks.append(output if isinstance(output, Tensor) else output[0])
+        if last:
+            raise _Enough
 
     return hook
+
+
+def _without_numbers(name: str) -> list[str]:
+    return ["*" if word.isdecimal() else word for word in name.split(".")]
 
 
 def _is_in(name: str, home: str) -> bool:
@@ -251,4 +279,5 @@ def _randomise(model: nn.Module, blocks: Sequence[str], generator: torch.Generat
                 parameter.uniform_(0.5, 1.5, generator=generator)
                 continue
             inside = any(_is_in(name, block) for block in blocks)
-            parameter.normal_(0.0, parameter.shape[-1] ** -0.5 if inside else 1.0, generator=generator)
+            bound = math.sqrt(3.0 / parameter.shape[-1] if inside else 3.0)  # of this variance, and fast to draw
+            parameter.uniform_(-bound, bound, generator=generator)

@@ -217,8 +217,8 @@ def _check_fold(probe: Probe, writers: list[BlockWriters]) -> None:
 def _why(writers: BlockWriters, off: float) -> str:
     if writers.stuck:
         return (
-            f"what {writers.stuck[0]} adds to the residual stream cannot be multiplied by multiplying its weights (with "
-            f"the scales folded, the block is {off:.1%} off); norms behind a sublayer are so"
+            f"what {writers.stuck[0]} adds to the residual stream is not multiplied where its weights are (with the "
+            f"scales folded, the block is {off:.1%} off), as with some norms behind a sublayer"
         )
     named = ", ".join(sorted(writers.modules)) or "no module"
     return (

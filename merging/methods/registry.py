@@ -141,7 +141,8 @@ def _canonical(assignment: Assignment, types: tuple[type, ...]) -> Assignment:
 
 
 def canonical_recipe(recipe: Recipe) -> Recipe:
-    """The same recipe with every assignment canonical, so that equal merges have equal hashes.
+    """The same recipe with every assignment canonical and no scales where all are 1, so that equal merges have equal
+    hashes.
 
     Raises:
         MergingError: as :func:`canonical`; names the group or tensor.
@@ -157,6 +158,7 @@ def canonical_recipe(recipe: Recipe) -> Recipe:
         recipe,
         groups={group: checked(f"group {group}", each) for group, each in recipe.groups.items()},
         tensors={name: checked(f"tensor {name}", each) for name, each in recipe.tensors.items()},
+        scales=None if set(recipe.scales or ()) <= {1} else recipe.scales,
     )
 
 

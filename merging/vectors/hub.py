@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from merging.bounded import LARGEST_JSON, printable
+from merging.hub_errors import explained
 from merging.recipe import MergingError
 from merging.vectors.manifest import CARD, Manifest
 from merging.vectors.places import MANIFEST
@@ -76,7 +75,7 @@ def download(text: str, folder: Path) -> tuple[Manifest, str]:
             f"{text}: this process is told to stay offline (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set); unset it"
         )
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="paretomerge")
-    with _explained(text):
+    with explained(text):
         commit = str(api.model_info(repository, revision=revision).sha)
         sizes = _sizes(api, repository, commit, [MANIFEST, CARD])
         if MANIFEST not in sizes:
@@ -114,43 +113,3 @@ def _sizes(api: HfApi, repository: str, commit: str, names: list[str]) -> dict[s
 def _fetch(api: HfApi, repository: str, commit: str, name: str, folder: Path) -> None:
     got = api.hf_hub_download(repository, name, revision=commit, local_dir=folder / _DOWNLOADS)
     Path(got).replace(folder / name)
-
-
-@contextmanager
-def _explained(text: str) -> Iterator[None]:
-    """Whatever goes wrong on the way to the Hub as one paragraph, without tokens or signed addresses."""
-    try:
-        yield
-    except MergingError:
-        raise
-    except Exception as error:
-        why = _reason(error)
-        if why is None:
-            raise
-        raise MergingError(f"{text}: {why}") from None
-
-
-def _reason(error: Exception) -> str | None:
-    """What went wrong; None for a defect, or what is of this machine."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    each: BaseException | None = error
-    while each is not None:
-        if isinstance(each, HfHubHTTPError):
-            return _of_status(getattr(getattr(each, "response", None), "status_code", None))
-        names: set[str] = {kind.__name__ for kind in type(each).__mro__}
-        if isinstance(each, ConnectionError | TimeoutError) or "TransportError" in names:
-            return f"the Hub could not be reached, or the connection broke off ({type(each).__name__})"
-        each = each.__cause__ or each.__context__
-    return None
-
-
-def _of_status(status: Any) -> str:
-    said = {
-        401: "there is no such repository or revision, or it is private and the token may not read it (401); log in "
-        "with `hf auth login`",
-        403: "the token may not read it (403); is access to it granted on its page?",
-        404: "the Hub finds no such repository or revision (404); is its name right?",
-        429: "the Hub asks to wait (429: too many requests); try again later",
-    }
-    return said.get(status, f"the Hub answered with an error ({status})")

@@ -12,9 +12,12 @@ from search.card.markdown import code, fenced, folded, plain, table
 from search.card.parents import Parent, licences
 from search.card.scores import claim_sections, score_sections
 from search.ranges import duration
+from search.report.hop_texts import PATH_HEADER, counts_text, hops_in, path_rows, scales_text
 from search.report.markup import count, listed
+from search.space.hops import outside_of
 
 _MOST_RECIPE_LINES = 160
+_MOST_PATH_ROWS = 16
 
 
 def body(facts: CardFacts, loading: Loading) -> str:
@@ -39,14 +42,28 @@ def _section(title: str, parts: Iterator[str]) -> list[str]:
 
 
 def _lead(facts: CardFacts) -> str:
-    experts = [plain(each.name) for each in facts.parents[1:] if each.made_by is None]
-    of = f" and {count(len(experts), 'fine-tune')} of it ({listed(experts)})" if experts else ""
-    text = f"A merge of {plain(facts.parents[0].name)}{of}, by {listed([plain(each) for each in facts.methods])}. "
+    text = _kind(facts)
     if facts.results is None:
         return text + "Made with paretomerge; it was not scored."
     text += f"Found by paretomerge, which searches for Pareto-optimal merges: candidate {facts.candidate} of "
     text += f"{len(facts.results.candidates)} in the run {plain(facts.results.name)}"
     return text + (f", {plain(facts.rule)}." if facts.rule else ".")
+
+
+def _kind(facts: CardFacts) -> str:
+    """What sort of model it is, and of whom."""
+    path = hops_in(facts.recipe)
+    if path is not None:
+        names = {each.alias: plain(each.name) for each in facts.parents}
+        aliases = dict.fromkeys(hop.alias for hop in path)
+        scaled = ", each with a scale that is folded into its weights" if scales_text(path) else ""
+        return (
+            f"A model of {count(len(path), 'block')} that are layers of {listed([names[each] for each in aliases])}, "
+            f"one after the other{scaled}: a path through the layers, in which no weights are merged. "
+        )
+    experts = [plain(each.name) for each in facts.parents[1:] if each.made_by is None]
+    of = f" and {count(len(experts), 'fine-tune')} of it ({listed(experts)})" if experts else ""
+    return f"A merge of {plain(facts.parents[0].name)}{of}, by {listed([plain(each) for each in facts.methods])}. "
 
 
 def _picture(facts: CardFacts) -> str:
@@ -115,6 +132,7 @@ def _made(facts: CardFacts) -> Iterator[str]:
     if rows := _coefficients(facts.recipe):
         yield "Coefficients over the groups of tensors (a depth × a kind of module), smallest to largest:"
         yield table(["method", "model", "groups", "coefficient, mean", "from", "to"], rows)
+    yield from _path(facts.recipe)
     yield f"The recipe, {code('recipe.yaml')} (hash {code(facts.recipe.hash[:16])}):"
     yield folded("recipe.yaml", fenced(facts.recipe.to_yaml(), "yaml", _MOST_RECIPE_LINES))
     if facts.mergekit is not None:
@@ -167,6 +185,21 @@ def _coefficients(recipe: Recipe) -> list[list[str]]:
             sum(values) / len(values), min(values), max(values)))]
         for (method, alias), values in sorted(found.items())
     ]  # fmt: skip
+
+
+def _path(recipe: Recipe) -> Iterator[str]:
+    """Of a path through layers: how many there are, and which."""
+    path = hops_in(recipe)
+    if path is None:
+        return
+    outside = plain(outside_of(recipe))
+    yield (
+        f"The path: {plain(counts_text(path), 1000)}. A scale multiplies the hidden state before its block; embedding, "
+        f"head and final norm are {outside}'s."
+    )
+    header, *rows = [[plain(cell) for cell in row] for row in (PATH_HEADER, *path_rows(path))]
+    whole = table(header, rows)
+    yield whole if len(rows) <= _MOST_PATH_ROWS else folded("the path, block by block", whole)
 
 
 def _again(facts: CardFacts) -> Iterator[str]:

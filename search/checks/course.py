@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from evaluators.contract import Evaluator
@@ -27,12 +28,14 @@ from search.checks.scoring import LIVE_BYTES, check_evaluators, check_power, fit
 from search.checks.subject import Subject, read_subject
 from search.checks.tokens import check_tokens
 from search.config import read_source
+from search.config_problems import place_in_first
 from search.errors import SearchError
 from search.forecast.arithmetic import forecast, no_costs
 from search.forecast.disk import Disk, disk_of
 from search.forecast.outline import outline_of
+from search.hybrid import first_of
 from search.positions import ConfigError, Placed
-from search.virtual import made_of
+from search.virtual import evolved, made_of
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Checked:
         findings: errors, then warnings, then notes, each in the order of the file.
         subject: what could be read of the config; None where nothing could.
         models, plan, evaluators: what the config names, as far as it could be used.
+        first: of a hybrid, the plan of its first search.
         sizes: of the models; None where they cannot be read.
         disk: what a search writes; None where that cannot be told.
     """
@@ -53,6 +57,7 @@ class Checked:
     subject: Subject | None = None
     models: Models | None = None
     plan: Plan | None = None
+    first: Plan | None = None
     evaluators: Mapping[str, Evaluator] | None = None
     sizes: ModelSizes | None = None
     disk: Disk | None = None
@@ -104,6 +109,9 @@ def _look(found: Checked, subject: Subject, runs: Path, live: bool | None) -> No
     check_tokens(subject, models)
     check_licences(subject, models)
     found.plan = check_plan(subject, models.sources, found.evaluators)
+    if subject.config.first is not None and subject.sound("first"):
+        with subject.findings.elsewhere(partial(place_in_first, data=subject.loaded.source.data)):
+            found.first = check_plan(_first(subject), models.sources, found.evaluators)
     found.sizes = _sizes(subject, models)
     if found.sizes is not None:
         check_memory(subject, found.sizes, device)
@@ -111,6 +119,13 @@ def _look(found: Checked, subject: Subject, runs: Path, live: bool | None) -> No
             found.disk = _disk(subject, runs, models, found.evaluators, found)
             check_disk(subject, found.disk, runs)
         fit_models(subject, models, found.evaluators, device, _loads(subject, found.sizes, live))
+
+
+def _first(subject: Subject) -> Subject:
+    """The first search of a hybrid, of which nothing is wrong by itself."""
+    own = ("space", "search", "objectives")
+    wrong = frozenset(each for each in subject.wrong if each[:1] and each[0] not in own)
+    return Subject(first_of(subject.loaded), subject.findings, wrong)
 
 
 def _sizes(subject: Subject, models: Models) -> ModelSizes | None:
@@ -142,7 +157,7 @@ def _disk(subject: Subject, runs: Path, models: Models, evaluators: Mapping[str,
         evaluators,
         found.sizes,
         base=models.folders["base"],
-        virtual=len(made_of(subject.config)),
+        virtual=len(made_of(subject.config)) + len(evolved(subject.config)),
         from_files=False,
         runs=runs,
         cache=default_cache(),

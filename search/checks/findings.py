@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +57,7 @@ class Findings:
         self._source = source
         self._found: dict[tuple[Level, str, str], Finding] = {}
         self._at: list[Location] = [()]
+        self._where: Callable[[Location], Location] = lambda location: location
 
     def error(self, location: Location, message: str, *, at_key: bool = False) -> None:
         """Something that has to be corrected."""
@@ -91,6 +92,19 @@ class Findings:
             self._at.pop()
 
     @contextmanager
+    def elsewhere(self, where: Callable[[Location], Location]) -> Iterator[None]:
+        """Within the context, what is found at a place belongs to another one.
+
+        Args:
+            where: place -> where the file has it.
+        """
+        self._where = where
+        try:
+            yield
+        finally:
+            self._where = lambda location: location
+
+    @contextmanager
     def listening(self) -> Iterator[None]:
         """Within the context, what the packages log for people becomes a note where the check is at work. That code of
         a plug-in is about to run is still said at once, in case it never comes back."""
@@ -122,7 +136,7 @@ class Findings:
         return sum(each.level == "error" for each in self._found.values())
 
     def _add(self, level: Level, location: Location, message: str, at_key: bool) -> None:
-        self._keep(level, self._source.place(Problem(location, message, at_key)))
+        self._keep(level, self._source.place(Problem(self._where(location), message, at_key)))
 
     def _keep(self, level: Level, placed: Placed) -> None:
         self._found.setdefault((level, placed.path, placed.message), Finding(level, placed))

@@ -10,7 +10,7 @@ from merging.memory import free_memory, free_on
 from merging.sizes import ModelSizes
 from search.checks.subject import Subject
 from search.placement import Machine, Work, place
-from search.virtual import made_of
+from search.virtual import evolved, made_of
 
 
 def check_memory(subject: Subject, sizes: ModelSizes, device: str) -> None:
@@ -30,6 +30,7 @@ def check_memory(subject: Subject, sizes: ModelSizes, device: str) -> None:
     numbers = range(torch.cuda.device_count()) if ray and on_gpus else [torch.device(device).index or 0]
     devices = tuple(free_on(torch.device("cuda", number)) for number in numbers) if on_gpus else ()
     made = dict.fromkeys(made_of(config), 4 * sizes.parameters)  # float32
+    made |= dict.fromkeys(evolved(config), sizes.live)
     work = Work(
         batch_tokens=config.engine.batch_tokens,
         workers=config.workers.count if ray else 1,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from merging import hub_models
 from merging.checkpoint import Checkpoint
 from merging.opening import is_adapter, is_vector, open_model
 from merging.recipe import MergingError
@@ -53,6 +54,8 @@ def check_models(subject: Subject) -> Models:
     found, given = Models(), subject.config.models
     for alias, reference in {BASE: given.base, **given.experts}.items():
         location = place_of(alias)
+        if _is_elsewhere(subject, location, reference):
+            continue  # what a run would fetch was said
         if alias != BASE and BASE not in found.checkpoints and _needs_base(subject, location, reference):
             continue  # what is wrong with the base was said
         with subject.findings.at(*location):
@@ -76,6 +79,26 @@ def check_models(subject: Subject) -> Models:
     with subject.findings.at(*place_of(BASE)):
         _judge(subject, fitting, found.sample)
     return found
+
+
+def _is_elsewhere(subject: Subject, location: Location, reference: str) -> bool:
+    """Whether it is a model on the Hub that is not on this machine; says what a run would fetch."""
+    if not hub_models.is_reference(reference):
+        return False
+    with subject.findings.at(*location):
+        if hub_models.cached(hub_models.parse(reference)) is not None:
+            return False
+        try:
+            wanted = hub_models.ask(reference)
+        except hub_models.NotHereError as error:
+            subject.findings.warn(location, str(error))
+            return True
+        subject.findings.note(
+            location,
+            f"{reference} is not on this machine: a run downloads it ({wanted.words}); what can be told of models is "
+            "checked when it is there",
+        )
+    return True
 
 
 def _needs_base(subject: Subject, location: Location, reference: str) -> bool:

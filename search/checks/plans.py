@@ -84,7 +84,7 @@ def _check_virtual(subject: Subject, sources: Sources, evaluators: Mapping[str, 
     whole = subject.sound("models", "virtual") and subject.sound("models", "derived")
     if not (whole and subject.sound("space") and subject.sound("calibration")):
         return
-    refs = _planned(sources)
+    refs = _planned(sources) | {name: SourceRef("", f"planned:{name}") for name in virtual.evolved(config)}
     for name, each in virtual.made_of(config).items():
         with subject.findings.at(*virtual.place_of(name, config)):
             refs[name] = SourceRef("", f"planned:{name}")
@@ -106,7 +106,9 @@ def _build(subject: Subject, sources: Sources, plan: Plan) -> None:
     config, layout = subject.config, sources.layout
     if not (subject.sound("space") and subject.sound("models", "virtual") and subject.sound("models", "derived")):
         return
-    refs = _planned(sources) | {name: SourceRef("", f"planned:{name}") for name in virtual.made_of(config)}
+    refs = _planned(sources) | {
+        name: SourceRef("", f"planned:{name}") for name in (*virtual.made_of(config), *virtual.evolved(config))
+    }
     tensors = {name: layout.group(name) for name in layout.names}
     with subject.findings.at("space"):
         plan.stages = tuple(build_stages(config, layout.groups, refs, tensors=tensors, calibration=PLANNED))

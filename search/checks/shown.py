@@ -10,10 +10,11 @@ from evaluators.contract import SPLITS
 from search.calibration import calibrated, options_of, settings_of
 from search.checks.course import Checked
 from search.checks.findings import LEVELS
-from search.checks.plans import sizes_of
+from search.checks.plans import Plan, sizes_of
+from search.first_config import alone
 from search.ranges import size_text
 from search.schema import Config, VirtualConfig
-from search.virtual import DERIVED, forms_of, members, told
+from search.virtual import CHOICE, DERIVED, forms_of, members, told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,22 +91,60 @@ def _rows(checked: Checked) -> Iterator[tuple[str, str]]:
     yield "objectives", ", ".join(summary["objectives"])
     if summary["constraints"]:
         yield "constraints", "; ".join(summary["constraints"])
-    for stage in summary["stages"]:
-        choices = f", {stage['categorical']} choices" if stage["categorical"] else ""
-        genes = "" if stage["fixed"] else f" of {stage['continuous']} numbers{choices}"
-        many = "candidate" if stage["candidates"] == 1 else "candidates"
-        yield f"stage {stage['name']}", f"{stage['candidates']:,} {many}{genes}"
-    yield "optimizer", f"{summary['optimizer']}, seed {summary['seed']}"
-    if summary["minibatch"] is None:
-        yield "rungs", f"{', '.join(f'{each:,}' for each in summary['rungs'])} items a candidate"
-    else:
-        redraw = summary["minibatch"]["redraw"]
-        again = "" if redraw == "never" else f", drawn anew for every {redraw} candidates"
-        yield "minibatch", f"{summary['rungs'][-1]:,} items a candidate{again}"
-    yield "limits", _limits_text(summary["budget"])
+    if "first" in summary:
+        yield f"expert {summary['first']['name']}", f"{CHOICE}, for {', '.join(summary['first']['objectives'])}"
+        yield from _search_rows(summary["first"], "first, ")
+    yield from _search_rows(summary, "second, " if "first" in summary else "")
     yield "workers", summary["workers"]
     if summary["disk"] is not None:
         yield "disk", _disk_text(summary["disk"])
+
+
+def _search_rows(search: dict[str, Any], which: str) -> Iterator[tuple[str, str]]:
+    """Stages, optimizer and limits of a search."""
+    for stage in search["stages"]:
+        choices = f", {stage['categorical']} choices" if stage["categorical"] else ""
+        genes = "" if stage["fixed"] else f" of {stage['continuous']} numbers{choices}"
+        many = "candidate" if stage["candidates"] == 1 else "candidates"
+        yield f"{which}stage {stage['name']}", f"{stage['candidates']:,} {many}{genes}"
+    yield f"{which}optimizer", f"{search['optimizer']}, seed {search['seed']}"
+    if search["minibatch"] is None:
+        yield f"{which}rungs", f"{', '.join(f'{each:,}' for each in search['rungs'])} items a candidate"
+    else:
+        redraw = search["minibatch"]["redraw"]
+        again = "" if redraw == "never" else f", drawn anew for every {redraw} candidates"
+        yield f"{which}minibatch", f"{search['rungs'][-1]:,} items a candidate{again}"
+    yield f"{which}limits", _limits_text(search["budget"])
+
+
+def _search_data(config: Config, plan: Plan) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "stages": [
+            {
+                "name": stage.name,
+                "candidates": size,
+                "fixed": bool(stage.fixed),
+                "continuous": stage.space.box.continuous,
+                "categorical": len(stage.space.box.categories),
+            }
+            for stage, size in zip(plan.stages, sizes_of(plan.stages, config.search.budget.candidates), strict=True)
+        ],
+        "optimizer": config.search.optimizer.name,
+        "seed": config.search.seed,
+        "rungs": list(plan.rungs),
+        "minibatch": None if fidelity.minibatch is None else fidelity.model_dump(mode="json"),
+        "budget": config.search.budget.model_dump(mode="json"),
+    }
+
+
+def _first_data(checked: Checked) -> dict[str, Any]:
+    """Of a hybrid's first search."""
+    if checked.subject is None or checked.subject.config.first is None or checked.first is None:
+        return {}
+    whole, objectives = checked.subject.config, [each.name for each in checked.first.targets]
+    first = {"name": checked.subject.config.first.name, "objectives": objectives}
+    return {"first": first | _search_data(alone(whole), checked.first)}
 
 
 def _summary(checked: Checked) -> dict[str, Any] | None:
@@ -148,21 +187,8 @@ def _summary(checked: Checked) -> dict[str, Any] | None:
         },
         "objectives": [each.name for each in plan.targets],
         "constraints": [str(each) for each in plan.constraints],
-        "stages": [
-            {
-                "name": stage.name,
-                "candidates": size,
-                "fixed": bool(stage.fixed),
-                "continuous": stage.space.box.continuous,
-                "categorical": len(stage.space.box.categories),
-            }
-            for stage, size in zip(plan.stages, sizes_of(plan.stages, config.search.budget.candidates), strict=True)
-        ],
-        "optimizer": config.search.optimizer.name,
-        "seed": config.search.seed,
-        "rungs": list(plan.rungs),
-        "minibatch": None if fidelity.minibatch is None else fidelity.model_dump(mode="json"),
-        "budget": config.search.budget.model_dump(mode="json"),
+        **_first_data(checked),
+        **_search_data(config, plan),
         "workers": _workers_text(checked),
         "disk": None if checked.disk is None else _disk_data(checked.disk),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,7 +12,7 @@ from search.cli.options import JsonOption, SetOption
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a zoo:// reference.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a zoo:// or hub:// reference.")],
     config: Annotated[str, typer.Option("--config", metavar="CONFIG", help="Whose evaluators to use.")],
     split: Annotated[str, typer.Option("--split", help="search, selection or holdout.")] = "search",
     set: SetOption = None,
@@ -24,6 +26,7 @@ def evaluate(
     from rich.text import Text
 
     from evaluators.contract import SPLITS
+    from merging.hub_models import downloading
     from search.config import load_config
     from search.errors import SearchError
     from search.evaluate import counted, evaluate_model
@@ -32,7 +35,9 @@ def evaluate(
     if split not in SPLITS:
         raise SearchError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     loaded = load_config(Path(config), set or [])
-    evaluation, intervals = evaluate_model(loaded, loaded.resolve(model), split)
+    with downloading(partial(print, file=sys.stderr, flush=True)):
+        path = loaded.resolve(model)
+    evaluation, intervals = evaluate_model(loaded, path, split)
     if json:
         counts = {name: len(scores) for name, scores in evaluation.scores.items()}
         print_json(

@@ -76,6 +76,7 @@ def merge(
     size = parse_size(max_shard_size)
     check_lora(lora, lora_rest)
     from merging.configs import read_config
+    from merging.hub_models import downloading
     from search.errors import SearchError
     from search.export import ExportOptions, Work, write_export
     from search.merge_inputs import MergeInputs, wants_file
@@ -83,14 +84,15 @@ def merge(
 
     inputs = MergeInputs(config, partial(typer.echo, err=True), calibration)
     finder = _Finder(config, model or [])
-    recipe, sources = read_config(
-        config,
-        resolve=finder,
-        tokenizer=tokenizer,
-        allow_pickle=allow_pickle,
-        calibrate=inputs.calibrate,
-        read_inputs=inputs.read,
-    )
+    with downloading(partial(typer.echo, err=True)):
+        recipe, sources = read_config(
+            config,
+            resolve=finder,
+            tokenizer=tokenizer,
+            allow_pickle=allow_pickle,
+            calibrate=inputs.calibrate,
+            read_inputs=inputs.read,
+        )
     for note in sources.notes:
         typer.echo(visible(f"note: {note}"), err=True)
     if calibration is not None and not wants_file(recipe, config):
@@ -144,7 +146,7 @@ def parse_size(text: str) -> int:
 
 class _Finder:
     """Finds models that are named in another way than by their folder: given on the command line, of the zoo, or in the
-    Hub's own cache on this machine. Nothing is downloaded.
+    Hub's own cache on this machine. Nothing is downloaded but what ``hub://`` names.
 
     Args:
         config: the merge; ``--model`` is for recipes.

@@ -134,13 +134,13 @@ def _of_config(
     from search.config import load_config
     from search.placement import Work
     from search.setup import model_paths
-    from search.virtual import made_of
+    from search.virtual import evolved, made_of
 
     loaded = load_config(path, overrides)
     config = loaded.config
     base, experts = model_paths(loaded)
     sizes = sizes_of(base, experts, config.models.dtype)
-    virtual = dict.fromkeys(made_of(config), sizes.sources["base"])
+    virtual = dict.fromkeys((*made_of(config), *evolved(config)), sizes.sources["base"])
     sizes = replace(sizes, sources={**sizes.sources, **virtual})
     there = _given(devices) if devices is not None else _found(loaded)
     ray = config.workers.kind == "ray"
@@ -229,8 +229,12 @@ def _show(sizes: ModelSizes, machine: Machine, work: Work, placement: Placement,
     from search.report.terminal import visible
 
     console = Console()
+    if planned is not None and planned.first is not None:
+        console.print(work_table(planned.first, "First search"))
+        for line in plan_sentences(planned.first):
+            console.print(visible(line), markup=False, highlight=False)
     if planned is not None:
-        console.print(work_table(planned))
+        console.print(work_table(planned, "Search" if planned.first is None else "Second search"))
         for line in plan_sentences(planned):
             console.print(visible(line), markup=False, highlight=False)
         console.print(disk_table(planned))

@@ -25,13 +25,14 @@ def report(
     from search.errors import SearchError
     from search.report.terminal import visible
     from search.results import Results
+    from search.store import under_way
 
     if picture is None and (dark or candidate is not None):
         raise SearchError(
             "--dark and --candidate are for --picture FILE.png; the report itself follows the reader's setting and "
             "shows every candidate. Add --picture, or leave them out"
         )
-    results = Results.load(run)
+    results = Results.load(under_way(run))
     if picture is not None:
         from search.report.picture import write_front_picture
 

@@ -40,6 +40,7 @@ def run(
     """
     from rich.console import Console
 
+    from merging.hub_models import downloading
     from search.config import load_config
     from search.errors import Interrupted, SearchError
     from search.events import Turning
@@ -49,6 +50,7 @@ def run(
     from search.report.terminal import forgiving
     from search.results import Results
     from search.run import Run
+    from search.store import DATABASE, FIRST
 
     kinds = ("auto", "rich", "plain", "json", "none")
     if display not in kinds:
@@ -69,7 +71,8 @@ def run(
         with stop:
             say = _nothing if display in ("json", "none") else partial(print, file=sys.stderr, flush=True)
             search = Run(loaded, folder, [shown] if shown is not None else [], say, _begin_anew)
-            chosen = search.execute(stop.requested)
+            with downloading(say):
+                chosen = search.execute(stop.requested)
     except Interrupted:
         again = " ".join(["paretomerge run", str(config), *_given(runs, name, set)])
         print(f"\nstopped; everything scored is stored. To go on:\n  {again}", file=sys.stderr)
@@ -78,6 +81,8 @@ def run(
         if isinstance(shown, RichDisplay):
             shown.close()
     results = Results.load(folder)
+    if (folder / FIRST / DATABASE).is_file():
+        write_report(Results.load(folder / FIRST))
     report = write_report(results)
     if display == "json":
         return

@@ -21,10 +21,13 @@ def status(
 
     from search.report.claim import claim_data
     from search.report.console import print_json, print_results
+    from search.report.live import FIRST_OF_TWO
     from search.report.live_data import progress_data
     from search.report.terminal import forgiving
     from search.results import Results
+    from search.store import under_way
 
+    asked, run = run, under_way(run)
     results = Results.load(run)
     if json:
         now = time.time() if results.state == "running" else None
@@ -32,5 +35,7 @@ def status(
         print_json({**facts, **progress_data(results.course, now), "claim": claim_data(results)})
     else:
         print_results(results, Console(file=forgiving()))
+        if run != asked:
+            print(FIRST_OF_TWO)
         if (run / "report.html").exists():
             print(f"report: {run / 'report.html'}")

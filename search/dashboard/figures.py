@@ -18,6 +18,7 @@ from search.growing_front import Front, GrowingFront
 from search.objectives import Target
 from search.report.markup import for_plot
 from search.results import Results
+from search.space import Hop
 from search.stages import stage_names
 from search.store import Store
 
@@ -30,6 +31,10 @@ MOST_STEPS = 250
 """Points of the hypervolume's course: with three objectives and more, each takes milliseconds."""
 MOST_PAIRS = 6
 """Pairs of objectives that have a plot."""
+
+_MODELS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
+"""Colours and symbols of the models of a path; more than so many begin again."""
 
 _INK, _FAINT, _FRONT, _CHOSEN, _BASELINE = "#333333", "#9aa0a6", "#0072b2", "#d55e00", "#009e73"
 
@@ -105,14 +110,16 @@ def convergence(results: Results) -> Figure:
 
 
 def recipe(results: Results) -> Figure | None:
-    """Coefficients of the chosen candidate, or of the knee before there is one: experts by group. None where its
-    methods take none."""
+    """Coefficients of the chosen candidate, or of the knee before there is one: experts by group; or its path through
+    the layers. None where its methods take no coefficients."""
     from plotly.subplots import make_subplots
 
     id = results.knee()
     try:
         merged = results.recipe(id)
         space = results.stages[-1].space
+        if space.is_path:
+            return path(space.path(merged), f"Path of candidate {id} ({_who(results, id)})")
         table, methods = space.table(merged), space.chosen_methods(merged)
     except SearchError:  # another version decodes it otherwise
         return None
@@ -134,10 +141,50 @@ def recipe(results: Results) -> Figure | None:
             "hovertemplate": "%{y}, %{x}: %{z:.3f} (%{text})<extra></extra>",
         }  # fmt: skip
         figure.add_trace(trace, row=row, col=1)
-    who = "chosen" if id == results.chosen else "the front's knee"
     return figure.update_layout(
-        title=f"Coefficients of candidate {id} ({who})", height=140 + 130 * len(table), template="plotly_white"
-    )
+        title=f"Coefficients of candidate {id} ({_who(results, id)})", height=140 + 130 * len(table),
+        template="plotly_white",
+    )  # fmt: skip
+
+
+def path(hops: Sequence[Hop], title: str) -> Figure:
+    """The layers of a path, hop by hop, and their scales where any is not 1.
+
+    Args:
+        hops: in order.
+        title: of the figure.
+    """
+    from plotly.subplots import make_subplots
+
+    scaled = any(hop.scale != 1.0 for hop in hops)
+    figure = make_subplots(rows=1 + scaled, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3] if scaled else None)
+    numbers = list(range(len(hops)))
+    look = {"type": "scatter", "mode": "lines", "line": {"color": _FAINT, "width": 1}, "hoverinfo": "skip"}
+    figure.add_trace({**look, "x": numbers, "y": [hop.layer for hop in hops], "showlegend": False}, row=1, col=1)
+    for place, alias in enumerate(dict.fromkeys(hop.alias for hop in hops)):
+        own = [number for number in numbers if hops[number].alias == alias]
+        name, colour = for_plot(alias), _MODELS[place % len(_MODELS)]
+        common = {"x": own, "name": name, "legendgroup": name}
+        figure.add_trace(
+            {**common, "type": "scatter", "mode": "markers", "y": [hops[number].layer for number in own],
+             "hovertemplate": "hop %{x}: layer %{y}<extra>%{fullData.name}</extra>",
+             "marker": {"color": colour, "symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 9}},
+            row=1, col=1,
+        )  # fmt: skip
+        if scaled:
+            bars = {"type": "bar", "base": 1.0, "y": [hops[number].scale - 1.0 for number in own], "showlegend": False}
+            says = [f"hop {number}: scale {hops[number].scale:.3f}" for number in own]
+            bars |= {"marker": {"color": colour}, "hovertext": says, "hovertemplate": "%{hovertext}<extra></extra>"}
+            figure.add_trace({**common, **bars}, row=2, col=1)
+    figure.update_yaxes(title_text="layer of its model", row=1, col=1)
+    if scaled:
+        figure.update_yaxes(title_text="scale", row=2, col=1)
+    figure.update_xaxes(title_text="hop, and block of the result", row=1 + scaled, col=1)
+    return figure.update_layout(title=for_plot(title), height=420, template="plotly_white")
+
+
+def _who(results: Results, id: int) -> str:
+    return "chosen" if id == results.chosen else "the front's knee"
 
 
 def _traces(results: Results, across: Target, up: Target) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging.recipe import Value
 from search.optimizers.contract import Genome
-from search.space import Space, SpaceError
+from search.space import AnySpace, SpaceError
 from search.space.encoding import NO_EFFECT
 from search.space.genes import Gene
 from search.stages import Stage, translate
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_PARAMETERS = 100
 """A study's parameters are compared pair by pair for every trial: more make the page wait for minutes."""
+_OF_SLOTS = ("include", "scale", "shift")
+"""Roles of the genes of a space of paths."""
 MOST_CELLS = 75_000
 """Parameters of all trials together: each takes some 300 bytes on its way to the browser."""
 
@@ -36,7 +38,8 @@ class Parameters:
         everything: every gene, however many there are.
 
     Attributes:
-        thinned: how the genes were brought together; "" where every gene is shown.
+        thinned: how the genes were brought together; "" where every gene is shown. Of layers that a path may have the
+            share is shown.
         distributions: name -> what Optuna knows of it.
     """
 
@@ -55,6 +58,10 @@ class Parameters:
                 self.thinned = f"{len(genes)} genes as their means {words}"
         self._coarser = {stage.index for stage in self._stages if _is_coarser(stage.space, self._space)}
         self._shown = dict.fromkeys(self._names.values())
+        often = Counter(self._names.values())
+        self._shares = {self._names[each.name] for each in genes if each.role == "include"} - {
+            name for name, times in often.items() if times == 1
+        }
         self.distributions = self._distributions(genes)
 
     def __len__(self) -> int:
@@ -72,7 +79,10 @@ class Parameters:
         found: dict[str, list[Value]] = {}
         for name, value in named.items():
             found.setdefault(self._names[name], []).append(value)
-        return {name: _joined(values) for name, values in found.items()}
+        return {
+            name: _joined([float(each) for each in values] if name in self._shares else values)
+            for name, values in found.items()
+        }
 
     def _named(self, stage: int, genome: Genome) -> dict[str, Value]:
         """Every gene of the last stage's space that has an effect, by way of the recipe."""
@@ -98,7 +108,9 @@ class Parameters:
         found: dict[str, BaseDistribution] = {}
         for gene in genes:
             name = self._names[gene.name]
-            if gene.bounds is None:
+            if name in self._shares:
+                found[name] = FloatDistribution(0.0, 1.0)
+            elif gene.bounds is None:
                 found[name] = CategoricalDistribution(gene.choices)
             else:
                 low, high = sorted(gene.bounds)
@@ -109,18 +121,22 @@ class Parameters:
         return found
 
 
-def _effective(space: Space, genome: Genome) -> dict[str, Value]:
+def _effective(space: AnySpace, genome: Genome) -> dict[str, Value]:
     """Gene -> value, of those without which the candidate would be another one. One that stands exactly where genes of
     no effect are put may be taken for one that has some: no harm."""
     canonical = space.canonical(genome)
     values = [now != NO_EFFECT or now == given for now, given in zip(canonical.values, genome.values, strict=True)]
     same = [now == given for now, given in zip(canonical.categories, genome.categories, strict=True)]
+    if space.is_path:  # its hops in the earliest slots, of which every one is included or not
+        genome, same = canonical, [True] * len(same)
     named = space.named(genome)
     return {name: value for (name, value), works in zip(named.items(), [*values, *same], strict=True) if works}
 
 
-def _is_coarser(own: Space, last: Space) -> bool:
+def _is_coarser(own: AnySpace, last: AnySpace) -> bool:
     """Whether a space has one coefficient where the last one has several, and is else the same."""
+    if own.is_path or last.is_path:
+        return False
     if own is last or own.granularity != "model" or last.granularity == "lines" or own.coefficient != last.coefficient:
         return False
     rest = [[each for each in space.genes if each.role != "coefficient"] for space in (own, last)]
@@ -129,7 +145,10 @@ def _is_coarser(own: Space, last: Space) -> bool:
 
 
 def _track(gene: Gene) -> str:
-    """All depths of one kind set and expert."""
+    """All depths of one kind set and expert; of a space of paths, all layers of one model in one repetition."""
+    if gene.role in _OF_SLOTS:
+        repetition = "" if gene.position is None else f"r{gene.position} "
+        return f"{gene.role}[{repetition}{gene.expert}]"
     return gene.name.partition("@")[0]
 
 
@@ -139,6 +158,8 @@ def _expert(gene: Gene) -> str:
         return gene.expert or "coefficient"
     if gene.role == "density":
         return f"density.{gene.expert}" if gene.expert else "density"
+    if gene.role in _OF_SLOTS:
+        return f"{gene.role}[{gene.expert}]"
     return _track(gene)
 
 

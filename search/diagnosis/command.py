@@ -78,7 +78,8 @@ def run(asked: Asked) -> int:
     from search.diagnosis.progress import bar
     from search.report.terminal import forgiving
 
-    subject = subject_of(asked.models, asked.overrides)
+    with downloading(partial(print, file=sys.stderr, flush=True)):
+        subject = subject_of(asked.models, asked.overrides)
     data = _data(asked, subject)
     _check_html(asked.html)
     error_console = Console(stderr=True)

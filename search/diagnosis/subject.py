@@ -92,21 +92,14 @@ def subject_of(given: Sequence[str], overrides: Sequence[str] = ()) -> Subject:
 
 
 def folder_of(reference: str) -> Path:
-    """The folder that a reference names: ``zoo://…``, ``vector://…``, or a path.
+    """The folder that a reference names: ``zoo://…``, ``vector://…``, ``hub://…``, or a path.
 
     Raises:
         SearchError, ZooError, MergingError: there is none.
     """
-    import zoo
+    from search.references import resolve
 
-    if zoo.is_reference(reference):
-        path = zoo.resolve(reference)
-    elif reference.startswith("vector://"):
-        from merging.vectors.references import resolve
-
-        path = resolve(reference)
-    else:
-        path = Path(reference).expanduser()
+    path = resolve(reference) or Path(reference).expanduser()
     if path.is_dir():
         return path
     if path.is_file():

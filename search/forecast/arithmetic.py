@@ -239,8 +239,9 @@ def _play(outline: Outline, costs: Costs, pace: Case, stopped: Case, flat: bool)
     compared = min(outline.compared, tried)
     again = finalists + compared
     stages.append(_final("selection", again, outline, costs, pace))
-    stages.append(_final("holdout", compared + 1, outline, costs, pace))
-    return _Play(stages, finalists, tried + again + compared + 1, busy)
+    opened = compared + 1 if outline.holdout else 0
+    stages.append(_final("holdout", opened, outline, costs, pace))
+    return _Play(stages, finalists, tried + again + opened, busy)
 
 
 def _one(outline: Outline, costs: Costs, stage: StageOutline, pace: Case, stopped: Case) -> _Each:

@@ -75,6 +75,7 @@ class Outline:
         workers: evaluating side by side.
         gpus: that a worker keeps busy.
         control: a random search with the same budget comes after.
+        holdout: it is opened at the end.
     """
 
     stages: tuple[StageOutline, ...]
@@ -90,6 +91,7 @@ class Outline:
     workers: int = 1
     gpus: float = 0.0
     control: bool = False
+    holdout: bool = True
 
     @property
     def staged(self) -> bool:
@@ -148,6 +150,7 @@ def outline_of(
         workers=workers,
         gpus=gpus,
         control=search.control,
+        holdout=search.holdout,
     )
 
 

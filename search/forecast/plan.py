@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ from search.forecast.arithmetic import Costs, Forecast, forecast, no_costs
 from search.forecast.costs import Sample, costs_of, proposing, sample, trials
 from search.forecast.disk import Disk, disk_of
 from search.forecast.outline import Outline, outline_of
+from search.hybrid import first_of
 from search.schema import Config
 from search.stages import Stage, build_optimizer, build_stages
-from search.virtual import experts_of, made_of, needs_calibration
+from search.virtual import evolved, experts_of, made_of, needs_calibration
 from search.workers.evaluation import CandidateFailed
 from search.workers.opening import worker_threads
 
@@ -46,6 +47,7 @@ class Plan:
         timed: what was timed for that.
         threads: CPU threads that it was timed with; 0 where nothing was.
         notes: what the figures leave out, a sentence each.
+        first: of the search before this one, where the config is of a hybrid.
     """
 
     outline: Outline
@@ -55,6 +57,7 @@ class Plan:
     timed: Sample | None = None
     threads: int = 0
     notes: tuple[str, ...] = ()
+    first: Plan | None = None
 
 
 def make_plan(
@@ -82,6 +85,11 @@ def make_plan(
     from merging.calibration.store import default_cache
     from search.setup import build_evaluators, model_paths
 
+    first = None
+    if loaded.config.first is not None:
+        say("planning the first search")
+        first = make_plan(first_of(loaded), sizes, placement, measure=measure, runs=runs, say=say)
+        say("planning the second search")
     began = time.perf_counter()
     base, experts = model_paths(loaded)
     measured = _Measured(loaded, say) if measure else None
@@ -93,24 +101,29 @@ def make_plan(
     outline = outline_of(loaded, evaluators, stages, workers=max(1, placement.workers), gpus=placement.gpus)
     costs = measured.costs(outline, stages, start) if measured is not None else None
     found = forecast(outline, costs or no_costs(outline))
+    disk = disk_of(
+        outline,
+        found,
+        evaluators,
+        sizes,
+        base=base,
+        virtual=len(made_of(loaded.config)) + len(evolved(loaded.config)),
+        from_files=any(part.where == "files" for part in placement.parts),
+        runs=runs,
+        cache=default_cache(),
+    )
+    if first is not None:  # its run lies in the other's directory
+        before = first.disk
+        disk = replace(disk, database=disk.database + before.database, report=disk.report + before.report)
     return Plan(
         outline=outline,
         found=found,
-        disk=disk_of(
-            outline,
-            found,
-            evaluators,
-            sizes,
-            base=base,
-            virtual=len(made_of(loaded.config)),
-            from_files=any(part.where == "files" for part in placement.parts),
-            runs=runs,
-            cache=default_cache(),
-        ),
+        disk=disk,
         costs=costs,
         timed=measured.timed if measured is not None else None,
         threads=measured.threads if measured is not None else 0,
         notes=(*_notes(loaded, outline, measured is not None), *_about_blocks(loaded.config, borders)),
+        first=first,
     )
 
 
@@ -175,7 +188,8 @@ class _Measured:
 
 
 def _with_real_experts(config: Config) -> Config:
-    """The config without experts that are made, and without methods that look at inputs."""
+    """The config without experts that are made, and without methods that look at inputs. Layers of such experts cost
+    what the base's do, which stand in for them."""
     experts, space = config.models.experts, config.space
     methods = [
         each for each in config.space.methods if not needs_calibration(each if isinstance(each, str) else each.name)
@@ -187,9 +201,11 @@ def _with_real_experts(config: Config) -> Config:
     if space.experts is not None:
         update["experts"] = [each for each in space.experts if each in experts] or None
     made = {"virtual": {}, "derived": config.models.derived if written_out else {}}
-    return config.model_copy(
-        update={"space": space.model_copy(update=update), "models": config.models.model_copy(update=made)}
-    )
+    if space.data_flow is not None and space.data_flow.models is not None:
+        named = [each if each in experts else "base" for each in space.data_flow.models]
+        update["data_flow"] = space.data_flow.model_copy(update={"models": list(dict.fromkeys(named))})
+    models = config.models.model_copy(update=made)
+    return config.model_copy(update={"space": space.model_copy(update=update), "models": models, "first": None})
 
 
 def _stages(
@@ -229,6 +245,11 @@ def _notes(loaded: LoadedConfig, outline: Outline, measured: bool) -> list[str]:
             "Virtual experts, and derived ones, are made when the run starts, unless the cache has them: about as "
             "long as one merge and one export each, and for calibrated methods a pass over their inputs. That is "
             "not in the time."
+        )
+    if config.first is not None:
+        notes.append(
+            f"The expert {config.first.name} is not known before the first search has ended: merges with it were not "
+            "timed, they take what others take."
         )
     if any(needs_calibration(each if isinstance(each, str) else each.name) for each in config.space.methods):
         notes.append("Methods that look at inputs are not in the time: their merges may take longer.")

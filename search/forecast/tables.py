@@ -45,6 +45,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "disk": _disk(plan.disk),
         "notes": list(plan.notes),
         "sources": dict(_sources(plan)),
+        **({} if plan.first is None else {"first": facts_of(plan.first)}),
     }
 
 
@@ -91,18 +92,20 @@ def _disk(disk: Disk) -> dict[str, Any]:
 # -- for people -------------------------------------------------------------------------------------------------------
 
 
-def work_table(plan: Plan) -> Table:
+def work_table(plan: Plan, title: str = "Search") -> Table:
     """Stages, and what each comes to: the middle of every figure, and the range of the time."""
     from rich.table import Table
 
     timed = plan.costs is not None
-    table = Table("stage", "genes", "tried", "items", *(["time", "range"] if timed else []), title="Search")
+    table = Table("stage", "genes", "tried", "items", *(["time", "range"] if timed else []), title=title)
     table.columns[0].no_wrap = True
     table.columns[0].min_width = 10
     for column in table.columns[1:]:
         column.justify = "right"
         column.no_wrap = True
     for each in plan.found.stages:
+        if each.name == "holdout" and not plan.outline.holdout:
+            continue
         number = sum(_genes(plan.outline, each.name).values())
         start = [each.name, str(number) if number else "", _count(each.candidates), _count(each.items)]
         table.add_row(*start, *(_times(each.seconds) if timed else []))
@@ -150,6 +153,8 @@ def plan_sentences(plan: Plan) -> Iterator[str]:
     """What the tables do not say: what is scored, where each number comes from, what is left out."""
     outline, found = plan.outline, plan.found
     for split, what in (("search", "searched on"), ("selection", "re-ranked on"), ("holdout", "opened at the end")):
+        if split == "holdout" and not outline.holdout:
+            continue
         each = ", ".join(f"{name} {grouped(count)}" for name, count in outline.splits[split].of.items())
         rungs = f"; rungs of {', '.join(grouped(each) for each in _steps(outline))}" if outline.staged else ""
         if outline.rungs[0].total < outline.splits["search"].total and not outline.staged:
@@ -193,11 +198,12 @@ def _sources(plan: Plan) -> Iterator[tuple[str, str]]:
                 f"{1 - share.low:.0%} of them: as it was in runs of this package."
             ),
         )
+    opened = f"is scored for {outline.compared + 1} of them, once" if outline.holdout else "stays closed"
     yield (
         "finals",
         (
             f"{counted(plan.found.finalists)} finalists and {outline.compared} baselines on the selection split; the "
-            f"holdout is scored for {outline.compared + 1} of them, once."
+            f"holdout {opened}."
         ),
     )
     if outline.budget.plateau is not None:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from search.optimizers.contract import Genome, Outcome, Settings, Trial
-from search.optimizers.kernel import Kernel
+from search.optimizers.kernel import Kernel, kept_choices
 from search.optimizers.scalarise import Score, Scorer
 
 LARGEST_POPULATION = 1024
@@ -30,7 +30,8 @@ class CatCmaOptions(BaseModel):
     Attributes:
         popsize: points per generation (>= 4) before the first restart; cmaes' own, about 4 + 3 ln n, if None.
         sigma0: first step size in units of a gene's range, in (0, 1].
-        kept: first probability of the start's own choices, in [0, 1), the rest uniform over all of them.
+        kept: first probability of the start's own choices, in [0, 1), the rest uniform over all of them; 0.25 if None,
+            or what the settings are sure of.
         restarts: whether to begin again with twice the population after convergence.
     """
 
@@ -38,7 +39,7 @@ class CatCmaOptions(BaseModel):
 
     popsize: int | None = Field(default=None, ge=4)
     sigma0: float = Field(default=0.15, gt=0.0, le=1.0)
-    kept: float = Field(default=0.25, ge=0.0, lt=1.0)
+    kept: float | None = Field(default=None, ge=0.0, lt=1.0)
     restarts: bool = True
 
 
@@ -97,9 +98,8 @@ class CatCma:
     def _begin(self, popsize: int | None) -> Kernel:
         """A new distribution at the best point known, else at the run's center."""
         options = self._options
-        kernel = Kernel(
-            self._settings.box, self._scorer.start, options.sigma0, options.kept, popsize or options.popsize
-        )
+        shares = kept_choices(self._settings, options.kept)
+        kernel = Kernel(self._settings.box, self._scorer.start, options.sigma0, shares, popsize or options.popsize)
         if self._restart == 0:
             told = self._scorer.elites[1 : 1 + kernel.popsize // 3]
             self._generation = [(kernel.solution(genome), score) for score, genome in told]

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from search import pareto
 from search.optimizers.contract import Genome, OptimizerError, Outcome, Settings, Trial
-from search.optimizers.kernel import Kernel
+from search.optimizers.kernel import Kernel, kept_choices
 from search.optimizers.outcomes import Array, generator, genome, utilities, violation
 
 FRONT = 64
@@ -35,7 +35,8 @@ class ComoCatCmaOptions(BaseModel):
         kernels: how many distributions (>= 2); one for 500 evaluations of the budget, between 2 and 10, if None.
         popsize: points per generation of a kernel (>= 4); cmaes' own, about 4 + 3 ln n, if None.
         sigma0: first step size in units of a gene's range, in (0, 1].
-        kept: first probability of the start's own choices, in [0, 1), the rest uniform over all of them.
+        kept: first probability of the start's own choices, in [0, 1), the rest uniform over all of them; 0.25 if None,
+            or what the settings are sure of.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +44,7 @@ class ComoCatCmaOptions(BaseModel):
     kernels: int | None = Field(default=None, ge=2, le=64)
     popsize: int | None = Field(default=None, ge=4)
     sigma0: float = Field(default=0.15, gt=0.0, le=1.0)
-    kept: float = Field(default=0.25, ge=0.0, lt=1.0)
+    kept: float | None = Field(default=None, ge=0.0, lt=1.0)
 
 
 class Standing(NamedTuple):
@@ -189,7 +190,8 @@ class ComoCatCma:
 
     def _turn(self, start: Genome, incumbent: Array | None, life: int = 0) -> Turn:
         options = self._options
-        kernel = Kernel(self._settings.box, start, options.sigma0, options.kept, options.popsize)
+        shares = kept_choices(self._settings, options.kept)
+        kernel = Kernel(self._settings.box, start, options.sigma0, shares, options.popsize)
         return Turn(kernel, life, incumbent, incumbent is None)
 
     def _start(self) -> Genome:

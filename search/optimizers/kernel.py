@@ -16,11 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from search.optimizers.contract import Box, Genome
+from search.optimizers.contract import Box, Genome, Settings
 from search.optimizers.outcomes import Array, generator, genome
 
 FINEST_STEP = 1e-4
 """Standard deviation of a gene, in units of its range, below which no merge can be told from its neighbour."""
+
+
+KEPT = 0.25
+"""Of the start's choices, where nobody says more."""
+
+
+def kept_choices(settings: Settings, given: float | None) -> list[float]:
+    """[categories] what of its probability the start's own choice has beside its uniform share.
+
+    Args:
+        settings: may say how sure the start's choices are in all.
+        given: by the user; wins.
+    """
+    if given is not None or settings.sure is None:
+        return [KEPT if given is None else given] * len(settings.box.categories)
+    return [
+        max(0.0, (settings.sure - 1.0 / count) / (1.0 - 1.0 / count)) if count > 1 else 0.0
+        for count in settings.box.categories
+    ]
 
 
 class Kernel:
@@ -30,14 +49,17 @@ class Kernel:
         popsize: so many solutions make a generation.
     """
 
-    def __init__(self, box: Box, start: Genome, sigma0: float, kept: float, popsize: int | None = None) -> None:
+    def __init__(
+        self, box: Box, start: Genome, sigma0: float, kept: float | Sequence[float], popsize: int | None = None
+    ) -> None:
         """A round distribution around a genome.
 
         Args:
             box: the space.
             start: the mean.
             sigma0: standard deviation of every coefficient, > 0.
-            kept: probability of the start's own choices in (0, 1), beside a uniform share of the rest.
+            kept: probability of the start's own choices in [0, 1), beside a uniform share of the rest; of all
+                categories or of each.
             popsize: as :attr:`popsize`; cmaes' own, about 4 + 3 ln n, if None.
         """
         from cmaes import CatCMAwM
@@ -139,12 +161,13 @@ class Kernel:
         margin = strategy._qmin * (self._counts - 1)  # which no category's other choices can fall below
         return bool((strategy._q.max(axis=1) >= 1.0 - 1.01 * margin).all())
 
-    def _table(self, start: Genome, kept: float) -> Array:
+    def _table(self, start: Genome, kept: float | Sequence[float]) -> Array:
         """[categories, most choices] probabilities at the start, padded with zeros."""
         table = np.zeros((len(self._free), int(self._counts.max())))
+        shares = np.broadcast_to(np.asarray(kept, dtype=np.float64), len(self._box.categories))
         for row, index in enumerate(self._free):
-            table[row, : self._counts[row]] = (1.0 - kept) / self._counts[row]
-            table[row, start.categories[index]] += kept
+            table[row, : self._counts[row]] = (1.0 - shares[index]) / self._counts[row]
+            table[row, start.categories[index]] += shares[index]
         return table
 
     def _genome(self, values: Array, table: Array | None) -> Genome:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from search.optimizers.contract import Genome, Outcome, Settings, Trial
-from search.optimizers.outcomes import Array, generator, genome, utilities, violation
+from search.optimizers.outcomes import Array, first_choices, generator, genome, utilities, violation
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -132,6 +132,7 @@ class OptunaOptimizer(ABC):
     def __init__(self, settings: Settings, startup: int, spread: float) -> None:
         from search.optimizers.optuna_table import Codec, Table
 
+        self._settings = settings
         self._box = settings.box
         self._seed = settings.seed
         self._center = settings.center
@@ -214,10 +215,10 @@ class OptunaOptimizer(ABC):
         return codec.decode(found, founder)
 
     def _founder(self, random: np.random.Generator) -> Genome:
-        """A point around the start, with categories at random."""
+        """A point around the start, with categories at random: see :func:`first_choices`."""
         center = np.full(self._box.continuous, 0.5) if self._center is None else np.asarray(self._center.values)
         values = center + self._spread * random.standard_normal(self._box.continuous)
-        return genome(values, random.integers(0, np.asarray(self._box.categories, dtype=np.int64)))
+        return genome(values, first_choices(self._settings, random))
 
     def _unseen(self, random: np.random.Generator, proposal: Genome, waiting: Sequence[Genome]) -> Genome:
         """The proposal, or, where its merge is known or under way, the first unknown one in a widening circle."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from search.optimizers.contract import Genome, OptimizerError, Outcome
+from search.optimizers.contract import Genome, OptimizerError, Outcome, Settings
 
 Array = npt.NDArray[np.float64]
 
@@ -43,6 +43,18 @@ def violation(outcome: Outcome) -> float:
 def generator(seed: int, *path: int) -> np.random.Generator:
     """A generator of one's own, decided by a seed and a path of integers (a trial's id, a restart's number)."""
     return np.random.default_rng([abs(part) * 2 + (part < 0) for part in (seed, *path)])
+
+
+def first_choices(settings: Settings, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """[m] choices of a point drawn before anything was learnt: each the center's with the probability that the settings
+    say, any other one alike; uniform where they say nothing."""
+    counts = np.asarray(settings.box.categories, dtype=np.int64)
+    if settings.sure is None or settings.center is None:
+        return random.integers(0, counts)
+    moved = (random.random(len(counts)) >= settings.sure) & (counts > 1)
+    shift = 1 + random.integers(0, np.maximum(1, counts - 1))
+    own = np.asarray(settings.center.categories, dtype=np.int64)
+    return np.where(moved, (own + shift) % np.maximum(1, counts), own)
 
 
 def genome(values: Array, categories: npt.NDArray[np.int64]) -> Genome:

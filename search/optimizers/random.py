@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from search.optimizers.contract import Genome, Outcome, Settings, Trial
-from search.optimizers.outcomes import generator, genome
+from search.optimizers.outcomes import first_choices, generator, genome
 
 
 class RandomOptions(BaseModel):
@@ -19,20 +18,21 @@ class RandomOptions(BaseModel):
 
 
 class Random:
-    """Draws each genome uniformly and independently, decided by (seed, id) alone; learns nothing."""
+    """Draws each genome independently, decided by (seed, id) alone; learns nothing. Uniformly, but for choices where
+    the settings say how sure the center's are: it would draw nothing but nonsense."""
 
     Options: ClassVar[type[BaseModel]] = RandomOptions
 
     def __init__(self, settings: Settings) -> None:
         RandomOptions.model_validate(settings.options)
-        self._box = settings.box
+        self._settings = settings
         self._seed = settings.seed
 
     def ask(self, id: int, pending: Sequence[Trial]) -> Genome:
         """See :class:`search.optimizers.contract.Optimizer`."""
         random = generator(self._seed, id)
-        values = random.random(self._box.continuous)
-        return genome(values, random.integers(0, np.asarray(self._box.categories, dtype=np.int64)))
+        values = random.random(self._settings.box.continuous)
+        return genome(values, first_choices(self._settings, random))
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See :class:`search.optimizers.contract.Optimizer`."""

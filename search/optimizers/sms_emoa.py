@@ -125,6 +125,7 @@ class SmsEmoa:
         self._mu = options.population or min(40, max(10, settings.budget // 40))
         self._first = Strategy(options.sigma0, 1.0 / max(1, len(box.categories)))
         self._center = settings.center
+        self._flipped = 0.5 if settings.sure is None else 1.0 - settings.sure  # choices of a founder
         self._population: list[Individual] = []
         self._hashes: set[int] = set()
         self._asked: dict[int, Strategy] = {}
@@ -232,7 +233,7 @@ class SmsEmoa:
         else:
             values = np.asarray(self._center.values, dtype=np.float64)
             categories = np.asarray(self._center.categories, dtype=np.int64)
-            categories = self._flip(random, categories, 0.5)
+            categories = self._flip(random, categories, self._flipped)
         return self._first, genome(values + self._first.step * random.standard_normal(len(values)), categories)
 
     def _child(self, random: np.random.Generator, attempt: int) -> tuple[Strategy, Genome]:

@@ -1,8 +1,10 @@
-"""What ``paretomerge choose`` shows: a candidate's scores with intervals, and its coefficients per depth."""
+"""What ``paretomerge choose`` shows: a candidate's scores with intervals, and its coefficients per depth, or its path
+through the layers."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -10,24 +12,32 @@ from rich.table import Table
 
 from evaluators.contract import Split
 from merging.recipe import Group
+from search.first_config import is_first
 from search.report.console import items_shown, score_text
+from search.report.hop_texts import PATH_HEADER, counts_text, hops_in, path_rows
 from search.report.score_tables import Row, score_tables
 from search.report.terminal import visible
 from search.results import Results
+from search.space.hops import Path
 
 
 def choice_data(results: Results, id: int, rule: str) -> dict[str, Any]:
-    """The facts, for machines."""
-    return {
+    """The facts, for machines: of a run that searches paths ``path``, a model, layer and scale for every hop, in place
+    of ``coefficients``."""
+    facts = {
         "candidate": id,
         "rule": rule,
         "recipe_hash": results.candidate(id).recipe_hash,
         **{split: results.values(id, split) for split in ("search", "selection", "holdout")},
-        "coefficients": {
-            expert: {str(group): value for group, value in row.items()}
-            for expert, row in _coefficients(results, id).items()
-        },
     }
+    path = hops_in(results.recipe(id))
+    if path is not None:
+        return {**facts, "path": [{"model": hop.alias, "layer": hop.layer, "scale": hop.scale} for hop in path]}
+    coefficients = {
+        expert: {str(group): value for group, value in row.items()}
+        for expert, row in _coefficients(results, id).items()
+    }
+    return {**facts, "coefficients": coefficients}
 
 
 def print_choice(results: Results, id: int, rule: str, console: Console, split: Split = "selection") -> None:
@@ -55,10 +65,25 @@ def print_choice(results: Results, id: int, rule: str, console: Console, split: 
     for table in tables:
         console.print(table)
     if split == "selection":
-        for expert, row in _coefficients(results, id).items():
-            say(f"coefficients of {expert} by depth")
-            for table in _depths(row, console.width):
-                console.print(table)
+        _print_made_of(results, id, console, say)
+
+
+def _print_made_of(results: Results, id: int, console: Console, say: Callable[[str], None]) -> None:
+    """Its path, or its coefficients."""
+    path = hops_in(results.recipe(id))
+    if path is not None:
+        say(f"path through the layers: {counts_text(path)}")
+        for table in score_tables(PATH_HEADER[0], PATH_HEADER[1:], _hops(path), console.width):
+            console.print(table)
+        return
+    for expert, row in _coefficients(results, id).items():
+        say(f"coefficients of {expert} by depth")
+        for table in _depths(row, console.width):
+            console.print(table)
+
+
+def _hops(path: Path) -> list[Row]:
+    return [Row(first, rest) for first, *rest in path_rows(path)]
 
 
 def opening_lines(results: Results, id: int, before: bool | None) -> list[str]:
@@ -70,7 +95,9 @@ def opening_lines(results: Results, id: int, before: bool | None) -> list[str]:
         before: whether its holdout scores were there already; None where the holdout was left closed.
     """
     said = []
-    if before is None:
+    if is_first(results.folder, results.config):
+        said.append("The holdout stays closed to the first search of a hybrid.")
+    elif before is None:
         said.append("The holdout was left closed. `paretomerge choose` without --keep-closed opens it.")
     elif before:
         said.append("Its holdout was open already; nothing was evaluated.")

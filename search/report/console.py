@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 
 from evaluators.contract import Split
+from search.errors import SearchError
 from search.remaining import remaining
 from search.report.claim import claim_sentences
+from search.report.hop_texts import hops_in, path_text
 from search.report.live import constraint_lines, counted, estimate_lines, mishap_lines, phase_text, under_way_lines
 from search.report.plain_data import finite
 from search.report.score_tables import Row, score_tables
 from search.report.terminal import visible
 from search.results import Results
+from search.store import FIRST
+from search.virtual import CHOICE
 
 MOST_ROWS = 40
 """Candidates of a front that a terminal is shown; all of them are in ``--json`` and in the report."""
@@ -58,6 +63,9 @@ def _state_lines(results: Results) -> list[str]:
     budget = results.config.search.budget.candidates
     left = "" if len(states) >= budget or results.state == "finished" else f" of at most {budget}"
     said = [f"{results.name}: {results.state}{doing}", counts.replace(" candidate", f"{left} candidate", 1)]
+    first = results.config.first
+    if first is not None:
+        said.append(f"expert {first.name}: {CHOICE}, a run of its own in {results.folder / FIRST}")
     volume = results.known_hypervolume
     if volume is not None and results.front:
         said.append(f"hypervolume {volume:.4f} on the search split")
@@ -91,6 +99,21 @@ def _print_front(results: Results, console: Console) -> None:
             f"{len(shown)} of the {len(results.front)} candidates on the front, evenly over the first objective; all "
             "of them are in the report, and in `paretomerge status RUN --json`"
         )
+    _print_path(results, say)
+
+
+def _print_path(results: Results, say: Callable[[str], None]) -> None:
+    """Of a search through paths, that of the chosen candidate, or of the knee before there is one."""
+    if results.config.space.data_flow is None:
+        return
+    id = results.knee()
+    try:
+        path = hops_in(results.recipe(id))
+    except SearchError:  # another version decodes it otherwise: export and report say so
+        return
+    if path is not None:
+        who = "chosen" if id == results.chosen else "the knee so far"
+        say(f"Path of candidate {id}, {who}: {path_text(path)}")
 
 
 def _some(results: Results) -> list[int]:

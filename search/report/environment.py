@@ -9,6 +9,7 @@ from typing import Any
 import search
 from evaluators.contract import SPLITS
 from merging.bounded import read_json
+from merging.recipe import Recipe
 from search.borders import told
 from search.errors import SearchError
 from search.ledger import Ledger, Openings
@@ -16,7 +17,8 @@ from search.ranges import duration
 from search.report.facts import Facts, shown_reference, without_paths
 from search.report.markup import Html, count, element, join, listed, table
 from search.report.section import Section
-from search.virtual import references
+from search.store import FIRST
+from search.virtual import CHOICE, references
 
 TITLE = "How this was made"
 
@@ -69,6 +71,10 @@ def _settings(facts: Facts) -> Html:
         ["written by", f"paretomerge {search.__version__}"],
     ]  # fmt: skip
     rows += [[f"derived expert {name}", text] for name, text in config.models.derived.items()]
+    if config.first is not None:
+        recipe = Recipe.from_yaml(started.made_by[config.first.name])
+        where = f"{CHOICE}, a run of its own in the folder {FIRST} of this one; recipe {recipe.hash[:12]}"
+        rows.append([f"expert {config.first.name}", where])
     if config.space.expression is not None:
         bounds = [f"{name} in [{low:g}, {high:g}]" for name, (low, high) in config.space.variables.items()]
         rows.append(["expression", f"{config.space.expression}; {', '.join(bounds)}"])

@@ -19,6 +19,8 @@ STEP = 1000
 """Scales are shown by whole thousandths of them, rounded half up; texts have two digits."""
 MOST_PARTS = 12
 """Parts of a path that is said in passing."""
+MANY_PARTS = 24
+"""Parts of a path, each with its scale, where there is room for some lines."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,19 @@ def stretches(hops: Sequence[Hop], *, scaled: bool = True) -> list[Stretch]:
     return found
 
 
-def path_text(hops: Sequence[Hop], most: int | None = None) -> str:
+def path_text(hops: Sequence[Hop], most: int = MOST_PARTS, *, cut: bool = True) -> str:
     """``a0–7 b3 b4·0.82 a8–11``: a number after the dot is the scale of every hop of that part; 1.00 is not said.
 
     Args:
         hops: in order.
-        most: parts; of a path that takes more the scales are said as their range, and if that is not enough its middle
-            is left out. None: all of it.
+        most: parts; of a path that takes more, the scales are said as their range.
+        cut: where it takes more even then, leave its middle out.
     """
     parts = [str(each) for each in stretches(hops)]
-    if most is None or len(parts) <= most:
+    if len(parts) <= most:
         return " ".join(parts)
     plain = [layers_text(each.alias, each.first, each.last) for each in stretches(hops, scaled=False)]
-    if len(plain) > most:
+    if cut and len(plain) > most:
         half = most // 2
         plain = [*plain[:half], "…", *plain[-half:]]
     scales = scales_text(hops)

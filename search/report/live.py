@@ -30,6 +30,7 @@ WIDE = 120
 MOST_ROWS = 6
 """Candidates under way, and kinds of failures, that are listed one by one."""
 FINAL_SPLITS: tuple[Split, ...] = ("selection", "holdout")
+FIRST_OF_TWO = "this is the first of two searches: the second one has not begun"
 LITTLE_DISK = 5 * 10**9
 """Bytes below which the free space is pointed at."""
 
@@ -69,6 +70,8 @@ class Picture:
         yield head(self._name, course, look.state, self._estimate, self._now)
         yield body
         yield from self._trouble()
+        if look.first:
+            yield Text(FIRST_OF_TWO)
         if look.control:
             yield Text("its control, a random search, is running: watch its folder `control` inside the run's")
 
@@ -103,6 +106,7 @@ def one_line(name: str, look: Look, now: float) -> str:
     if course is None:
         return visible(f"{name}: being set up; nothing is stored yet")
     done, total = done_of(course)
+    name = f"{name} (the second has not begun)" if look.first and course.phase == "finished" else name
     said: list[str] = (
         [look.state] if course.phase == "finished" else [look.state, phase_text(course), f"{done}/{total}"]
     )

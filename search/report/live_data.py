@@ -19,6 +19,8 @@ def look_data(name: str, look: Look, now: float) -> dict[str, Any]:
     """
     data: dict[str, Any] = {"name": name, "state": look.state, "at": now, "trouble": look.trouble or None}
     data["disk_free"] = look.disk
+    if look.first:
+        data["first"] = True
     if look.course is None:
         return data
     course = look.course

@@ -12,6 +12,7 @@ from search.report.coefficients import ROOM, Encoded, Fitted, fitted, kept
 from search.report.facts import Facts, without_paths
 from search.report.figures import Data
 from search.report.hop_texts import (
+    MANY_PARTS,
     PATH_HEADER,
     STEP,
     counts_text,
@@ -115,7 +116,7 @@ def path_section(facts: Facts) -> Section | None:
         *(element("p", without_paths(each, facts.results), class_="note") for each in unread),
         _controls(facts, shown),
         element("p", f"{heading(facts, shown)}: {paths.counts(shown)}", id="path-says", role="status", class_="note"),
-        element("p", element("code", path_text(hops), id="path-text")),
+        element("p", element("code", path_text(hops, MANY_PARTS, cut=False), id="path-text")),
         _figure(facts, paths, shown),
     ]
     data = {NAME: _data(facts, paths, shown)}

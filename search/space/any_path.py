@@ -31,6 +31,7 @@ class AnyPath(ABC):
         layers: how many layers each model has.
         genes: one for every number of a genome: those of its values, then those of its categories.
         box: the shape of its genomes.
+        sure: see :class:`search.optimizers.contract.Settings`; None where it has no choices to be sure of.
 
     Raises:
         SpaceError: unknown models, or ones through which no paths can be laid.
@@ -42,6 +43,7 @@ class AnyPath(ABC):
 
     genes: tuple[Gene, ...]
     box: Box
+    sure: float | None = None
 
     def __init__(
         self,

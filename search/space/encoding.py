@@ -33,9 +33,10 @@ def nearest(plan: Plan, speller: Speller, reading: Reading) -> Genome:
     ambiguous = [_may_stand_in(each, row) for each, row in zip(reading.assignments, rows, strict=True)]
     shown = _shown(plan, reading, ambiguous)
     for run, method in shown.items():
-        _read_parameters(plan, method, reading.assignments[_first(plan, run, ambiguous)], values, categories)
+        _read_parameters(plan, run, method, reading.assignments[_first(plan, run, ambiguous)], values, categories)
+    known = {(plan.scope(run), method) for run, method in shown.items()}
     choices = tuple(
-        shown[run] if run in shown else _behind(plan, speller, reading, run, set(shown.values()), values, categories)
+        shown[run] if run in shown else _behind(plan, speller, reading, run, known, values, categories)
         for run in range(len(plan.runs))
     )
     categories[: plan.method_genes] = choices[: plan.method_genes]
@@ -53,7 +54,7 @@ def canonical(plan: Plan, speller: Speller, genome: Genome) -> Genome:
     categories = list(genome.categories)
     seen: dict[int, list[int]] = {}
     for unit, run in enumerate(plan.run_of.tolist()):
-        if not point.settled[point.choices[run]].is_plain(point.rows[unit]):
+        if not point.settled[run].is_plain(point.rows[unit]):
             seen.setdefault(run, []).append(unit)
     _settle_methods(plan, point.rows, seen, categories)
     for gene, witness in enumerate(point.projection.witnesses):
@@ -65,10 +66,10 @@ def canonical(plan: Plan, speller: Speller, genome: Genome) -> Genome:
             plan.methods[point.choices[run]], [point.rows[unit] for unit in seen.get(run, ())], len(plan.experts)
         )
         _settle_densities(plan, run, used, values)
-    chosen = {point.choices[run]: (run, units[0]) for run, units in seen.items()}
+    chosen = {(plan.scope(run), point.choices[run]): (run, units[0]) for run, units in seen.items()}
     written = {
-        method: speller.assignment(point.settled[method], point.rows[unit], point.densities[run])
-        for method, (run, unit) in chosen.items()
+        (scope, method): speller.assignment(point.settled[run], point.rows[unit], point.densities[run])
+        for (scope, method), (run, unit) in chosen.items()
         if plan.methods[method].genes
     }
     _settle_parameters(plan, written, values, categories)
@@ -85,8 +86,8 @@ def _shown(plan: Plan, reading: Reading, ambiguous: Sequence[bool]) -> dict[int,
     """Run -> index of the method that its units show, where any does."""
     names = [each.name for each in plan.methods]
     found: dict[int, int] = {}
-    for run, (_, _, members) in enumerate(plan.runs):
-        methods = {reading.assignments[unit].method for unit in members if not ambiguous[unit]}
+    for run, each in enumerate(plan.runs):
+        methods = {reading.assignments[unit].method for unit in each.members if not ambiguous[unit]}
         if len(methods) > 1 or not methods <= set(names):
             raise SpaceError(
                 f"expected one method out of {', '.join(names)} per run of depths, found {', '.join(sorted(methods))} "
@@ -98,7 +99,7 @@ def _shown(plan: Plan, reading: Reading, ambiguous: Sequence[bool]) -> dict[int,
 
 
 def _first(plan: Plan, run: int, ambiguous: Sequence[bool]) -> int:
-    return next(unit for unit in plan.runs[run][2] if not ambiguous[unit])
+    return next(unit for unit in plan.runs[run].members if not ambiguous[unit])
 
 
 def _behind(
@@ -106,7 +107,7 @@ def _behind(
     speller: Speller,
     reading: Reading,
     run: int,
-    known: set[int],
+    known: set[tuple[int, int]],
     values: list[float],
     categories: list[int],
 ) -> int:
@@ -114,15 +115,15 @@ def _behind(
     on where that takes it and nothing else shows it.
 
     Args:
-        known: methods whose parameters have been read.
+        known: scopes and methods whose parameters have been read.
         values, categories: of the genome; written to.
     """
-    units = plan.runs[run][2]
+    units, scope = plan.runs[run].members, plan.scope(run)
     rows = {tuple(reading.coefficients[unit].tolist()) for unit in units}
     for index, method in enumerate(plan.methods):
-        for attempt in _attempts(plan, index, method, index in known, categories):
+        for attempt in _attempts(plan, scope, index, (scope, index) in known, categories):
             genome = Genome(tuple(values), tuple(attempt))
-            settled = Settled.of(method, plan.parameters(genome)[index])
+            settled = Settled.of(method, plan.parameters(genome)[scope][index])
             if method.coefficients and all(
                 settled.is_plain(row)
                 or speller.assignment(settled, row, (1.0,) * len(plan.experts)) == speller.plain(row)
@@ -136,31 +137,29 @@ def _behind(
     )
 
 
-def _attempts(
-    plan: Plan, index: int, method: SearchedMethod, known: bool, categories: Sequence[int]
-) -> list[list[int]]:
+def _attempts(plan: Plan, scope: int, index: int, known: bool, categories: Sequence[int]) -> list[list[int]]:
     """The categories as they are, and with the method's ``normalize`` on where that is free."""
     found = [list(categories)]
-    for gene in method.genes:
+    for gene in plan.methods[index].genes:
         if gene.name == NORMALIZE and True in gene.options and not known:
             on = list(categories)
-            on[plan.option_gene(index, NORMALIZE)] = gene.options.index(True)
+            on[plan.option_gene(scope, index, NORMALIZE)] = gene.options.index(True)
             found.append(on)
     return found
 
 
 def _read_parameters(
-    plan: Plan, method: int, assignment: Assignment, values: list[float], categories: list[int]
+    plan: Plan, run: int, method: int, assignment: Assignment, values: list[float], categories: list[int]
 ) -> None:
-    found = _parameters_of(assignment)
+    found, scope = _parameters_of(assignment), plan.scope(run)
     for gene in plan.methods[method].genes:
         value = found.get(gene.name, _left_out(gene.name))
         # What cannot be meant stays as it is: a method may have spelled it in a way of its own, as the hash will tell.
         if value in gene.options:
-            categories[plan.option_gene(method, gene.name)] = gene.options.index(value)
+            categories[plan.option_gene(scope, method, gene.name)] = gene.options.index(value)
         elif gene.scale is not None and not isinstance(value, str | bool):
             with contextlib.suppress(SpaceError):
-                values[plan.number_gene(method, gene.name)] = gene.scale.gene(float(value))
+                values[plan.number_gene(scope, method, gene.name)] = gene.scale.gene(float(value))
 
 
 def _left_out(name: str) -> Value:
@@ -208,7 +207,7 @@ def _read_densities(
 ) -> None:
     if plan.density is None or method.density == "none":
         return
-    units = [unit for unit in plan.runs[run][2] if not ambiguous[unit]]
+    units = [unit for unit in plan.runs[run].members if not ambiguous[unit]]
     shown = reading.densities[units]
     experts = range(len(plan.experts)) if method.density == "per_source" else (0,)
     for expert in experts:
@@ -223,7 +222,7 @@ def _settle_methods(
     plan: Plan, rows: Sequence[tuple[float, ...]], seen: Mapping[int, Sequence[int]], categories: list[int]
 ) -> None:
     for run in range(plan.method_genes):
-        if run not in seen and not any(itertools.chain.from_iterable(rows[unit] for unit in plan.runs[run][2])):
+        if run not in seen and not any(itertools.chain.from_iterable(rows[unit] for unit in plan.runs[run].members)):
             categories[run] = next(index for index, each in enumerate(plan.methods) if each.coefficients)
 
 
@@ -247,17 +246,18 @@ def _settle_densities(plan: Plan, run: int, used: set[int], values: list[float])
 
 
 def _settle_parameters(
-    plan: Plan, written: Mapping[int, Assignment], values: list[float], categories: list[int]
+    plan: Plan, written: Mapping[tuple[int, int], Assignment], values: list[float], categories: list[int]
 ) -> None:
     for number in plan.numbers:
-        at = plan.number_gene(number.method, number.name)
-        values[at] = number.scale.settled(values[at]) if number.method in written else NO_EFFECT
+        at = plan.number_gene(number.scope, number.method, number.name)
+        shows = (number.scope, number.method) in written
+        values[at] = number.scale.settled(values[at]) if shows else NO_EFFECT
     for option in plan.options:
-        at = plan.option_gene(option.method, option.name)
-        if option.method not in written:
+        at = plan.option_gene(option.scope, option.method, option.name)
+        if (option.scope, option.method) not in written:
             categories[at] = 0
             continue
-        value = _parameters_of(written[option.method]).get(option.name, _left_out(option.name))
+        value = _parameters_of(written[option.scope, option.method]).get(option.name, _left_out(option.name))
         # A method may leave out what has no effect (row_wise of a flattened tensor): one choice stands for all.
         if value in option.choices:
             categories[at] = option.choices.index(value)

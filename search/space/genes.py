@@ -9,9 +9,7 @@ from typing import Literal
 from merging.recipe import KINDS, Group, Value
 from search.space.methods import SearchedMethod
 from search.space.scales import Bounds, Steps
-from search.space.tracks import Track
-
-Runs = Sequence[tuple[str, int | None, Sequence[int]]]
+from search.space.tracks import Run, Track
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,8 @@ class Gene:
 
     Attributes:
         name: unique: ``math``, ``math.attention@knot2``, ``math.encoder/mlp@layer3``, ``math.alpha``,
-            ``density.math@block0``, ``method@block0``, ``dare_ties.scale``. Coefficients that all experts share are
+            ``density.math@block0``, ``method@block0``, ``dare_ties.scale``; ``density.math.attention@block0``,
+            ``method.attention@block0``, ``ties.scale.attention@block0`` where kind sets choose apart. Coefficients that all experts share are
             ``coefficient``, ``coefficient.attention@knot2``, …
         role: coefficients and densities are among ``Genome.values``, methods among ``Genome.categories``, parameters
             where their kind is. Of a space of paths: includes (among the values or the categories), scales and shifts
@@ -82,43 +81,61 @@ def coefficient_genes(
                 )
 
 
-def density_genes(owners: Sequence[str], groups: Sequence[Group], runs: Runs, steps: Steps) -> Iterator[Gene]:
+def density_genes(owners: Sequence[str], groups: Sequence[Group], runs: Sequence[Run], steps: Steps) -> Iterator[Gene]:
     """One for every run of depths and owner."""
     bounds = (steps.first / steps.per, steps.last / steps.per)
     for run in range(len(runs)):
         for owner in owners:
             start = f"density.{owner}" if owner else "density"
             stack, position, depth, label = _place(runs, run)
-            kinds = _kinds(groups, runs[run][2])
+            kinds = _kinds(groups, runs[run].members)
             yield Gene(f"{start}{label}", "density", owner, kinds, stack, position, depth, bounds=bounds)
 
 
-def method_genes(groups: Sequence[Group], runs: Runs, methods: Sequence[str]) -> Iterator[Gene]:
+def method_genes(groups: Sequence[Group], runs: Sequence[Run], methods: Sequence[str]) -> Iterator[Gene]:
     """One for every run of depths."""
     for run in range(len(runs)):
         stack, position, depth, label = _place(runs, run)
-        kinds = _kinds(groups, runs[run][2])
+        kinds = _kinds(groups, runs[run].members)
         yield Gene(f"method{label}", "method", "", kinds, stack, position, depth, choices=tuple(methods))
 
 
-def parameter_genes(methods: Sequence[SearchedMethod], kinds: tuple[str, ...], categorical: bool) -> Iterator[Gene]:
-    """One for every searched parameter of a method: the numbers, or the categorical ones."""
-    for method in methods:
-        for gene in method.genes:
-            if (gene.scale is None) == categorical:
-                name, scale = f"{method.name}.{gene.name}", gene.scale
-                bounds = None if scale is None else (float(scale.value(0.0)), float(scale.value(1.0)))
-                yield Gene(name, "parameter", "", kinds, method=method.name, bounds=bounds, choices=gene.options)
+def parameter_genes(
+    methods: Sequence[SearchedMethod], groups: Sequence[Group], runs: Sequence[Run], categorical: bool
+) -> Iterator[Gene]:
+    """One for every searched parameter of a method: the numbers, or the categorical ones.
+
+    Args:
+        methods: of the space.
+        groups: [units].
+        runs: that choose apart from each other; () where a parameter is the same everywhere.
+        categorical: which of them.
+    """
+    everywhere = [("", None, None, "", _kinds(groups, range(len(groups))))]
+    for stack, position, depth, label, kinds in [
+        (*_place(runs, run), _kinds(groups, runs[run].members)) for run in range(len(runs))
+    ] or everywhere:
+        for method in methods:
+            for gene in method.genes:
+                if (gene.scale is None) == categorical:
+                    name, scale = f"{method.name}.{gene.name}{label}", gene.scale
+                    bounds = None if scale is None else (float(scale.value(0.0)), float(scale.value(1.0)))
+                    yield Gene(
+                        name, "parameter", "", kinds, stack, position, depth,
+                        method=method.name, bounds=bounds, choices=gene.options,
+                    )  # fmt: skip
 
 
 def _kinds(groups: Sequence[Group], members: Sequence[int]) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if any(groups[index].kind == kind for index in members))
 
 
-def _place(runs: Runs, run: int) -> tuple[str, int | None, int | None, str]:
+def _place(runs: Sequence[Run], run: int) -> tuple[str, int | None, int | None, str]:
     """Stack, position within the stack, first depth and label of a run; no label where there is one run."""
-    stack, depth, _ = runs[run]
+    stack, depth, _, kinds = runs[run]
     if len(runs) == 1:
         return stack, None, depth, ""
-    position = [index for index, each in enumerate(runs) if each[0] == stack].index(run)
-    return stack, position, depth, f"@{stack}/block{position}" if stack else f"@block{position}"
+    starts = list(dict.fromkeys(each.depth for each in runs if each.stack == stack))
+    position = starts.index(depth)
+    start = f".{'+'.join(kinds)}" if kinds else ""
+    return stack, position, depth, f"{start}@{stack}/block{position}" if stack else f"{start}@block{position}"

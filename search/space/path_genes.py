@@ -18,7 +18,10 @@ Indicators = Literal["threshold", "choice"]
 
 INCLUDED, LEFT_OUT = 0.5 + 1 / 3, 0.5 - 1 / 3
 """Where an indicator stands that is clearly on or off: two of EvoLLM's first standard deviations (1/6) from the
-threshold, so that 98 of 100 of the first samples agree."""
+threshold."""
+
+SURE = 0.977
+"""So many of the first samples agree with such an indicator: Φ(2)."""
 
 PLAIN_SCALE = 0.5
 """The scale gene of a scale of 1."""

@@ -21,6 +21,7 @@ from search.space.path_genes import (
     INCLUDED,
     LEFT_OUT,
     PLAIN_SCALE,
+    SURE,
     Arrangement,
     Ends,
     Indicators,
@@ -53,7 +54,7 @@ class PathSpace(AnyPath):
         scale_per: ``hop``: a scale for every slot; ``pair``: for every (layer before, layer), of which the first hop
             has none.
         ends: ``fixed``: every path begins with the first layer of A and ends with its last.
-        depth: hops of a path, at most. Beyond it, the least sure slots are left out (``threshold``), or the last hops
+        depth: hops of a path, at most. Beyond it, the least sure slots are left out (``threshold``), or the last ones
             (``choice``); the ends never.
         indicators: ``threshold``: a real gene, included above 0.5; ``choice``: a category.
         dtype: of the weights; None keeps the base's.
@@ -109,6 +110,8 @@ class PathSpace(AnyPath):
         )
         self.genes = tuple(self._genes.named())
         self.box = self._genes.box
+        # a first sample differs from the center as the published protocol's do, and in one slot at least
+        self.sure = min(SURE, 1.0 - 1.0 / (1 + len(self.box.categories))) if self.box.categories else None
         if not self.genes:
             raise SpaceError(
                 "expected something that varies, found paths that are fixed at both ends, with nothing between them; "
@@ -191,13 +194,13 @@ class PathSpace(AnyPath):
         real = genes.indicators == "threshold"
         on = [slot for slot in genes.free if sure[genes.indicator[slot]] > (_THRESHOLD if real else 0)]
         room = self.depth - len(genes.fixed)
-        if real and len(on) > room:
+        if len(on) > room:
             surest = sorted(on, key=lambda slot: (-sure[genes.indicator[slot]], slot))
-            on = sorted(surest[:room])
+            on = sorted(surest[:room])  # of choices all are as sure: the first slots
         if not on and not genes.fixed:
             on = [max(genes.free, key=lambda slot: (sure[genes.indicator[slot]], -slot))]
         moved = {slot: genome.values[at] for slot in on if (at := genes.shift_at(slot)) is not None}
-        middle = shifted(on, moved, genes.shift)[:room]
+        middle = shifted(on, moved, genes.shift)
         return [genes.fixed[0], *middle, genes.fixed[1]] if genes.fixed else middle
 
     def _nearest(self, path: Path) -> Genome:

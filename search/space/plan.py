@@ -15,7 +15,7 @@ from search.space.methods import SearchedMethod
 from search.space.mixing import Mixing
 from search.space.scales import DIGITS, Array, Scale, SpaceError, Steps, rounded
 from search.space.spelling import Settled
-from search.space.tracks import Borders, Granularity, Projection, Track, kind_sets, method_runs, project, tracks
+from search.space.tracks import Borders, Granularity, Projection, Run, Track, kind_sets, method_runs, project, tracks
 
 _LINE_DIGITS = 15
 _LINE_STEP = 1e12
@@ -29,33 +29,36 @@ class Point(NamedTuple):
 
     Attributes:
         choices: [runs] index of the method.
-        settled: method index -> it with its parameters, of the methods that are chosen.
+        settled: [runs] the method with its parameters.
         rows: [units] coefficients by expert; () where the method takes none.
         densities: [runs] by expert; () where no method takes any.
         projection: of the coefficient genes.
     """
 
     choices: tuple[int, ...]
-    settled: dict[int, Settled]
+    settled: tuple[Settled, ...]
     rows: list[tuple[float, ...]]
     densities: list[tuple[float, ...]]
     projection: Projection
 
 
 class Number(NamedTuple):
-    """A searched parameter that is a number: index of its method, its name, and what its gene stands for."""
+    """A searched parameter that is a number: index of its method, its name, what its gene stands for, and the scope
+    that it is for (:meth:`Plan.scope`)."""
 
     method: int
     name: str
     scale: Scale
+    scope: int = 0
 
 
 class Option(NamedTuple):
-    """A categorical parameter: index of its method, its name, and its choices."""
+    """A categorical parameter: index of its method, its name, its choices, and its scope."""
 
     method: int
     name: str
     choices: tuple[Value, ...]
+    scope: int = 0
 
 
 class Plan:
@@ -63,6 +66,9 @@ class Plan:
 
     ``Genome.values``: coefficients (owner by owner, track by track), densities (run by run, owner by owner), numbers
     among the methods' parameters. ``Genome.categories``: the method of each run, categorical parameters.
+
+    With ``apart``, every kind set in a run of depths is a run of its own, with parameters of its own; without, a
+    parameter is the same everywhere.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Plan:
         blocks: int | Borders,
         density: Steps | None,
         shared_density: bool,
+        apart: bool = False,
     ) -> None:
         self.experts = experts
         self.methods = methods
@@ -87,29 +94,39 @@ class Plan:
         self.tracks: list[Track] = tracks(groups, tensors, granularity, kind_sets(groups, granularity, kinds))
         if not any(each.coefficients for each in methods):
             self.tracks = []
-        runs = method_runs(groups, blocks)
-        varied = len(methods) > 1 or density is not None
-        self.runs = runs if varied else [("", None, list(range(len(groups))))]
+        self.apart = apart
+        varied = len(methods) > 1 or density is not None or (apart and any(each.genes for each in methods))
+        sets = kind_sets(groups, "layer", kinds) if apart else ()
+        self.runs = method_runs(groups, blocks, sets) if varied else [Run("", None, tuple(range(len(groups))))]
         self.run_of = np.zeros(len(groups), dtype=np.int64)
-        for run, (_, _, members) in enumerate(self.runs):
-            self.run_of[list(members)] = run
+        for run, each in enumerate(self.runs):
+            self.run_of[list(each.members)] = run
         mixed = len({each.coefficients for each in methods}) > 1
         if self.line and mixed and len(self.runs) > 1:
             without = ", ".join(each.name for each in methods if not each.coefficients)
             raise SpaceError(
                 f"granularity lines draws one line over all depths, but {without} takes no coefficients and may be "
-                "chosen for some of them; set method_blocks: 1, or leave it out"
+                "chosen for some of them; set method_blocks: 1 and method_kinds: false, or leave them out"
             )
         self.owners = mixing.owners
         one_density = shared_density or all(each.density != "per_source" for each in methods)
         self.density_owners: tuple[str, ...] = ("",) if one_density else experts
         if density is None:
             self.density_owners = ()
-        searched = [(method, gene) for method, each in enumerate(methods) for gene in each.genes]
-        self.numbers = [Number(method, each.name, each.scale) for method, each in searched if each.scale is not None]
-        self.options = [Option(method, each.name, each.options) for method, each in searched if each.scale is None]
-        self._number_at = {(each.method, each.name): index for index, each in enumerate(self.numbers)}
-        self._option_at = {(each.method, each.name): index for index, each in enumerate(self.options)}
+        searched = [
+            (method, gene, scope)
+            for scope in range(len(self.runs) if apart else 1)
+            for method, each in enumerate(methods)
+            for gene in each.genes
+        ]
+        self.numbers = [
+            Number(method, gene.name, gene.scale, scope) for method, gene, scope in searched if gene.scale is not None
+        ]
+        self.options = [
+            Option(method, gene.name, gene.options, scope) for method, gene, scope in searched if gene.scale is None
+        ]
+        self._number_at = {(each.scope, each.method, each.name): index for index, each in enumerate(self.numbers)}
+        self._option_at = {(each.scope, each.method, each.name): index for index, each in enumerate(self.options)}
         self.genes = tuple(self._genes(groups, granularity))
         self.width: int = sum(track.weights.shape[1] for track in self.tracks)
         self.coefficients = len(self.owners) * self.width
@@ -123,7 +140,12 @@ class Plan:
         """What a genome in the box says."""
         choices = genome.categories[: self.method_genes] or (0,) * len(self.runs)
         parameters = self.parameters(genome)
-        settled = {index: Settled.of(self.methods[index], parameters[index]) for index in set(choices)}
+        wanted = [(self.scope(run), choice) for run, choice in enumerate(choices)]
+        known = {
+            (scope, choice): Settled.of(self.methods[choice], parameters[scope][choice])
+            for scope, choice in set(wanted)
+        }
+        settled = tuple(known[each] for each in wanted)
         projection = self.projection(choices)
         coefficients = self.coefficient_values(genome.values[: self.coefficients])
         return Point(
@@ -140,14 +162,20 @@ class Plan:
             found[:, 1] = np.rint(values[:, 1] * _LINE_STEP) / _LINE_STEP + 0.0
         return found
 
-    def parameters(self, genome: Genome) -> list[dict[str, Value]]:
-        """[methods] searched parameter -> value."""
-        found: list[dict[str, Value]] = [{} for _ in self.methods]
+    def scope(self, run: int) -> int:
+        """Whose parameters hold in a run: its own where kind sets choose apart, else those of all, 0."""
+        return run if self.apart else 0
+
+    def parameters(self, genome: Genome) -> list[list[dict[str, Value]]]:
+        """[scopes][methods] searched parameter -> value."""
+        found: list[list[dict[str, Value]]] = [
+            [{} for _ in self.methods] for _ in range(len(self.runs) if self.apart else 1)
+        ]
         numbers = genome.values[self.coefficients + self.densities :]
         for number, value in zip(self.numbers, numbers, strict=True):
-            found[number.method][number.name] = number.scale.value(value)
+            found[number.scope][number.method][number.name] = number.scale.value(value)
         for option, choice in zip(self.options, genome.categories[self.method_genes :], strict=True):
-            found[option.method][option.name] = option.choices[choice]
+            found[option.scope][option.method][option.name] = option.choices[choice]
         return found
 
     def density_gene(self, run: int, expert: int) -> int:
@@ -156,13 +184,13 @@ class Plan:
         owners = len(self.density_owners)
         return self.coefficients + run * owners + (expert if owners > 1 else 0)
 
-    def number_gene(self, method: int, name: str) -> int:
+    def number_gene(self, scope: int, method: int, name: str) -> int:
         """Where in ``Genome.values`` a parameter stands."""
-        return self.coefficients + self.densities + self._number_at[method, name]
+        return self.coefficients + self.densities + self._number_at[scope, method, name]
 
-    def option_gene(self, method: int, name: str) -> int:
+    def option_gene(self, scope: int, method: int, name: str) -> int:
         """Where in ``Genome.categories`` a parameter stands."""
-        return self.method_genes + self._option_at[method, name]
+        return self.method_genes + self._option_at[scope, method, name]
 
     def _projection(self, choices: tuple[int, ...]) -> Projection:
         taking = [self.methods[choice].coefficients for choice in choices]
@@ -191,12 +219,12 @@ class Plan:
         ]
 
     def _genes(self, groups: Sequence[Group], granularity: Granularity) -> list[Gene]:
-        kinds = tuple(dict.fromkeys(group.kind for group in groups))
+        apart = self.runs if self.apart else ()
         everything = granularity in ("model", "lines")
         found = list(coefficient_genes(self.owners, self.tracks, self.mixing.bounds, everything))
         if self.density is not None:
             found += density_genes(self.density_owners, groups, self.runs, self.density)
-        found += parameter_genes(self.methods, kinds, categorical=False)
+        found += parameter_genes(self.methods, groups, apart, categorical=False)
         if len(self.methods) > 1:
             found += method_genes(groups, self.runs, [each.name for each in self.methods])
-        return [*found, *parameter_genes(self.methods, kinds, categorical=True)]
+        return [*found, *parameter_genes(self.methods, groups, apart, categorical=True)]

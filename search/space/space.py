@@ -45,6 +45,8 @@ class Space:
         methods: any that are registered; a gene per run of depths chooses where there are several.
         method_blocks: how many runs of depths, per stack, choose their method and their densities separately; or the
             borders of such runs.
+        method_kinds: every kind set of ``kinds`` chooses its method, densities and searched parameters for itself, in
+            every such run; at any granularity.
         density: bounds of the densities, in steps of 1/64. There is a gene for every run and expert if some method has
             a density that its own parameters do not set.
         shared_density: one density gene for every run, for all experts.
@@ -70,6 +72,7 @@ class Space:
     """
 
     is_path: ClassVar[Literal[False]] = False
+    sure: ClassVar[None] = None
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class Space:
         taking: Sequence[str] | None = None,
         methods: Sequence[str | MethodChoice] = ("task_arithmetic",),
         method_blocks: int | Borders = 1,
+        method_kinds: bool = False,
         density: Bounds = Bounds(0.1, 1.0),  # noqa: B008 (frozen)
         shared_density: bool = False,
         normalize: bool = False,
@@ -138,6 +142,7 @@ class Space:
             mixing=mixing,
             methods=used,
             blocks=method_blocks,
+            apart=method_kinds,
             density=density_steps(density.low, density.high) if dense else None,
             shared_density=shared_density,
         )
@@ -166,7 +171,7 @@ class Space:
         for run, row in zip(self._plan.run_of.tolist(), point.rows, strict=True):
             found = known.get((run, row))
             if found is None:
-                settled = point.settled[point.choices[run]]
+                settled = point.settled[run]
                 found = known[run, row] = self._speller.assignment(settled, row, point.densities[run])
             assignments.append(found)
         if self._apart:
@@ -250,7 +255,7 @@ class Space:
             ends = plan.coefficients, plan.coefficients + plan.densities
             numbers += [plan.density.value(each) for each in genome.values[slice(*ends)]]
         parameters = plan.parameters(genome)
-        numbers += [parameters[each.method][each.name] for each in plan.numbers]
+        numbers += [parameters[each.scope][each.method][each.name] for each in plan.numbers]
         categorical = self.genes[self.box.continuous :]
         chosen = [gene.choices[at] for gene, at in zip(categorical, genome.categories, strict=True)]
         return dict(zip((gene.name for gene in self.genes), [*numbers, *chosen], strict=True))

@@ -78,6 +78,22 @@ class Track:
     line: bool = False
 
 
+class Run(NamedTuple):
+    """Units that choose their method and their densities together: a run of depths, or the kind sets in one.
+
+    Attributes:
+        stack: of blocks; "" where there is one, or none.
+        depth: the first one; None where no unit has any.
+        members: indices of units.
+        kinds: of the kind set; () where all kinds choose together.
+    """
+
+    stack: str
+    depth: int | None
+    members: tuple[int, ...]
+    kinds: tuple[str, ...] = ()
+
+
 class Projection(NamedTuple):
     """From genes to coefficients, where some units take none.
 
@@ -172,14 +188,28 @@ def project(of: Sequence[Track], active: Sequence[bool]) -> Projection:
     return Projection(matrix, tuple(witnesses))
 
 
-def method_runs(groups: Sequence[Group], blocks: int | Borders) -> list[tuple[str, int | None, list[int]]]:
-    """Runs of depths, stack by stack: (stack, first depth, indices of units). Units outside the blocks go with the
-    first run (embedding) or the last (head, final norm); where their stack has no blocks, of all stacks.
+def method_runs(groups: Sequence[Group], blocks: int | Borders, sets: Sequence[tuple[str, ...]] = ()) -> list[Run]:
+    """Runs of depths, stack by stack. Units outside the blocks go with the first run (embedding) or the last (head,
+    final norm); where their stack has no blocks, of all stacks.
 
     Args:
         groups: [units].
         blocks: as many nearly equal runs, or those between these borders.
+        sets: kind sets that choose apart from each other; together if ().
     """
+    runs = _runs_of_depths(groups, blocks)
+    if not sets:
+        return runs
+    found = []
+    for run in runs:
+        for kinds in sets:
+            members = tuple(index for index in run.members if groups[index].kind in kinds)
+            if members:
+                found.append(Run(run.stack, run.depth, members, kinds))
+    return found
+
+
+def _runs_of_depths(groups: Sequence[Group], blocks: int | Borders) -> list[Run]:
     runs: list[tuple[str, int | None, list[int]]] = []
     of_stack: dict[str, tuple[int, int]] = {}
     for stack in sorted({group.stack for group in groups}):
@@ -193,12 +223,12 @@ def method_runs(groups: Sequence[Group], blocks: int | Borders) -> list[tuple[st
             members = [i for i, group in enumerate(groups) if group.stack == stack and group.depth in inside]
             runs.append((stack, run[0], members))
     if not runs:
-        return [("", None, list(range(len(groups))))]
+        return [Run("", None, tuple(range(len(groups))))]
     for index, group in enumerate(groups):
         if group.depth is None:
             first, last = of_stack.get(group.stack, (0, len(runs) - 1))
             runs[first if group.kind == "embedding" else last][2].append(index)
-    return runs
+    return [Run(stack, depth, tuple(members)) for stack, depth, members in runs]
 
 
 def _track(

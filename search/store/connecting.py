@@ -31,6 +31,13 @@ _DAMAGE = (
 )  # fmt: skip
 
 
+def under_way(run: Path) -> Path:
+    """The folder of the search that a run directory stands for now: that of a hybrid's first one as long as the second
+    has not begun, else its own."""
+    first = run / FIRST
+    return first if (first / DATABASE).is_file() and not (run / DATABASE).is_file() else run
+
+
 class Reported:
     """Turns SQLite's errors into one paragraph that names the file and says what to do."""
 

@@ -19,6 +19,7 @@ from search.workers.time_limit import TimeIsUp, grace, time_limit
 if TYPE_CHECKING:
     from evaluators.contract import Engine
     from merging import Materializer
+    from merging.dataflow import PathMaterializer
 
 HANGS = 75
 """Exit status of a process that ended itself because a candidate hung in compiled code: EX_TEMPFAIL, try again."""
@@ -92,7 +93,9 @@ def _scored_in_memory(engine: Engine, name: str, evaluator: Evaluator, ids: Sequ
 class InlineWorker:
     """Materialises a recipe into its own live model and scores it."""
 
-    def __init__(self, materializer: Materializer, engine: Engine, evaluators: Mapping[str, Evaluator]) -> None:
+    def __init__(
+        self, materializer: Materializer | PathMaterializer, engine: Engine, evaluators: Mapping[str, Evaluator]
+    ) -> None:
         self._materializer = materializer
         self._engine = engine
         self._evaluators = dict(evaluators)

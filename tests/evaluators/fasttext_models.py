@@ -31,8 +31,7 @@ def write_model(path: Path, labels: tuple[str, str] = _LABELS) -> Path:
     parts.append(struct.pack("<iiiqq", 3, 1, 2, 3, -1))
     for word, kind in (("</s>", 0), *((f"__label__{label}", 1) for label in labels)):
         parts.append(word.encode() + b"\0" + struct.pack("<qb", 1, kind))
-    for matrix in (rows, output):
-        parts.append(struct.pack("<bqq", 0, *matrix.shape) + matrix.tobytes())
+    parts.extend(struct.pack("<bqq", 0, *matrix.shape) + matrix.tobytes() for matrix in (rows, output))
     path.write_bytes(b"".join(parts))
     return path
 

@@ -74,7 +74,9 @@ def test_files_that_are_not_there_or_no_models(tmp_path: Path) -> None:
         with pytest.raises(EvaluatorError, match=r"cut\.ftz is no fastText model"):
             gate(tmp_path / "cut.ftz")
     (tmp_path / "long.ftz").write_bytes(whole + b"x")
-    with pytest.raises(EvaluatorError, match=rf"it has {len(whole) + 1} bytes where its own sizes ask for {len(whole)}"):
+    with pytest.raises(
+        EvaluatorError, match=rf"it has {len(whole) + 1} bytes where its own sizes ask for {len(whole)}"
+    ):
         gate(tmp_path / "long.ftz")
 
 

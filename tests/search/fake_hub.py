@@ -133,8 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.server.repositories.get(id)
         if found is None:
             return {"error": "Repository not found"}, 404
-        files = found.branches.get(revision or "main", {})
-        return {"id": id, "private": found.private, "sha": "0" * 40, "siblings": [{"rfilename": f} for f in files]}, 200
+        files = found.branches.get(revision or "main") or found.commits.get(revision or "", {})
+        siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+        return {"id": id, "private": found.private, "sha": "0" * 40, "siblings": siblings}, 200
 
     def branch(self, _: bytes, id: str, name: str) -> tuple[Any, int]:
         branches = self.server.repositories[id].branches

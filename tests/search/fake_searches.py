@@ -13,6 +13,7 @@ from evaluators.contract import Items, ItemScores, Metric, Split
 from merging.recipe import Assignment, Group, Recipe, SourceRef
 from search.events import Asked, Event, Resumed, RungReached, Told
 from search.loop import Search
+from search.minibatch import Minibatches
 from search.objectives import Objectives, Target, standard_errors
 from search.patience import Patience
 from search.racing import Racer
@@ -132,6 +133,7 @@ def start(
         should_stop,
         evaluators=EVALUATORS,
         racer=racer if len(racer.rungs) > 1 else None,
+        minibatches=Minibatches.wanted(EVALUATORS, settings.search),
         schedule=schedule,
         patience=patience,
     )

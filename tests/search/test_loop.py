@@ -30,6 +30,7 @@ from search.workers.inline import InlinePool
         pytest.param("nsga2", {"rungs": [60, 110], "alpha": 0.3}, marks=pytest.mark.slow),
         pytest.param("auto", {"rungs": [80], "alpha": 0.4}, marks=pytest.mark.slow),
         pytest.param("cma", "off", marks=pytest.mark.slow),
+        pytest.param("cma", {"minibatch": 40, "redraw": 8}, marks=pytest.mark.slow),
     ],
 )
 def test_killed_anywhere_it_ends_as_the_undisturbed_search(optimizer: str, fidelity: Any, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_killed_anywhere_it_ends_as_the_undisturbed_search(optimizer: str, fidel
     assert kills > 15
     assert content(fire) == content(calm)
     assert len(disturbed.evaluated) <= len(undisturbed.evaluated) + kills
-    if fidelity != "off":
+    if fidelity != "off" and "rungs" in fidelity:
         assert any(told[2].state == "censored" for told in content(calm)[0])
     store = Store.open(fire, read_only=True)
     assert [each.id for each in store.candidates()] == list(range(60))

@@ -3,7 +3,7 @@
 (() => {
   const data = report.data.path;
   if (!data) return;
-  const STEP = 1000, MOST = 12;
+  const STEP = 1000, MOST = 12, MANY = 24;
 
   /* {model, layer, scale} of every hop; scales are whole thousandths */
   const hopsOf = id => {
@@ -46,12 +46,12 @@
     const [low, high] = [Math.min(...steps), Math.max(...steps)].map(hundredths);
     return low === high ? "scale " + low : "scales " + low + " to " + high;
   };
-  const text = (hops, most) => {
+  const text = (hops, most, cut) => {
     const parts = stretches(hops, true).map(each => layersText(each) + timesText(each.scale));
-    if (!most || parts.length <= most) return parts.join(" ");
+    if (parts.length <= most) return parts.join(" ");
     let plain = stretches(hops, false).map(layersText);
     const half = Math.floor(most / 2), scales = scalesText(hops);
-    if (plain.length > most) plain = [...plain.slice(0, half), "\u2026", ...plain.slice(-half)];
+    if (cut && plain.length > most) plain = [...plain.slice(0, half), "\u2026", ...plain.slice(-half)];
     return plain.join(" ") + (scales ? " (" + scales + ")" : "");
   };
   const count = (number, word) => number + " " + word + (number === 1 ? "" : "s");
@@ -79,11 +79,13 @@
     hundredths(each.scale ?? STEP),
   ]);
 
-  report.path = { hopsOf, text, counts, rows, hundredths };
+  const short = hops => text(hops, MOST, true), whole = hops => text(hops, MANY, false);
+
+  report.path = { hopsOf, short, whole, counts, rows, hundredths };
   report.recipe = id => {
     const own = data.same[id] ?? id;
     if (!(own in data.candidates)) return [];
     const hops = hopsOf(own);
-    return [count(hops.length, "hop") + ": " + text(hops, MOST)];
+    return [count(hops.length, "hop") + ": " + short(hops)];
   };
 })();

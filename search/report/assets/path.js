@@ -4,7 +4,7 @@
   const paths = report.data.path;
   if (!paths) return;
   const STEP = 1000;
-  const { hopsOf, text, counts, rows, hundredths } = report.path;
+  const { hopsOf, short, whole, counts, rows, hundredths } = report.path;
   const by = id => document.getElementById(id);
   const [boxes, other] = ["path-candidate", "path-other"].map(by);
   const says = id => "candidate " + id + (paths.names[id] ? " \u00b7 " + paths.names[id] : "");
@@ -49,6 +49,11 @@
           symbol: against.map(hop => paths.looks[hop.model][0] + "-open"), size: size + 4, color: { css: "muted" },
           line: { width: 1 },
         },
+      });
+      if (scaled) found.push({
+        type: "scatter", mode: "markers", yaxis: "y2", x: place(against)[0], y: against.map(hop => hop.scale / STEP),
+        hoverinfo: "text", hovertext: hover(against, says(compared) + ": "),
+        marker: { symbol: "line-ew-open", size, color: { css: "ink" }, line: { width: 2, color: { css: "ink" } } },
       });
     }
     found.push(line(...place(hops), { width: 1, color: { css: "faint" } }));
@@ -99,10 +104,10 @@
     const hops = hopsOf(shown), against = compared === null ? null : hopsOf(compared);
     report.plot("path-0", traces(hops, against), layout());
     drawTable(hops);
-    by("path-text").textContent = text(hops);
+    by("path-text").textContent = whole(hops);
     by("path-says").textContent = says(shown) + ": " + counts(shown) +
       (against ? ". Compared with " + says(compared) + ": " + counts(compared) : "");
-    by("path-0").setAttribute("aria-label", "The path of " + says(shown) + ", hop by hop: " + text(hops, 12) +
+    by("path-0").setAttribute("aria-label", "The path of " + says(shown) + ", hop by hop: " + short(hops) +
       (against ? "; beside it that of " + says(compared) : "") + ". Its hops are in the table below it");
     boxes.value = String(shown);
   };

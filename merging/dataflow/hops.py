@@ -1,0 +1,207 @@
+"""Hops in a live model: copies of a layer's module that share its parameters, hung up one after the other.
+
+A hop differs from its layer in two things. It has the number of its place in the path, by which a key-value cache tells
+hops apart, so that a layer that is run three times has three slots. And what it adds to the residual stream is
+multiplied, where the path has scales: see :mod:`merging.dataflow`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from merging.dataflow.blocks import Block, copied
+from merging.live import _quiet
+from merging.recipe import MergingError
+from merging.restack import restacked_config, with_layer_types
+
+# What a module of one layer alone cannot tell from any other number that is 0.
+_NUMBER = "layer_idx"
+
+_PLAIN = (int, float, bool, str, type(None))
+
+
+class Numbered(NamedTuple):
+    """An attribute that holds a layer's number.
+
+    Attributes:
+        module: name within the layer; "" for its own.
+        attribute: of that module.
+    """
+
+    module: str
+    attribute: str
+
+
+class Hop:
+    """A copy of a layer's module. Build with :func:`hop_of`.
+
+    Attributes:
+        module: what is run.
+    """
+
+    def __init__(self, module: nn.Module, numbered: Sequence[Numbered]) -> None:
+        self.module = module
+        self._numbered = [(module.get_submodule(each.module), each.attribute) for each in numbered]
+        self._hooks: list[Any] = []
+
+    def put(self, number: int, factor: float, writers: frozenset[str]) -> None:
+        """Give it a place in a path.
+
+        Args:
+            number: of its place, from 0.
+            factor: what it adds to the residual stream is multiplied by.
+            writers: modules that add to it, by name; may be empty where ``factor`` is 1.
+        """
+        for module, attribute in self._numbered:
+            setattr(module, attribute, number)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if factor != 1.0:
+            multiplied = _multiplied(factor)
+            self._hooks = [
+                self.module.get_submodule(each).register_forward_hook(multiplied) for each in sorted(writers)
+            ]
+
+
+def hop_of(block: Block, index: int, numbered: Sequence[Numbered]) -> Hop:
+    """The ``index``-th copy of a layer, made where there were not as many before."""
+    while len(block.hops) <= index:
+        block.hops.append(Hop(copied(block.module), numbered))
+    hop: Hop = block.hops[index]
+    return hop
+
+
+def numbers_of(layers: Sequence[nn.Module]) -> tuple[Numbered, ...]:
+    """The attributes in which each of a model's layers holds its own number."""
+    found = []
+    for name, part in layers[0].named_modules():
+        for attribute, value in vars(part).items():
+            if type(value) is int and value == 0 and (len(layers) > 1 or attribute == _NUMBER):
+                each = Numbered(name, attribute)
+                if all(_attribute(layer, each) == number for number, layer in enumerate(layers)):
+                    found.append(each)
+    return tuple(found)
+
+
+def hang(stack: nn.ModuleList, modules: Sequence[nn.Module]) -> None:
+    """Let a model run these modules, in this order."""
+    stack._modules.clear()
+    stack._modules.update({str(number): module for number, module in enumerate(modules)})
+
+
+class LiveConfig:
+    """The config of a live model, which says how deep it is and of which kind each block.
+
+    Args:
+        model: whose config it is.
+        config: its ``config.json``.
+        depth: layers that it has there.
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], depth: int) -> None:
+        self._config: Any = model.config
+        self._said = self._whole = with_layer_types(config)
+        self._depth = depth
+
+    def of(self, layers: Sequence[int]) -> dict[str, Any]:
+        """The ``config.json`` of a path.
+
+        Args:
+            layers: [hops] the layer that each is, whosever.
+        """
+        return restacked_config(self._whole, self._depth, layers)
+
+    def follow(self, layers: Sequence[int]) -> None:
+        """Let the live model's config be that of a path."""
+        wanted = self.of(layers)
+        _follow(self._config, self._said, wanted)
+        self._said = wanted
+
+
+def check_places(
+    model: nn.Module, config: LiveConfig, templates: Sequence[nn.Module], numbered: Sequence[Numbered], where: str
+) -> None:
+    """Check that a layer at another place is the same layer but for its number: that the class of an exported path
+    builds the blocks that are run here. It is asked to, once, without weights.
+
+    Args:
+        model: the live one.
+        config: its config.
+        templates: [layers] its layers.
+        numbered: see :func:`numbers_of`.
+        where: name of the list of layers.
+
+    Raises:
+        MergingError: it builds other ones; names what differs.
+    """
+    layers = [*reversed(range(len(templates))), *range(len(templates))]
+    own: Any = model.config
+    build: Any = type(model)
+    try:
+        with _quiet():
+            told = type(own).from_dict(config.of(layers))
+            told._attn_implementation = own._attn_implementation
+            with torch.device("meta"):
+                built = build._from_config(told, dtype=next(model.parameters()).dtype)
+        blocks = built.get_submodule(where)
+    except Exception as error:  # transformers raises whatever its model classes raise
+        raise MergingError(
+            f"a {type(model).__name__} of {len(layers)} layers cannot be built ({type(error).__name__}: {error}), so "
+            "there are no paths through its layers"
+        ) from error
+    for number, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
+        difference = next(_differences(templates[layer], block, number, numbered), None)
+        if difference is not None:
+            raise MergingError(
+                f"a layer of {type(model).__name__} is not the same at another place: layer {layer} as block {number} "
+                f"of a deeper model has {difference}. Paths through the layers of such models cannot be exported, so "
+                "they are not searched"
+            )
+
+
+def _differences(layer: nn.Module, block: nn.Module, number: int, numbered: Sequence[Numbered]) -> Iterator[str]:
+    own, other = dict(layer.named_modules()), dict(block.named_modules())
+    for name in sorted(own.keys() ^ other.keys()):
+        yield f"{'no ' if name in own else 'a '}module {name}"
+    for name, part in own.items():
+        built = other[name]
+        if type(part) is not type(built):
+            yield f"a {type(built).__name__} instead of a {type(part).__name__} as {name}"
+        for attribute, value in vars(part).items():
+            expected = number if Numbered(name, attribute) in numbered else value
+            found = getattr(built, attribute, None)
+            if attribute.startswith("_") or attribute == "training" or not isinstance(value, _PLAIN):
+                continue
+            if found != expected:
+                yield f"{'.'.join(filter(None, (name, attribute)))} {found!r} instead of {expected!r}"
+
+
+def _follow(config: Any, said: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Change what differs, in a config and in its parts."""
+    for key, value in wanted.items():
+        if value == said.get(key):
+            continue
+        part = getattr(config, key, None)
+        if isinstance(value, dict) and part is not None and not isinstance(part, dict):
+            _follow(part, said.get(key, {}), value)
+        else:
+            setattr(config, key, copy.copy(value))
+
+
+def _attribute(layer: nn.Module, each: Numbered) -> object:
+    part = dict(layer.named_modules()).get(each.module)
+    value = vars(part).get(each.attribute) if part is not None else None
+    return value if type(value) is int else None
+
+
+def _multiplied(factor: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def multiply(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output * factor
+
+    return multiply

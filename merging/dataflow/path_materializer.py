@@ -1,0 +1,246 @@
+"""Paths through the layers of models, in a live model: no weight is computed or copied, modules are hung up anew.
+
+Every layer of every model is in memory once, as the sources hold it; a candidate is an order in which they are run. So
+a candidate costs as much as it takes to write a list, and a path of a hundred hops as much memory as one of ten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from merging.arena import Home
+from merging.calibration.contract import Calibration
+from merging.checkpoint import content_hash
+from merging.dataflow.blocks import Blocks
+from merging.dataflow.hops import Hop, LiveConfig, check_places, hang, hop_of, numbers_of
+from merging.dataflow.live_path import LivePath, path_of
+from merging.kernel import Resolver, check_finite_result, merge_tensor, torch_dtype
+from merging.live import map_live
+from merging.materialize import Applied
+from merging.methods.registry import canonical
+from merging.recipe import Assignment, Group, MergingError, Recipe
+from merging.restack import for_recipe
+from merging.sources import Sources
+
+
+class PathMaterializer:
+    """Lays paths through the layers of models in a live model that holds the base when it is handed over.
+
+    As :class:`merging.materialize.Materializer`, for recipes of another kind: every block is one layer of one model as
+    it is, perhaps with a scale, and so is every tensor outside the blocks (:func:`merging.dataflow.live_path.path_of`).
+
+    Attributes:
+        calibration: taken for the sake of whoever has either materializer; paths need none.
+    """
+
+    def __init__(
+        self, sources: Sources, model: nn.Module, *, home: Home = "auto", calibration: Calibration | None = None
+    ) -> None:
+        """Take the live model apart, and the sources in. Afterwards it is the base.
+
+        Args:
+            sources: the models whose layers there are.
+            model: as :func:`merging.live.load_model` returned it, from the folder of the sources' base, on one device.
+            home: where the sources are kept: see :func:`merging.arena.hold`. What lies beside the live model is the
+                live model; only what lies elsewhere, or in another dtype, is copied, each layer once.
+            calibration: see the attribute.
+
+        Raises:
+            MergingError: what :class:`merging.materialize.Materializer` refuses; several stacks of layers or none; or
+                layers that are not the same at another place of the model.
+        """
+        self._sources = sources
+        self._model = model
+        self.calibration = calibration
+        if getattr(model, "hf_device_map", None) and len({str(each.device) for each in model.parameters()}) > 1:
+            raise MergingError(
+                "the live model is spread over several devices, and paths through layers are run on one: give each "
+                "worker one device (workers.gpus: 1), or smaller models"
+            )
+        found = map_live(sources, model)
+        unused = found.unused
+        del found  # with it the base's own copy of its weights goes, as soon as the blocks are taken apart
+        _let_record(model)
+        self._blocks = Blocks(sources, model, unused, home)
+        self._numbered = numbers_of(self._blocks.templates)
+        self._config = LiveConfig(model, sources.config, len(self._blocks.templates))
+        check_places(model, self._config, self._blocks.templates, self._numbered, self._blocks.where)
+        self._writers: tuple[frozenset[str], ...] | None = None
+        self._dtypes: set[tuple[str | None, str]] = set()
+        self._path: LivePath | None = None
+        self._recipe = self._plain()
+        self._live: dict[str, Tensor] = {}
+        self.apply(self._recipe)
+
+    @property
+    def sources(self) -> Sources:
+        """The models whose layers there are."""
+        return self._sources
+
+    @property
+    def model(self) -> nn.Module:
+        """The live model. Its blocks are other modules after each :meth:`apply`."""
+        return self._model
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The live tensors of the present path, under the names that its export has. Read-only: several names may be
+        one tensor, and that the sources'."""
+        return MappingProxyType(self._live)
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes of weights that were in any path so far: (the sources' own memory, copies of it)."""
+        return self._blocks.bytes
+
+    @torch.no_grad()
+    def apply(self, recipe: Recipe) -> Applied:
+        """Bring the live model to a path. Afterwards it depends on the recipe alone, not on earlier ones.
+
+        Raises:
+            MergeFailed: a weight is not finite in the live dtype. The model is as it was.
+            MergingError: the recipe is no path, or does not fit the sources or the model. The model is as it was.
+        """
+        start = time.perf_counter()
+        path = path_of(recipe, self._sources, self._blocks.anatomy)
+        self._check_dtype(recipe, path)
+        factors, writers = self._scaling(recipe)
+        hops = self._hops(path)
+        around = self._blocks.around(path.outside)
+        layers = [hop.layer for hop in path.hops]
+        for number, (hop, layer) in enumerate(zip(hops, layers, strict=True)):
+            hop.put(number, factors[number] if factors else 1.0, writers[layer] if writers else frozenset())
+        hang(self._blocks.stack, [hop.module for hop in hops])
+        self._config.follow(layers)
+        self._blocks.drop_others((hop.alias, hop.layer) for hop in path.hops)
+        changed = self._changed(path)
+        self._path, self._recipe = path, recipe
+        self._live = self._named(path) | around
+        groups = dict.fromkeys(group for group, _ in changed)
+        return Applied(tuple(groups), tuple(name for _, name in changed), time.perf_counter() - start)
+
+    def forget(self) -> None:
+        """Take nothing for granted: the next :meth:`apply` makes all hops anew, and compares every weight that it uses
+        with the files. For after something else may have written to the model, or left hooks in it."""
+        self._blocks.doubt()
+        self._path = None
+
+    def digest(self) -> str:
+        """Hash of the live tensors, by the scheme of :attr:`merging.checkpoint.Checkpoint.content`: equal to that of
+        the recipe's export, in which the scales are folded into weights."""
+        from merging.dataflow import folded
+
+        recipe = folded(self._recipe, self._sources)
+        view = for_recipe(self._sources, recipe)
+        resolver = Resolver(view, recipe)
+        dtype = torch_dtype(recipe.dtype)
+
+        def value(name: str) -> Tensor:
+            if name not in view.tensors:
+                return view.tensor(view.base, name)
+            if name in self._live and name not in recipe.tensors:
+                return self._live[name]
+            out = torch.empty(view.tensors[name].shape, dtype=dtype or view.tensors[name].dtype)
+            task = resolver.task(recipe.for_tensor(name, view.layout.group(name)))
+            check_finite_result({name: merge_tensor(name, task, out)}, {name: out})
+            return out
+
+        return content_hash([*view.tensors, *view.frozen], value)
+
+    def _plain(self) -> Recipe:
+        """The base as a path."""
+        base = self._sources.base
+        take = canonical(Assignment.of("passthrough", {base: {}}))
+        dtype = str(next(self._model.parameters()).dtype).removeprefix("torch.")
+        stored = {info.dtype for info in self._sources.tensors.values()}
+        return Recipe(
+            base,
+            self._sources.refs,
+            dict.fromkeys(self._sources.layout.groups, take),
+            dtype=None if stored == {torch_dtype(dtype)} or len(stored) > 1 else dtype,
+            tokenizer=self._sources.tokenizer,
+        )
+
+    def _hops(self, path: LivePath) -> list[Hop]:
+        used: Counter[tuple[str, int]] = Counter()
+        found = []
+        for alias, layer, _ in path.hops:
+            block = self._blocks.block(alias, layer)
+            found.append(hop_of(block, used[alias, layer], self._numbered))
+            used[alias, layer] += 1
+        return found
+
+    def _scaling(self, recipe: Recipe) -> tuple[tuple[float, ...], tuple[frozenset[str], ...]]:
+        """([hops] what its writers' outputs are multiplied by, [layers] the writers); nothing without scales."""
+        if recipe.scales is None or set(recipe.scales) == {1.0}:
+            return (), ()
+        from merging.dataflow import residual_modules, writer_factors
+
+        if self._writers is None:
+            self._writers = residual_modules(self._sources)
+        return writer_factors(recipe.scales), self._writers
+
+    def _check_dtype(self, recipe: Recipe, path: LivePath) -> None:
+        """The export has the dtype that the live model has."""
+        wanted = torch_dtype(recipe.dtype)
+        anatomy = self._blocks.anatomy
+        for alias in {hop.alias for hop in path.hops} | set(path.outside.values()):
+            if (recipe.dtype, alias) in self._dtypes:
+                continue
+            names = {name for hop in path.hops if hop.alias == alias for name in anatomy.layers[hop.layer]}
+            names |= {name for name, each in path.outside.items() if each == alias}
+            for name in sorted(names - set(self._blocks.unused)):
+                # What stands outside the blocks is exported in the base's dtype, a block in that of its model.
+                of = alias if name not in path.outside else self._sources.base
+                expected, live = wanted or self._sources.info(of, name).dtype, self._blocks.dtype(name)
+                if live != expected:
+                    raise MergingError(
+                        f"the recipe makes {name} of {alias!r} in {expected}, but the live model holds it in {live}: "
+                        "what is scored would not be what is exported. Give the recipe dtype "
+                        f"{str(live).removeprefix('torch.')!r} (models.dtype), or load the model in "
+                        f"{str(expected).removeprefix('torch.')}"
+                    )
+            if all(set(anatomy.layers[layer]) <= names for layer in range(len(anatomy.layers))):
+                self._dtypes.add((recipe.dtype, alias))
+
+    def _named(self, path: LivePath) -> dict[str, Tensor]:
+        """The blocks' tensors under the names of the export."""
+        anatomy = self._blocks.anatomy
+        return {
+            anatomy.renamed(name, layer, number): tensor
+            for number, (alias, layer, _) in enumerate(path.hops)
+            for name, tensor in self._blocks.block(alias, layer).tensors.items()
+        }
+
+    def _changed(self, path: LivePath) -> list[tuple[Group, str]]:
+        """What another layer or model gives than before: (group, name in the export)."""
+        anatomy, layout = self._blocks.anatomy, self._sources.layout
+        before: LivePath = self._path or LivePath((), {})
+        outside = [
+            (layout.group(name), name) for name, alias in path.outside.items() if before.outside.get(name) != alias
+        ]
+        inside = [
+            (Group(layout.group(name).kind, number, anatomy.stack), anatomy.renamed(name, hop.layer, number))
+            for number, hop in enumerate(path.hops)
+            if number >= len(before.hops) or before.hops[number] != hop
+            for name in anatomy.layers[hop.layer]
+        ]
+        return sorted([*outside, *inside], key=lambda each: (each[0].order, each[1]))
+
+
+def _let_record(model: nn.Module) -> None:
+    """Have the library install now what records hidden states and attentions: it does so once, on the modules that it
+    finds, and copies of those have it too."""
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:  # other versions record otherwise
+        return
+    install: Callable[[nn.Module], None] = partial(maybe_install_capturing_hooks)
+    install(model)
