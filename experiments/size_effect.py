@@ -5,8 +5,8 @@
     python experiments/size_effect.py --tables [--images docs/images]
 
 Merges of string + language, string + refusal, and all three: the average; one λ of 11; TIES and DARE-TIES as published
-and with λ of 7; a coefficient for each expert, from a grid of 25 or 64. Everything is chosen on 192 search items of
-each skill, by the mean of the retentions (one arm: by the smallest), and reported on 1024 holdout items of each.
+and with λ of 7; a coefficient for each expert, from a grid of 25 or 64. Everything is chosen on 128 search items of
+each skill, by the mean of the retentions (one arm: by the smallest), and reported on 512 holdout items of each.
 Retention is (merge − base) / (own expert − base) on the expert's own skill.
 
 Written down before anything was merged: the question is answered by one number, mean retention at the best single λ,

@@ -278,8 +278,8 @@ def _no_weights(path: Path) -> str:
         return (
             expected
             + f"only pickled weights ({_some(pickled)}), which can run code when they are loaded. If you trust them, "
-            "convert once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder). Or allow pickles: "
-            f"{PICKLE} is then read by torch's weights-only loader"
+            f"convert once: paretomerge convert {path} NEW_FOLDER --allow-pickle. Or allow pickles where a command "
+            f"offers it: {PICKLE} is then read by torch's weights-only loader"
         )
     return expected + "neither; save the model with save_pretrained"
 

@@ -24,6 +24,7 @@ from merging.new_folder import beside, publish
 from merging.recipe import MergingError, Recipe
 from merging.restack import for_recipe
 from merging.sources import Sources
+from merging.stackable import check_stack
 
 SHARD_BYTES = 2 * 1024**3
 
@@ -67,7 +68,8 @@ def export(
 
     Raises:
         MergeFailed: the result is not finite.
-        MergingError: the recipe does not fit, the folder is not empty, or the disk is full.
+        MergingError: the recipe does not fit, the architecture's config cannot describe its blocks in their order, the
+            folder is not empty, or the disk is full.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -77,6 +79,7 @@ def export(
     equivalent = _mergekit(recipe, sources)
     plain = folded(recipe, sources)
     sources = for_recipe(sources, recipe)
+    check_stack(sources)
     tasks = _tasks(plain, sources, calibration)
     dtypes = _dtypes(recipe, sources)
     shards = _plan(sources, dtypes, max_shard_size)

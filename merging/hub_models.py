@@ -138,13 +138,16 @@ def resolve(text: str) -> Path:
 
 def cached(model: HubModel) -> Path | None:
     """The folder of a model whose weights are all in the Hub's cache on this machine; the Hub is not asked."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    try:
-        folder = Path(_api().snapshot_download(model.repository, revision=model.revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
-    return folder if _is_whole(folder) else None
+    for name in ("config.json", _ADAPTER[0]):
+        # the folder is not asked for as a snapshot: that counts every file of the repository, pickles too
+        found = try_to_load_from_cache(
+            model.repository, name, cache_dir=constants.HF_HUB_CACHE, revision=model.revision
+        )
+        if isinstance(found, str) and _is_whole(Path(found).parent):
+            return Path(found).parent
+    return None
 
 
 def ask(text: str) -> Wanted:
@@ -193,9 +196,9 @@ def _weights(text: str, model: HubModel, commit: str, sizes: Mapping[str, int]) 
         own = model.repository.partition("/")[2]
         raise MergingError(
             f"{text} has its weights only as pickles ({', '.join(sorted(pickled)[:3])}; "
-            f"{_size(sum(pickled.values()))}), which are never fetched for you: a pickle can run code. If you trust it: "
-            f"{model.command} --local-dir {own}; paretomerge convert {own} {own}-safetensors --allow-pickle; and name "
-            "that folder instead"
+            f"{_size(sum(pickled.values()))}), which are never fetched for you: a pickle can run code. If you trust "
+            f"it: {model.command} --local-dir {own}; paretomerge convert {own} {own}-safetensors --allow-pickle; and "
+            "name that folder instead"
         )
     raise MergingError(f"expected safetensors in {text}, found no file of weights there")
 

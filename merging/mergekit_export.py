@@ -42,7 +42,7 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     Raises:
         MergingError: mergekit has no equivalent; says why.
     """
-    identity = recipe.hash
+    original = recipe
     recipe = _with_aliases(canonical_recipe(folded(recipe, sources)), sources.bind(recipe))
     view = restack(sources, recipe.layers)
     recipe = pruned(recipe, view.layout)
@@ -54,6 +54,7 @@ def to_mergekit(recipe: Recipe, sources: Sources) -> str:
     data = Writer(recipe, view, assignments, method).write() | _dtypes(recipe, sources) | _tokenizer(recipe, sources)
     _verify(data, recipe, view, assignments)
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    identity = recipe.hash if original.scales is None else canonical_recipe(original).hash
     return "".join(f"# {line}\n" for line in _remarks(method, recipe, data, identity)) + text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class ModelSizes:
         tensor: the largest tensor of it.
         itemsize: of most of its elements.
         widths: None where the config does not say.
+        cast: alias -> bytes of what ``sources`` counts, in the dtype of the live model.
+        layer: bytes of the largest block of the live model.
+        around: bytes of the live model outside its blocks.
+        path: bytes of all that a path through layers has at once, where it does not lie where it is run; 0 for models
+            that hold merged weights.
     """
 
     parameters: int
@@ -59,6 +64,10 @@ class ModelSizes:
     tensor: int
     itemsize: int
     widths: Widths | None
+    cast: Mapping[str, int] = field(default_factory=dict)
+    layer: int = 0
+    around: int = 0
+    path: int = 0
 
 
 def sizes_of(base: Path | str, experts: Mapping[str, Path | str], dtype: str | None = None) -> ModelSizes:
@@ -83,20 +92,43 @@ def sizes_of(base: Path | str, experts: Mapping[str, Path | str], dtype: str | N
         for alias, each in models.items()
     }
     wanted = torch_dtype(dtype)
-    live = {name: info.numel * _live_dtype(name, info, wanted).itemsize for name, info in held.items()}
+    itemsizes = {name: _live_dtype(name, info, wanted).itemsize for name, info in held.items()}
+    live = {name: info.numel * itemsizes[name] for name, info in held.items()}
+    blocks = _blocks(live)
     elements: dict[int, int] = {}
     for name, info in held.items():
-        size = _live_dtype(name, info, wanted).itemsize
-        elements[size] = elements.get(size, 0) + info.numel
+        elements[itemsizes[name]] = elements.get(itemsizes[name], 0) + info.numel
     return ModelSizes(
         parameters=sum(info.numel for info in held.values()),
         sources=sources,
         live=sum(live.values()),
-        piece=_largest_piece(live),
+        piece=max(blocks.values()),
         tensor=max(live.values()),
         itemsize=max(elements, key=lambda size: elements[size]),
         widths=_widths(origin.path),
+        cast={
+            alias: sum(
+                info.numel * itemsizes[name] for name in merged if (info := _held(each, name, heads)) is not None
+            )
+            for alias, each in models.items()
+        },
+        layer=max((size for block, size in blocks.items() if block not in live), default=0),
+        around=sum(size for block, size in blocks.items() if block in live),
     )
+
+
+def for_paths(sizes: ModelSizes, depth: int) -> ModelSizes:
+    """What lies in memory where the live model is a path through the layers of the models: every layer of every model
+    once, in its dtype, and no weights beside them; keys and values for every hop.
+
+    Args:
+        sizes: of the models.
+        depth: hops of a path, at most.
+    """
+    sources = {alias: sizes.cast.get(alias, size) for alias, size in sizes.sources.items()}
+    path = min(sum(sources.values()), depth * sizes.layer + sizes.around)
+    widths = None if sizes.widths is None else replace(sizes.widths, layers=depth)
+    return replace(sizes, sources=sources, live=0, path=path, widths=widths)
 
 
 def _held(checkpoint: Checkpoint, name: str, heads: Mapping[str, str]) -> TensorInfo | None:
@@ -114,13 +146,13 @@ def _live_dtype(name: str, info: TensorInfo, wanted: torch.dtype | None) -> torc
     return info.dtype if wanted is None or is_frozen(name, info) else wanted
 
 
-def _largest_piece(live: Mapping[str, int]) -> int:
-    """Of the blocks and of the tensors outside of them."""
+def _blocks(live: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of the blocks, and of the tensors outside of them."""
     pieces: dict[str, int] = {}
     for name, size in live.items():
         block = block_of(name)
         pieces[block] = pieces.get(block, 0) + size
-    return max(pieces.values())
+    return pieces
 
 
 def _widths(path: Path) -> Widths | None:

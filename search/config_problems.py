@@ -12,6 +12,7 @@ from evaluators import registry as evaluators
 from evaluators.calibration import InputsOptions
 from evaluators.contract import EvaluatorError
 from search.calibration import problems as calibration_problems
+from search.data_flow_schema import DataFlowConfig
 from search.first_config import alone, data_of_first
 from search.first_config import problems as first_problems
 from search.optimizers import registry as optimizers
@@ -135,6 +136,7 @@ def _model_at(location: Location) -> type[BaseModel] | None:
         (): Config,
         ("models",): Models,
         ("space",): SpaceConfig,
+        ("space", "data_flow"): DataFlowConfig,
         ("search",): SearchSettings,
         ("search", "budget"): Budget,
         ("search", "budget", "plateau"): PlateauConfig,

@@ -128,10 +128,14 @@ def work_of(results: Results, id: int) -> Work:
     parents = Sources.load(paths["base"], {alias: path for alias, path in paths.items() if alias != "base"})
     _refuse_changed(parents, results)
     calibrate = partial(_collected, results)
-    virtual = {
-        alias: remade(alias, recipe.sources[alias], lambda _: parents, recipe.dtype, calibrate) for alias in made_by
-    }
-    sources = parents.joined(virtual) if virtual else parents
+
+    def made(made_by: Recipe) -> Sources:
+        """The parents of a merge, those among them that are merges themselves made again."""
+        inner = {alias: ref for alias, ref in made_by.sources.items() if ref.made_by is not None}
+        found = {alias: remade(alias, ref, made, recipe.dtype, calibrate) for alias, ref in inner.items()}
+        return parents.joined(found) if found else parents
+
+    sources = made(recipe)
     models = results.config.models
     calibration = calibrate(recipe, parents, recipe.dtype)
     return Work(recipe, sources, calibration, {"base": models.base, **models.experts}, paths, results, id)

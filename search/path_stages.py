@@ -46,7 +46,7 @@ def indicators_of(config: Config) -> Literal["threshold", "choice"]:
     return given
 
 
-def deepest(config: Config, layers: int) -> int:
+def deepest_path(config: Config, layers: int) -> int:
     """The most layers that a candidate may have.
 
     Args:
@@ -103,7 +103,7 @@ def known_paths(config: Config, layers: int) -> dict[str, tuple[str, Path]]:
     alone |= {f"expert {name}": name for name in (*config.models.experts, *config.models.derived)}
     alone |= {f"{name}{ALONE}": name for name in (*config.models.virtual, *evolved(config))}
     found = {label: (name, plain_path(name, 0, layers)) for label, name in alone.items()}
-    first, most = models[0], deepest(config, layers)
+    first, most = models[0], deepest_path(config, layers)
     quarter = max(1, layers // 4)
     if 0 < 2 * (layers - quarter) <= most:
         up = plain_path(first, 0, layers - quarter) + plain_path(first, quarter, layers)

@@ -12,6 +12,9 @@ elements, width h, feed-forward width f, a vocabulary of V tokens; see :class:`m
   and the result, and up to four in the feed-forward network. Attention is taken as computed in tiles, without T²,
 - logits: min(T·V, 2²⁷)·(4 + d) bytes,
 - where sources lie elsewhere than the live model: the largest tensor of each, on its way to be merged.
+
+Where the live model is a path through the models' layers (``space.data_flow``), the sources are its weights: each layer
+once, however often it is run, and L is the number of hops. Where they lie elsewhere, those of one path are copied.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ PROCESS = 1 * GB
 
 # Memory of a device that the driver, the libraries' kernels and fragments of torch's allocator take.
 CONTEXT = 1 * GB
+
+_PATH = "layers of a path"
 
 # Refusals look no further for how many devices it would take.
 _MOST_DEVICES = 64
@@ -149,15 +154,17 @@ def _on_cpus(sizes: ModelSizes, machine: Machine, work: Work) -> Placement:
     weights = sizes.live * (2 if work.own_weights else 1)
     left = machine.host - workers * (PROCESS + weights)
     where = choose(_home(work), copies * _total(sizes), max(0, left))
-    left -= copies * _total(sizes) if where != "files" else 0
+    path = sizes.path if where == "files" else 0
+    left -= copies * _total(sizes) if where != "files" else workers * path
     asked = work.batch_tokens or BATCH_TOKENS["cpu"]
     tokens, used = _batch(sizes, work, asked, left / workers)
     left -= workers * sum(used.values())
-    parts = (_process(), *_models(sizes, work, "host", where), *_parts(used, "host"))
+    parts = (_process(), *_models(sizes, work, "host", where), *_parts({_PATH: path, **used}, "host"))
     found = Placement(parts, workers, 0.0, None, left, tokens, asked)
     if left >= 0:
         return found
     live = f"{workers} live models of {_gb(sizes.live)} each" if workers > 1 else f"a live model of {_gb(sizes.live)}"
+    live = live if sizes.live else "layers of all models"
     needed, there = _gb(machine.host - left), _gb(machine.host)
     return replace(found, problem=f"{live} and what it takes to run need {needed} of main memory, and {there} are free")
 
@@ -172,7 +179,7 @@ def _on_devices(sizes: ModelSizes, machine: Machine, work: Work, gpus: float) ->
     free, host = each - context - weights, machine.host - workers * PROCESS
     beside = _on_one(_total(sizes), sizes.piece * len(sizes.sources), spread)
     where = choose(_home(work), copies * _total(sizes), max(0, host), [(beside, max(0, free))])
-    passing = 0 if where == "device" else sizes.tensor * len(sizes.sources)
+    passing = 0 if where == "device" else sizes.path or sizes.tensor * len(sizes.sources)
     free -= beside if where == "device" else passing
     host -= copies * _total(sizes) if where in ("host", "shared") else 0
     asked = work.batch_tokens or BATCH_TOKENS["device"]
@@ -182,13 +189,18 @@ def _on_devices(sizes: ModelSizes, machine: Machine, work: Work, gpus: float) ->
         _process(),
         Part("driver and kernels", "device", context * spread),
         *_models(sizes, work, "device", where),
-        *([Part("tensors of all sources, passing", "device", passing * spread)] if passing else []),
+        *(
+            [Part(_PATH if sizes.path else "tensors of all sources, passing", "device", passing * spread)]
+            if passing
+            else []
+        ),
         *_parts({what: size * spread for what, size in used.items()}, "device"),
     )
     found = Placement(parts, workers, gpus, left, host, tokens, asked)
     if left < 0 or not workers:
         on = f"its {gpus:g} of a device" if gpus < 1 else "one device" if gpus == 1 else f"each of its {gpus:g} devices"
         live = f"{'the live model' if spread == 1 else 'its part of the live model'} {_gb(weights)}"
+        live = f"{_PATH} {_gb(passing)}" if sizes.path else live
         there = f"there are {_gb(each)}" if workers else f"this machine has {len(machine.devices)}"
         return replace(
             found, problem=f"a worker needs {_gb(each - left)} on {on} ({live}, the rest to run it), and {there}"
@@ -293,7 +305,7 @@ def _models(sizes: ModelSizes, work: Work, live: Where, sources: Where) -> list[
     own = [Part("the engine's own copy of it", live, sizes.live)] if work.own_weights else []
     once = sources in ("shared", "files")
     return [
-        Part("live model", live, sizes.live),
+        *([Part("live model", live, sizes.live)] if sizes.live else []),
         *own,
         *(Part(_named(alias), sources, size, once) for alias, size in sizes.sources.items()),
     ]

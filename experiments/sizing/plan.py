@@ -22,7 +22,7 @@ SIZES = ("skills-w64", "skills-w112", "skills-w192")
 LARGER = ("skills-w352", "skills-w704")
 """What can be added where a GPU trains them."""
 
-ITEMS = {"search": 192, "holdout": 1024}
+ITEMS = {"search": 128, "holdout": 512}
 """Items of each skill: what parameters are chosen on, and what is reported."""
 
 LAMBDAS = tuple(round(0.1 * step, 1) for step in range(2, 13))

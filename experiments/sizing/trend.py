@@ -22,7 +22,11 @@ Block = Mapping[float, float]
 
 LEVEL = 0.05
 POWER = 0.8
+MOST = 1_000_000
+"""Exchanges that are all counted; of more (four seeds of five sizes have 2·10⁸) so many are drawn."""
+
 _DRAWS = 400
+_FEW = 20_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def trend(blocks: Mapping[int, Block]) -> Trend:
     low = high = math.nan
     if len(own) > 1:
         half = student.ppf(0.975, len(own) - 1) * statistics.stdev(own) / math.sqrt(len(own))
-        low, high = statistics.fmean(own) - half, statistics.fmean(own) + half
+        low, high = float(statistics.fmean(own) - half), float(statistics.fmean(own) + half)
     without = [
         pooled_slope([block for seed, block in known.items() if seed != left]) for left in known if len(known) > 1
     ]
@@ -91,17 +95,24 @@ def pooled_slope(blocks: Sequence[Block]) -> float:
     return over / under
 
 
-def exact_p(blocks: Sequence[Block]) -> float:
-    """Share of all exchanges within seeds whose pooled slope is at least as far from 0 as the one that was found."""
-    sums = _exchanges(blocks)
+def exact_p(blocks: Sequence[Block], most: int = MOST) -> float:
+    """Two-sided: twice the share of all exchanges within seeds whose pooled slope is at least as steep, the same way.
+
+    Args:
+        blocks: values by size, of each seed.
+        most: exchanges that are counted; where there are more, so many are drawn, always the same, and the one that was
+            found is among them.
+    """
+    sums = _exchanges(blocks, most)
     found = sum(float((x - x.mean()) @ y) for x, y in map(_columns, blocks))
     tolerance = 1e-9 * max(1.0, float(np.abs(sums).max()))
-    return float(np.mean(np.abs(sums) >= abs(found) - tolerance))
+    tail = min(np.mean(sums >= found - tolerance), np.mean(sums <= found + tolerance))
+    return min(1.0, 2.0 * float(tail))
 
 
 def least_p(blocks: Sequence[Block]) -> float:
     """What :func:`exact_p` gives where the values rise with size in every seed, by the same."""
-    return exact_p([{size: size for size in block} for block in blocks])
+    return exact_p([{size: float(place) for place, size in enumerate(sorted(block))} for block in blocks])
 
 
 def detectable(blocks: Sequence[Block], residual: float, seed: int = 0) -> float:
@@ -127,7 +138,7 @@ def detectable(blocks: Sequence[Block], residual: float, seed: int = 0) -> float
                 {size: slope * size + residual * each[draw][place] for place, size in enumerate(sorted(block))}
                 for block, each in zip(blocks, noise, strict=True)
             ]
-            hits += exact_p(made) <= LEVEL
+            hits += exact_p(made, _FEW) <= LEVEL
         return hits / _DRAWS
 
     low, high = 0.0, residual
@@ -139,11 +150,17 @@ def detectable(blocks: Sequence[Block], residual: float, seed: int = 0) -> float
     return high
 
 
-def _exchanges(blocks: Sequence[Block]) -> np.ndarray:
-    """[∏ sizes!] Σ (x − mean x)·y of every way to exchange the values within seeds."""
+def _exchanges(blocks: Sequence[Block], most: int) -> np.ndarray:
+    """[∏ sizes!, at most ``most``] Σ (x − mean x)·y of the ways to exchange the values within seeds."""
+    columns = [_columns(block) for block in blocks]
+    if math.prod(math.factorial(len(y)) for _, y in columns) > most:
+        generator = np.random.default_rng(0)
+        drawn = [generator.permuted(np.tile(y, (most, 1)), axis=1) for _, y in columns]
+        for rows, (_, y) in zip(drawn, columns, strict=True):
+            rows[0] = y
+        return np.asarray(sum(rows @ (x - x.mean()) for rows, (x, _) in zip(drawn, columns, strict=True)))
     sums = np.zeros(1)
-    for block in blocks:
-        x, y = _columns(block)
+    for x, y in columns:
         own = np.array(list(itertools.permutations(y))) @ (x - x.mean())
         sums = (sums[:, None] + own[None, :]).ravel()
     return sums

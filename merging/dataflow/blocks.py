@@ -79,16 +79,14 @@ class Blocks:
         where: its name.
         anatomy: which tensors belong to which layer.
         templates: [layers] the base's modules, their parameters empty.
-        unused: canonical names of what the model's class does not load.
     """
 
-    def __init__(self, sources: Sources, model: nn.Module, unused: tuple[str, ...], home: Home) -> None:
+    def __init__(self, sources: Sources, model: nn.Module, home: Home) -> None:
         """Take the live model apart. Its own weights are let go: the sources hold the same.
 
         Args:
             sources: the models.
             model: the live one, which holds the base.
-            unused: see the attribute.
             home: see :func:`merging.arena.hold`; where live tensors have another dtype than the stored ones, sources
                 stay in their files, and every layer is cast once.
 
@@ -96,7 +94,6 @@ class Blocks:
             MergingError: several stacks of layers or none, or modules that are no list of them.
         """
         self.anatomy = Anatomy.of(sources)
-        self.unused = unused
         self._sources = sources
         self._model = model
         specs = _specs(place(model, {name: info.shape for name, info in sources.tensors.items()}), model)
@@ -164,9 +161,9 @@ class Blocks:
             live |= parts
         return live
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Of a live canonical tensor."""
-        return self._dtypes[name]
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Of a live canonical tensor; None where the model's class does not load it."""
+        return self._dtypes.get(name)
 
     def doubt(self) -> None:
         """Take nothing for granted of what any of the memory holds: it is compared with the files before its next

@@ -64,11 +64,9 @@ class PathMaterializer:
                 "the live model is spread over several devices, and paths through layers are run on one: give each "
                 "worker one device (workers.gpus: 1), or smaller models"
             )
-        found = map_live(sources, model)
-        unused = found.unused
-        del found  # with it the base's own copy of its weights goes, as soon as the blocks are taken apart
+        map_live(sources, model)  # for what it checks
         _let_record(model)
-        self._blocks = Blocks(sources, model, unused, home)
+        self._blocks = Blocks(sources, model, home)
         self._numbered = numbers_of(self._blocks.templates)
         self._config = LiveConfig(model, sources.config, len(self._blocks.templates))
         check_places(model, self._config, self._blocks.templates, self._numbered, self._blocks.where)
@@ -188,27 +186,23 @@ class PathMaterializer:
         return writer_factors(recipe.scales), self._writers
 
     def _check_dtype(self, recipe: Recipe, path: LivePath) -> None:
-        """The export has the dtype that the live model has."""
+        """What is exported has the dtype in which it is run: a block that of its model, the others the base's."""
         wanted = torch_dtype(recipe.dtype)
-        anatomy = self._blocks.anatomy
-        for alias in {hop.alias for hop in path.hops} | set(path.outside.values()):
+        aliases = {hop.alias for hop in path.hops} | set(path.outside.values())
+        for alias in sorted(aliases):
             if (recipe.dtype, alias) in self._dtypes:
                 continue
-            names = {name for hop in path.hops if hop.alias == alias for name in anatomy.layers[hop.layer]}
-            names |= {name for name, each in path.outside.items() if each == alias}
-            for name in sorted(names - set(self._blocks.unused)):
-                # What stands outside the blocks is exported in the base's dtype, a block in that of its model.
-                of = alias if name not in path.outside else self._sources.base
+            for name in self._sources.tensors:
+                of = self._sources.base if name in path.outside else alias
                 expected, live = wanted or self._sources.info(of, name).dtype, self._blocks.dtype(name)
-                if live != expected:
+                if live is not None and live != expected:
                     raise MergingError(
                         f"the recipe makes {name} of {alias!r} in {expected}, but the live model holds it in {live}: "
                         "what is scored would not be what is exported. Give the recipe dtype "
                         f"{str(live).removeprefix('torch.')!r} (models.dtype), or load the model in "
                         f"{str(expected).removeprefix('torch.')}"
                     )
-            if all(set(anatomy.layers[layer]) <= names for layer in range(len(anatomy.layers))):
-                self._dtypes.add((recipe.dtype, alias))
+            self._dtypes.add((recipe.dtype, alias))
 
     def _named(self, path: LivePath) -> dict[str, Tensor]:
         """The blocks' tensors under the names of the export."""

@@ -125,15 +125,14 @@ class Probe:
 
     @contextmanager
     def multiplied(self, factors: Mapping[str, float]) -> Iterator[None]:
-        """Within the context, these parameters are multiplied."""
-        kept = {name: self._model.get_parameter(name).detach().clone() for name in factors}
+        """Within the context, these parameters are multiplied; by powers of 2, which is undone exactly."""
+        for name, factor in factors.items():
+            self._model.get_parameter(name).data.mul_(factor)
         try:
-            for name, factor in factors.items():
-                self._model.get_parameter(name).data.mul_(factor)
             yield
         finally:
-            for name, values in kept.items():
-                self._model.get_parameter(name).data.copy_(values)
+            for name, factor in factors.items():
+                self._model.get_parameter(name).data.div_(factor)
 
     def _adds(self, name: str, silent: Mapping[str, float], none: Tensor, once: Tensor, block: int) -> bool:
         """Whether what a module puts out is a summand of the block's output, with the writers found so far silent.

@@ -12,7 +12,6 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +27,12 @@ from merging.sources import Sources
 
 _VOCABULARY = 64  # of the model that is tried
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-_TRIED = (2.0, 0.25, 1.5, 0.8)  # scales, in turn
+_TRIED = (2.0, 0.25, 0.5, 8.0)  # scales, in turn: powers of 2, with a product of 2
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Writers:
+class Writers(NamedTuple):
     """What writes to the residual stream of a model.
 
     Attributes:
@@ -79,11 +77,13 @@ def find_writers(sources: Sources) -> Writers:
     """
     inner: Sources = getattr(sources, "inner", sources)
     prefix = blocks_prefix(inner)
-    blocks = blocks_of(inner, prefix)
     shapes = tuple(
-        tuple((name.removeprefix(f"{prefix}{number}."), inner.tensors[name].shape) for name in names if name in known)
-        for known in [inner.tensors]
-        for number, names in enumerate(blocks)
+        tuple(
+            (name.removeprefix(f"{prefix}{number}."), inner.tensors[name].shape)
+            for name in names
+            if name in inner.tensors
+        )
+        for number, names in enumerate(blocks_of(inner, prefix))
     )
     config = json.dumps(with_layer_types(inner.config), sort_keys=True)
     try:
@@ -112,22 +112,20 @@ class _Tiny(NamedTuple):
 @lru_cache(maxsize=16)
 def _find(config: str, prefix: str, shapes: tuple[tuple[tuple[str, Shape], ...], ...]) -> Writers:
     settings = json.loads(config)
-    kinds: dict[str, int] = {}  # what makes a block of its kind -> the first of them
-    kind_of = []
-    for number, own in enumerate(shapes):
-        kind = json.dumps([restacked_config(settings, len(shapes), [number]), own], sort_keys=True)
-        kinds.setdefault(kind, len(kinds))
-        kind_of.append(kinds[kind])
-    firsts = [kind_of.index(each) for each in range(len(kinds))]
+    depth = len(shapes)
+    # Blocks of one kind have the same shapes, and make the same config of a model of one block.
+    kinds = [
+        json.dumps([restacked_config(settings, depth, [at]), own], sort_keys=True) for at, own in enumerate(shapes)
+    ]
+    firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
     origins = firsts if len(firsts) > 1 else firsts * 2
-    tiny = _tiny(settings, prefix, [shapes[origin] for origin in origins], origins, len(shapes))
-    found = [tiny.probe.writers(block) for block in range(len(firsts))]
-    per_block = [found[at % len(found)] for at in range(len(origins))]
-    _check_fold(tiny.probe, per_block)
-    named = [_on_disk(tiny, number, found[number]) for number in range(len(firsts))]
+    tiny = _tiny(settings, prefix, [shapes[origin] for origin in origins], origins, depth)
+    found = {kinds[origin]: tiny.probe.writers(number) for number, origin in enumerate(firsts)}
+    _check_fold(tiny.probe, [found[kinds[origin]] for origin in origins])
+    named = {kinds[origin]: _on_disk(tiny, number, found[kinds[origin]]) for number, origin in enumerate(firsts)}
     return Writers(
-        tuple(frozenset(f"{prefix}{at}.{rest}" for rest in named[kind]) for at, kind in enumerate(kind_of)),
-        tuple(found[kind].modules for kind in kind_of),
+        tuple(frozenset(f"{prefix}{at}.{rest}" for rest in named[kind]) for at, kind in enumerate(kinds)),
+        tuple(found[kind].modules for kind in kinds),
     )
 
 

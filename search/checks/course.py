@@ -34,6 +34,7 @@ from search.forecast.arithmetic import forecast, no_costs
 from search.forecast.disk import Disk, disk_of
 from search.forecast.outline import outline_of
 from search.hybrid import first_of
+from search.path_memory import largest_export
 from search.positions import ConfigError, Placed
 from search.virtual import evolved, made_of
 
@@ -161,4 +162,5 @@ def _disk(subject: Subject, runs: Path, models: Models, evaluators: Mapping[str,
         from_files=False,
         runs=runs,
         cache=default_cache(),
+        largest=largest_export(subject.config, found.sizes),
     )

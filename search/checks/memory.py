@@ -9,6 +9,7 @@ import torch
 from merging.memory import free_memory, free_on
 from merging.sizes import ModelSizes
 from search.checks.subject import Subject
+from search.path_memory import in_memory
 from search.placement import Machine, Work, place
 from search.virtual import evolved, made_of
 
@@ -38,7 +39,8 @@ def check_memory(subject: Subject, sizes: ModelSizes, device: str) -> None:
         own_weights=config.engine.kind == "vllm",
         shared=ray,
     )
-    found = place(replace(sizes, sources={**sizes.sources, **made}), Machine(devices, free_memory()), work)
+    sizes = in_memory(config, replace(sizes, sources={**sizes.sources, **made}))
+    found = place(sizes, Machine(devices, free_memory()), work)
     if not found.fits:
         subject.findings.warn(
             ("models",),

@@ -12,11 +12,13 @@ from search import virtual
 from search.borders import MOST_PLANNED, wants_borders
 from search.calibration import calibrated
 from search.checks.findings import Findings
+from search.checks.paths import check_paths
 from search.checks.subject import Subject
 from search.constraints import Constraint, constraint_of
 from search.ingredients import Inputs
 from search.objectives import Objectives, Target, target_of
 from search.racing import Racer
+from search.space.any_path import AnyPath
 from search.space.methods import PLANNED
 from search.space_schema import AUTO
 from search.stages import Stage, build_optimizer, build_stages
@@ -112,6 +114,8 @@ def _build(subject: Subject, sources: Sources, plan: Plan) -> None:
     tensors = {name: layout.group(name) for name in layout.names}
     with subject.findings.at("space"):
         plan.stages = tuple(build_stages(config, layout.groups, refs, tensors=tensors, calibration=PLANNED))
+    if config.space.data_flow is not None:
+        check_paths(subject, sources, plan.stages)
     if wants_borders(config):
         key = "method_blocks" if config.space.method_blocks == AUTO else "granularity"
         subject.findings.note(
@@ -161,6 +165,10 @@ def _check_budget(subject: Subject, plan: Plan, evaluators: Mapping[str, Evaluat
         findings.note(("search", "finalists"), f"there are no more candidates than {settings.budget.candidates}")
 
 
+_COARSER = "a coarser space.granularity"
+_SMALLER_PATHS = "fewer repetitions, scales: off or scale_per: hop"
+
+
 def _compare_with_genes(findings: Findings, plan: Plan, sizes: list[int]) -> None:
     for stage, size in zip(plan.stages, sizes, strict=True):
         genes = stage.space.box.continuous + len(stage.space.box.categories)
@@ -168,5 +176,5 @@ def _compare_with_genes(findings: Findings, plan: Plan, sizes: list[int]) -> Non
             findings.note(
                 ("search", "budget", "candidates"),
                 f"the stage {stage.name} has {size} candidate{'s' * (size > 1)} for {genes} genes, too few to find its "
-                "way: take more, or a coarser space.granularity",
+                f"way: take more, or {_SMALLER_PATHS if isinstance(stage.space, AnyPath) else _COARSER}",
             )

@@ -119,6 +119,7 @@ def _search_rows(search: dict[str, Any], which: str) -> Iterator[tuple[str, str]
 
 def _search_data(config: Config, plan: Plan) -> dict[str, Any]:
     """The same as plain data."""
+    fidelity = config.search.fidelity
     return {
         "stages": [
             {
@@ -154,7 +155,7 @@ def _summary(checked: Checked) -> dict[str, Any] | None:
         return None
     config = subject.config
     references = {"base": config.models.base, **config.models.experts}
-    seen, sizes, fidelity = models.sample, checked.sizes, config.search.fidelity
+    seen, sizes = models.sample, checked.sizes
     return {
         "name": config.name,
         "models": {

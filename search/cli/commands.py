@@ -44,6 +44,7 @@ COMMANDS = (
     Declared("export", "Ship", "Write a candidate as a Hugging Face model folder"),
     Declared("merge", "Single merges", "Merge models as a config or a recipe says"),
     Declared("evaluate", "Single merges", "Score a model with the evaluators of a config."),
+    Declared("convert", "Single merges", "Write pickled weights (.bin) as safetensors"),
     Declared("vector", "Task vectors", "Task vectors: extract, keep, verify, exchange, equip."),
     Declared("ls", "Find out", "List methods, evaluators, optimizers, presets or runs."),
     Declared("explain", "Find out", "Explain a method, an evaluator, a key of a config, a word."),

@@ -71,6 +71,7 @@ def plan(
     cache. Exit code 2 where the models do not fit into memory, with what would.
     """
     from search.errors import SearchError
+    from search.path_memory import in_memory
     from search.placement import place
     from search.report.console import print_json
 
@@ -81,14 +82,15 @@ def plan(
         loaded, sizes, machine, work = _of_config(config, set or [], devices, host, tokens)
     else:
         sizes, machine, work = _of_numbers(parameters or 0.0, experts, dtype, devices, host, tokens)
-    placement = place(sizes, machine, work)
+    held = sizes if loaded is None else in_memory(loaded.config, sizes)
+    placement = place(held, machine, work)
     here = devices is None and host is None if measure is None else measure
     planned = _planned(loaded, sizes, placement, here, runs) if loaded is not None and placement.fits else None
     if json:
-        memory = facts(sizes, machine, work, placement)
+        memory = facts(held, machine, work, placement)
         print_json({"name": loaded.config.name if loaded else None, "memory": memory, **_plan_facts(planned)})
     else:
-        _show(sizes, machine, work, placement, planned)
+        _show(held, machine, work, placement, planned)
     if not placement.fits:
         would = "; or ".join(placement.remedies)
         message = f"this does not fit: {placement.problem}. What would: {would}"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ def run(asked: Asked) -> int:
     """
     from rich.console import Console
 
+    from merging.hub_models import downloading
     from search.diagnosis.progress import bar
     from search.report.terminal import forgiving
 

@@ -19,7 +19,8 @@ from search.forecast.arithmetic import Costs, Pace
 from search.forecast.outline import Outline
 from search.optimizers.contract import Genome, Outcome, Trial
 from search.ranges import Range
-from search.space import Space
+from search.space import AnySpace
+from search.space.any_path import AnyPath
 from search.stages import Stage
 from search.workers.evaluation import CandidateFailed, Evaluation
 
@@ -37,6 +38,9 @@ SECONDS = 30.0
 """The next sample is taken only where what it will take still fits into this."""
 PROPOSING = 4.0
 """Seconds, for each stage, in which its optimizer searches a made-up landscape."""
+
+NEW_CHOICES = 0.1
+"""Of the slots of a path, those that are drawn anew: as many end elsewhere as of indicators that are numbers."""
 
 SPREAD = 1.15
 """A few repeats one after the other differ less than hours do: their ends are moved apart by this factor."""
@@ -184,7 +188,7 @@ class _Landscape:
     """Utilities as merges have them: an expert's skill follows from the mean of its coefficients, the others' take from
     it, some genes count a little more than others, and there is noise."""
 
-    def __init__(self, space: Space, objectives: int) -> None:
+    def __init__(self, space: AnySpace, objectives: int) -> None:
         self.random = np.random.default_rng(0)
         self.space = space
         n = max(1, space.box.continuous)
@@ -225,11 +229,17 @@ def _proposing(
     return Range(min(float(np.mean(spent)), later) / SPREAD, later, later * (1.5 if reached else 4.0))
 
 
-def _near(space: Space, random: np.random.Generator, width: float) -> Genome:
-    """A point around the centre."""
+def _near(space: AnySpace, random: np.random.Generator, width: float) -> Genome:
+    """A point around the centre; a path that has most of its slots as the centre has them."""
     center = space.center()
     values = np.clip(np.asarray(center.values) + width * random.standard_normal(len(center.values)), 0.0, 1.0)
-    choices = tuple(int(random.integers(count)) for count in space.box.categories)
+    if isinstance(space, AnyPath):
+        choices = tuple(
+            int(random.integers(count)) if random.random() < NEW_CHOICES else own
+            for own, count in zip(center.categories, space.box.categories, strict=True)
+        )
+    else:
+        choices = tuple(int(random.integers(count)) for count in space.box.categories)
     return Genome(tuple(values.tolist()), choices)
 
 

@@ -83,6 +83,7 @@ def disk_of(
     from_files: bool,
     runs: Path,
     cache: Path,
+    largest: int | None = None,
 ) -> Disk:
     """What a search will take of the disk.
 
@@ -96,13 +97,15 @@ def disk_of(
         from_files: whether candidates read their sources from disk.
         runs: where run directories are made; may not be there yet.
         cache: the user's cache; may not be there yet.
+        largest: bytes of the weights of an export, at most, where candidates differ in depth.
     """
+    exported = Range.exactly(sizes.live) if largest is None else Range(sizes.around + sizes.layer, sizes.live, largest)
     sources = float(sum(sizes.sources.values()))
     beside = sum(each.stat().st_size for each in base.iterdir() if each.is_file() and each.suffix in _COMPANIONS)
     return Disk(
         database=database_bytes(outline, found, {name: len(each.metrics) for name, each in evaluators.items()}),
         report=REPORT,
-        export=Range.exactly(float(sizes.live + beside)),
+        export=exported + Range.exactly(float(beside)),
         virtual=Range.exactly(float(virtual * sizes.parameters * FLOAT32)),
         # once to know them by their content; once more into memory, where the system has not kept them
         read_first=Range(sources, sources, 2.0 * sources),

@@ -20,7 +20,9 @@ from search.forecast.costs import Sample, costs_of, proposing, sample, trials
 from search.forecast.disk import Disk, disk_of
 from search.forecast.outline import Outline, outline_of
 from search.hybrid import first_of
+from search.path_stages import deepest_path
 from search.schema import Config
+from search.space import PathSpace
 from search.stages import Stage, build_optimizer, build_stages
 from search.virtual import evolved, experts_of, made_of, needs_calibration
 from search.workers.evaluation import CandidateFailed
@@ -122,7 +124,11 @@ def make_plan(
         costs=costs,
         timed=measured.timed if measured is not None else None,
         threads=measured.threads if measured is not None else 0,
-        notes=(*_notes(loaded, outline, measured is not None), *_about_blocks(loaded.config, borders)),
+        notes=(
+            *_notes(loaded, outline, measured is not None),
+            *_about_blocks(loaded.config, borders),
+            *_about_paths(loaded.config, stages),
+        ),
         first=first,
     )
 
@@ -200,6 +206,9 @@ def _with_real_experts(config: Config) -> Config:
         update |= {"expression": None, "variables": {}}
     if space.experts is not None:
         update["experts"] = [each for each in space.experts if each in experts] or None
+    if space.data_flow is not None and space.data_flow.models is not None:
+        there = [each for each in space.data_flow.models if each in (*experts, "base")] or None
+        update["data_flow"] = space.data_flow.model_copy(update={"models": there})
     made = {"virtual": {}, "derived": config.models.derived if written_out else {}}
     if space.data_flow is not None and space.data_flow.models is not None:
         named = [each if each in experts else "base" for each in space.data_flow.models]
@@ -235,6 +244,18 @@ def _about_blocks(config: Config, borders: Mapping[str, Sequence[int]]) -> list[
     return [
         f"Where blocks begin is found when the run starts. {MOST_PLANNED} of them are assumed, or one for each layer: "
         "there will be no more."
+    ]
+
+
+def _about_paths(config: Config, stages: Sequence[Stage]) -> list[str]:
+    full = stages[-1].space
+    if not isinstance(full, PathSpace):
+        return []
+    deepest = deepest_path(config, full.layers)
+    return [
+        f"Paths have {deepest} layers at most, and the models {full.layers}: a deep one takes up to "
+        f"{deepest / full.layers:.3g} times as long as model A. The times are of paths near model A, where the search "
+        "begins."
     ]
 
 

@@ -182,7 +182,7 @@ def _figure(facts: Facts, paths: Paths, shown: int) -> Html:
         (letter, f"--{colour}", alias if place else f"{alias}, model A")
         for place, (alias, (letter, _, colour)) in enumerate(zip(paths.models, _looks(paths), strict=True))
     ]
-    keys += [("┈", "--muted", f"{first} as it is"), ("○", "--muted", "hollow: the path that it is compared with")]
+    keys += [("┈", "--muted", f"{first} as it is"), ("○", "--muted", "hollow, and dashes: what it is compared with")]
     legend = [
         element("li", element("span", letter, style=f"color:var({colour})", aria_hidden="true"), " ", text)
         for letter, colour, text in keys

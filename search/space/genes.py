@@ -19,8 +19,8 @@ class Gene:
     Attributes:
         name: unique: ``math``, ``math.attention@knot2``, ``math.encoder/mlp@layer3``, ``math.alpha``,
             ``density.math@block0``, ``method@block0``, ``dare_ties.scale``; ``density.math.attention@block0``,
-            ``method.attention@block0``, ``ties.scale.attention@block0`` where kind sets choose apart. Coefficients that all experts share are
-            ``coefficient``, ``coefficient.attention@knot2``, …
+            ``method.attention@block0``, ``ties.scale.attention@block0`` where kind sets choose apart. Coefficients
+            that all experts share are ``coefficient``, ``coefficient.attention@knot2``, …
         role: coefficients and densities are among ``Genome.values``, methods among ``Genome.categories``, parameters
             where their kind is. Of a space of paths: includes (among the values or the categories), scales and shifts
             of a slot, ``include[r0 math.3]``; the choice of a path.

@@ -35,10 +35,13 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-kinds": ("Qwen2ForCausalLM", {**SIZE, **WINDOW, "use_sliding_window": True, "max_window_layers": 2}),
     "gpt2": ("GPT2LMHeadModel", {"vocab_size": 53, "n_embd": 24, "n_layer": 4, "n_head": 4, "n_positions": 64}),
     "mixtral": ("MixtralForCausalLM", {**SIZE, "num_local_experts": 3, "num_experts_per_tok": 2}),
-    "gemma3": ("Gemma3ForCausalLM", {**SIZE, **WINDOW, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {**SIZE, **WINDOW, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
     "olmo2": ("Olmo2ForCausalLM", SIZE),
-    "phi": ("PhiForCausalLM", SIZE),
-}  # fmt: skip
+    "phi": ("PhiForCausalLM", {**SIZE, "hidden_size": 32}),
+}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 

@@ -114,7 +114,7 @@ def test_pickles_and_adapters_are_refused_with_a_way_out(tmp_path: Path) -> None
     assert "found neither" in refusal(folder)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
     assert "only pickled weights (pytorch_model.bin)" in refusal(folder)
-    assert "save_pretrained" in refusal(folder)
+    assert "paretomerge convert" in refusal(folder)
     (folder / "adapter_config.json").write_text("{}")
     assert "LoRA adapter" in refusal(folder)
 

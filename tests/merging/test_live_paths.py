@@ -72,26 +72,28 @@ def few(*names: str) -> list[Any]:
     return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in PATHS if name not in names)]
 
 
-@pytest.mark.parametrize("name", few("mistral", "gpt2"))
+@pytest.mark.parametrize("name", few("mistral"))
 def test_it_computes_what_blocks_in_a_loop_compute(name: str, saved: Callable[..., Family]) -> None:
     family = saved(name)
     sources, model, paths = opened(family)
-    assert torch.equal(live(model), live(load_model(family.base)))
     paths.apply(path_recipe(sources, DEEP, "b"))
     by_hand = loop(family, DEEP, "b")
     torch.testing.assert_close(live(model), logits(by_hand, IDS), rtol=0, atol=1e-6)
-    assert not torch.allclose(live(model), live(load_model(family.a)), atol=1e-2)
-    # One hop, fewer than any of the models have, and the plain models.
-    paths.apply(path_recipe(sources, [("b", 1)], "a"))
-    torch.testing.assert_close(live(model), logits(loop(family, [("b", 1)], "a"), IDS), rtol=0, atol=1e-6)
+    # And the plain models.
     paths.apply(path_recipe(sources, [("b", layer) for layer in range(4)], "b"))
     assert torch.equal(live(model), live(load_model(family.b)))
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-kinds", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "qwen2-kinds", "gpt2", "mixtral", "phi")),
+    ],
+)
 def test_scales_multiply_the_hidden_state_before_a_hop(name: str, saved: Callable[..., Family]) -> None:
     """With norms that forget factors, epsilon and all: the epsilon of the models here is as good as none."""
-    epsilon = {"layer_norm_epsilon": 1e-12} if name == "gpt2" else {"rms_norm_eps": 1e-12}
+    epsilon = {{"gpt2": "layer_norm_epsilon", "phi": "layer_norm_eps"}.get(name, "rms_norm_eps"): 1e-12}
     family = saved(name, **epsilon)
     sources, model, paths = opened(family)
     paths.apply(path_recipe(sources, DEEP, "a", SCALES))
@@ -116,7 +118,7 @@ def test_the_live_model_is_its_export(name: str, saved: Callable[..., Family], t
         torch.testing.assert_close(live(model), live(exported), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", few("mistral", "qwen2-kinds"))
+@pytest.mark.parametrize("name", few("qwen2-kinds"))
 def test_a_cache_has_a_slot_for_every_hop(name: str, saved: Callable[..., Family]) -> None:
     """A layer three times in a row keeps three sets of keys and values, in windows and without."""
     sources, model, paths = opened(saved(name))
@@ -145,7 +147,7 @@ HOPS = st.lists(st.tuples(st.sampled_from(["base", "a", "b"]), st.integers(0, 3)
 BAD = st.sampled_from(["layer", "merge", "scales", "missing"])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(HOPS, st.sampled_from(["base", "a", "b"]), st.booleans(), st.none() | BAD), max_size=4), HOPS)
 def test_nothing_of_earlier_candidates_is_left(
     saved: Callable[..., Family], steps: list[tuple[Hops, str, bool, str | None]], last: Hops

@@ -41,6 +41,7 @@ LAYERS = ({"base": 0, "a": 1}, {"base": 1, "a": 2}, {"a": 2}, {"a": 3}, {"a": 3}
     "more",
     [
         {"layers": LAYERS},
+        {"layers": LAYERS, "scales": (1.0, 0.83, 1e-05, 1.5, 2.0)},
         {"tokenizer": "union"},
         {"tokenizer": "base"},
         {"tokenizer": "path:sha256:9", "tokenizer_path": "models/tok"},
@@ -51,6 +52,58 @@ def test_what_changes_the_result_is_kept_and_enters_the_hash(more: dict[str, Any
     recipe = replace(PLAIN, **more)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     assert recipe.hash != PLAIN.hash
+
+
+SCALED = replace(PLAIN, layers=LAYERS, scales=(1.0, 0.83, 1.0, 1.5, 1.0))
+
+
+def test_scales_stand_in_one_line_behind_the_layers_of_a_recipe_that_older_versions_refuse() -> None:
+    text = SCALED.to_yaml()
+    assert text.startswith("format: paretomerge-recipe/2\n") and "\nscales: [1.0, 0.83, 1.0, 1.5, 1.0]\n" in text
+    assert replace(SCALED, scales=None).to_yaml().startswith("format: paretomerge-recipe/1\n")
+    made = replace(PLAIN, sources=PLAIN.sources | {"v": SourceRef("virtual", "sha256:2", SCALED)})
+    assert Recipe.from_yaml(made.to_yaml()).sources["v"].made_by == SCALED
+    with pytest.raises(MergingError, match="has scales, which a version that reads 'paretomerge-recipe/1' may ignore"):
+        Recipe.from_yaml(text.replace("recipe/2", "recipe/1"))
+
+
+def test_scales_of_one_are_none_to_the_hash_and_others_are_not() -> None:
+    plain = replace(SCALED, scales=None)
+    assert replace(SCALED, scales=(1.0,) * 5).hash == plain.hash == replace(SCALED, scales=(1, 1, 1, 1, 1)).hash
+    assert len({plain.hash, SCALED.hash, replace(SCALED, scales=SCALED.scales[::-1]).hash}) == 3  # type: ignore[index]
+    assert replace(SCALED, scales=(2, 1, 1, 1, 1)).hash == replace(SCALED, scales=(2.0, 1.0, 1.0, 1.0, 1.0)).hash
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=5, max_size=5))
+def test_any_scales_go_to_yaml_and_back(scales: list[float]) -> None:
+    recipe = replace(SCALED, scales=tuple(scales))
+    again = Recipe.from_yaml(recipe.to_yaml())
+    assert again == recipe and again.hash == recipe.hash
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([1, 2], "a scale for each of the 5 blocks of the layers, found 2"),
+        ([1, 2, 3, 4, 0], "scale of block 4 to be a finite number above 0, found 0"),
+        ([1, 2, 3, 4, -0.5], "found -0.5: 0 would erase what the blocks before it computed, and the sign"),
+        ([1, 2, 3, 4, ".5"], "found '.5'"),
+        (0.5, "a list with a number for each block of the layers, found 0.5"),
+        ("11111", "found '11111'"),
+    ],
+)
+def test_scales_that_are_none(scales: Any, message: str) -> None:
+    data = SCALED.as_data() | {"scales": scales}
+    with pytest.raises(MergingError) as caught:
+        Recipe.from_data(data)
+    assert message in str(caught.value)
+
+
+def test_scales_need_layers() -> None:
+    data = SCALED.as_data()
+    del data["layers"]
+    with pytest.raises(MergingError, match="scales need layers: list the blocks of the result under layers"):
+        Recipe.from_data(data)
 
 
 def test_where_a_tokenizer_was_found_is_not_hashed() -> None:

@@ -92,7 +92,7 @@ def planted_path_skill(recipe: Recipe, expert: str) -> float:
     own = len({hop.layer for hop in path if hop.alias == expert}) / len({group.depth for group in GROUPS} - {None})
     rising = np.mean([later.layer > hop.layer for hop, later in itertools.pairwise(path)] or [1.0])
     harm = 0.3 * (1.0 - float(rising)) + 0.3 * float(np.mean([abs(hop.scale - 1.0) for hop in path]))
-    return float(np.clip(0.1 + 0.75 * own * (2.0 - own) - harm, 0.02, 0.98))
+    return float(np.clip(0.1 + 0.75 * own**1.5 - harm, 0.02, 0.98))
 
 
 class PlantedWorker:

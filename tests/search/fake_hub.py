@@ -202,7 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
         return [_entry(name, files[name]) for name in asked if name in files], 200
 
     def tree(self, _: bytes, id: str, revision: str) -> tuple[Any, int]:
-        return [_entry(name, data) for name, data in self.server.repositories[id].branches[revision].items()], 200
+        found = self.server.repositories[id]
+        files = found.branches[revision] if revision in found.branches else found.commits[revision]
+        return [_entry(name, data) for name, data in files.items()], 200
 
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from search.card import CardFacts, write_card
 from search.card.loading import loading_of
 from search.card.parents import hub_id_of, is_hub_id, parents_of, read_metadata, shareable
 from search.errors import SearchError
+from search.report.hop_texts import PATH_HEADER, path_rows
 from search.results import Results
+from search.space import path_of
 
 SyntheticRun = Callable[..., Results]
 
@@ -238,6 +240,24 @@ def _all_three(results: Results) -> int:
 
 def _part(text: str, title: str) -> str:
     return text.split(f"### {title}")[1].split("\n#")[0]
+
+
+def test_a_path_is_laid_out_block_by_block(
+    synthetic_run: SyntheticRun, parents: dict[str, Path], tmp_path: Path
+) -> None:
+    run = synthetic_run(tmp_path / "run", candidates=16, space={"data_flow": {"repetitions": 2, "depth": 9}})
+    id = next(each.id for each in run.candidates if "language" in {hop.alias for hop in path_of(run.recipe(each.id))}
+              and run.recipe(each.id).scales)  # fmt: skip
+    path = path_of(run.recipe(id))
+    text = card_of(run, id, tmp_path / "out", parents)[1]
+    assert f"A model of {len(path)} blocks that are layers of my-string and my-language, one after the other" in text
+    assert "each with a scale that is folded into its weights" in text and "string's" in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    at = rows.index(list(PATH_HEADER))
+    assert rows[at + 2 : at + 2 + len(path_rows(path))] == path_rows(path)
+    assert "coefficient, mean" not in text
+    plain = card_of(run, 2, tmp_path / "plain", parents)[1]  # an expert alone
+    assert "A model of 6 blocks that are layers of my-language, one after the other: a path" in plain
 
 
 @pytest.mark.parametrize(

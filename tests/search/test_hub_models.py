@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from fake_hub import FakeHub, Repository
+from giving_hub import COMMIT, giving
 from safetensors.torch import save
-from test_vector_hub import COMMIT, hub  # noqa: F401
 
 from merging import hub_models
 from merging.checkpoint import Checkpoint
@@ -35,6 +35,12 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with giving(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
 def quiet() -> Iterator[list[str]]:
     """Downloads are allowed; what is said of them."""
     said: list[str] = []
@@ -55,11 +61,11 @@ def content(**more: bytes) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def there(hub: FakeHub, files: dict[str, bytes], name: str = "me/fine-tune") -> None:  # noqa: F811
+def there(hub: FakeHub, files: dict[str, bytes], name: str = "me/fine-tune") -> None:
     hub.repositories[name] = Repository(branches={"main": files}, commits={COMMIT: files})
 
 
-def gets(hub: FakeHub) -> list[str]:  # noqa: F811
+def gets(hub: FakeHub) -> list[str]:
     return sorted({path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path})
 
 
@@ -68,7 +74,7 @@ NEEDED += ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.j
 
 
 @pytest.mark.parametrize("text", [TEXT, "hub://me/fine-tune", "hub://me/fine-tune@main"])
-def test_what_is_needed_comes_once_and_nothing_else(hub: FakeHub, quiet: list[str], text: str, cache: Path) -> None:  # noqa: F811
+def test_what_is_needed_comes_once_and_nothing_else(hub: FakeHub, quiet: list[str], text: str, cache: Path) -> None:
     there(hub, content())
     folder = resolve(text)
     assert folder.is_relative_to(cache) and folder.name == COMMIT
@@ -76,20 +82,22 @@ def test_what_is_needed_comes_once_and_nothing_else(hub: FakeHub, quiet: list[st
     assert sorted(Checkpoint.open(folder).tensors) == sorted(WEIGHTS)
     [said] = quiet
     size = sum(len(each) for name, each in content().items() if name in NEEDED)
-    assert said == f"downloading {text}: 7 files, {size / 1000:.3g} kB"
+    assert said == f"downloading {text}: 7 files, {size} bytes"
     hub.requests.clear()
     assert resolve(text) == folder == references.resolve(text) and len(quiet) == 1
     assert hub.requests == []  # the Hub is not asked for what is here
 
 
-def test_nothing_is_fetched_unasked(hub: FakeHub) -> None:  # noqa: F811
+def test_nothing_is_fetched_unasked(hub: FakeHub) -> None:
     there(hub, content())
-    with pytest.raises(NotHereError, match=rf"`paretomerge run` downloads it.*hf download me/fine-tune --revision {COMMIT}"):
+    with pytest.raises(
+        NotHereError, match=rf"`paretomerge run` downloads it.*hf download me/fine-tune --revision {COMMIT}"
+    ):
         references.resolve(TEXT)
     assert hub.requests == []
 
 
-def test_what_would_come_is_told(hub: FakeHub) -> None:  # noqa: F811
+def test_what_would_come_is_told(hub: FakeHub) -> None:
     there(hub, content())
     wanted = ask(TEXT)
     assert sorted([*wanted.small, *wanted.weights]) == NEEDED and wanted.commit == COMMIT
@@ -97,7 +105,7 @@ def test_what_would_come_is_told(hub: FakeHub) -> None:  # noqa: F811
     assert gets(hub) == ["model.safetensors.index.json"]
 
 
-def test_a_download_that_broke_off_is_no_model(hub: FakeHub, quiet: list[str]) -> None:  # noqa: F811
+def test_a_download_that_broke_off_is_no_model(hub: FakeHub, quiet: list[str]) -> None:
     there(hub, content())
     hub.failures["00002-of-00002"] = 500
     with pytest.raises(MergingError, match=r"hub://me/fine-tune.*\(500\)"):
@@ -107,7 +115,7 @@ def test_a_download_that_broke_off_is_no_model(hub: FakeHub, quiet: list[str]) -
     assert sorted(Checkpoint.open(resolve(TEXT)).tensors) == sorted(WEIGHTS)
 
 
-def test_one_file_and_adapters(hub: FakeHub, quiet: list[str]) -> None:  # noqa: F811
+def test_one_file_and_adapters(hub: FakeHub, quiet: list[str]) -> None:
     one = {"config.json": b"{}", "model.safetensors": save(WEIGHTS), "model.safetensors.index.json": b"{}"}
     there(hub, one, "me/one")
     assert {file.name for file in resolve("hub://me/one").iterdir()} >= {"model.safetensors", "config.json"}
@@ -116,10 +124,11 @@ def test_one_file_and_adapters(hub: FakeHub, quiet: list[str]) -> None:  # noqa:
     assert {file.name for file in resolve("hub://me/adapter").iterdir()} == {*adapter} - {"optimizer.pt"}
 
 
-def test_pickles_are_not_fetched_and_the_way_out_is_told(hub: FakeHub, quiet: list[str]) -> None:  # noqa: F811
+def test_pickles_are_not_fetched_and_the_way_out_is_told(hub: FakeHub, quiet: list[str]) -> None:
     there(hub, {"config.json": b"{}", "pytorch_model.bin": b"x" * 5000, "tokenizer.json": b"{}"})
-    with pytest.raises(MergingError, match=r"only as pickles \(pytorch_model.bin; 5 kB\).*hf download me/fine-tune "
-        rf"--revision {COMMIT} --local-dir fine-tune; paretomerge convert fine-tune fine-tune-safetensors --allow-pickle"):  # fmt: skip
+    fetched = rf"hf download me/fine-tune --revision {COMMIT} --local-dir fine-tune"
+    converted = "paretomerge convert fine-tune fine-tune-safetensors --allow-pickle"
+    with pytest.raises(MergingError, match=rf"only as pickles \(pytorch_model.bin; 5 kB\).*{fetched}; {converted}"):
         resolve(TEXT)
     assert gets(hub) == []
 
@@ -130,7 +139,7 @@ def test_pickles_are_not_fetched_and_the_way_out_is_told(hub: FakeHub, quiet: li
     ({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"a": "gone.safetensors"}}'}, "names no"),
 ])  # fmt: skip
 def test_repositories_that_are_no_models(
-    hub: FakeHub,  # noqa: F811
+    hub: FakeHub,
     quiet: list[str],
     files: dict[str, bytes],
     said: str,
@@ -140,14 +149,16 @@ def test_repositories_that_are_no_models(
         resolve(TEXT)
 
 
-def test_repositories_that_are_not_there(hub: FakeHub, quiet: list[str]) -> None:  # noqa: F811
+def test_repositories_that_are_not_there(hub: FakeHub, quiet: list[str]) -> None:
     with pytest.raises(MergingError, match=r"the Hub finds no such repository or revision \(404\)"):
         resolve("hub://me/nothing")
-    with pytest.raises(MergingError, match=r"964859c looks like a part of a commit's name; the Hub wants all 40 digits"):
+    with pytest.raises(
+        MergingError, match=r"964859c looks like a part of a commit's name; the Hub wants all 40 digits"
+    ):
         resolve("hub://me/nothing@964859c")
 
 
-def test_without_a_network(hub: FakeHub, quiet: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_without_a_network(hub: FakeHub, quiet: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     there(hub, content())
     folder = resolve(TEXT)
     with socket.socket() as free:

@@ -95,6 +95,8 @@ def spaces(draw):
         "shared": draw(st.booleans()),
         "methods": methods,
         "method_blocks": draw(st.integers(1, 4)),
+        "method_kinds": draw(st.booleans()),
+        "kinds": draw(st.sampled_from([EVERY_KIND, [["attention", "norm"], ["mlp", "embedding", "head"]]])),
         "density": Bounds(*draw(st.sampled_from([(0.1, 1.0), (0.0, 0.5)]))),
         "shared_density": draw(st.booleans()),
         "normalize": draw(st.booleans()),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-import fake_hub
 import pytest
 import torch
 from fake_hub import TOKEN, FakeHub, Repository
+from giving_hub import COMMIT, giving
 from safetensors.torch import save_file
 
 from merging.checkpoint import Checkpoint
@@ -22,57 +20,13 @@ from merging.vectors.store import Store, verify
 from search.errors import SearchError
 from search.vector_work import exported, imported
 
-COMMIT = "0" * 40  # as the hub of the tests names every revision
-
 # of huggingface_hub's own way to its HTTP library
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 
-class _Handler(fake_hub._Handler):
-    """Answers downloads as well."""
-
-    def do_HEAD(self) -> None:  # noqa: N802
-        self._give(head=True)
-
-    def do_GET(self) -> None:  # noqa: N802
-        if "/resolve/" in self.path:
-            self._give(head=False)
-        else:
-            self.handle_any()
-
-    def _give(self, head: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.requests.append((self.command, path))
-        failure = next((value for key, value in self.server.failures.items() if re.search(key, path)), None)
-        match = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/([\w.-]+)", path)
-        found = match and self.server.repositories[match[1]].commits.get(match[2], {}).get(match[3])
-        if not match or found is None or isinstance(failure, int):
-            self.send_response(failure if isinstance(failure, int) else 404)
-            self.send_header("content-length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("content-length", str(len(found)))
-        self.send_header("etag", f'"{match[3]}-{len(found)}"')
-        self.send_header("x-repo-commit", COMMIT)
-        self.end_headers()
-        if not head:
-            self.wfile.write(found[: len(found) // 2] if failure == "drop" else found)
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _http
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose server is another one
-    monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # between its five attempts
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    server = FakeHub()
-    server.RequestHandlerClass = _Handler
-    with server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
+    with giving(monkeypatch) as server:
         yield server
 
 
