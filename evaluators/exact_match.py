@@ -22,7 +22,7 @@ from evaluators.answers import (
 )
 from evaluators.base import FAILED, ItemEvaluator, Verdict
 from evaluators.contract import Engine, EvaluatorError, Generation, Metric, Request, Sampling
-from evaluators.fasttext_language import FasttextGate, FasttextOptions
+from evaluators.fasttext_language import FasttextGate, FasttextOptions, Language
 from evaluators.items import DataOptions, Item, Parsed
 from evaluators.language import LanguageGate
 from evaluators.prompts import PromptOptions, Prompts
@@ -80,7 +80,7 @@ class ExactMatchOptions(DataOptions):
     prompt: PromptOptions = Field(
         default_factory=PromptOptions, description="template, system prompt, chat template, worked examples"
     )
-    language: str | FasttextOptions | None = Field(
+    language: Language | None = Field(
         None,
         description="a code such as ja, told by script; or {code: ja, fasttext: lid.176.ftz}, told by a fastText "
         "model: an answer that is not in this language is wrong, whatever it says",
@@ -100,9 +100,10 @@ class ExactMatchOptions(DataOptions):
                 "mode: generate (or auto), or drop `language` and `sampling`"
             )
         if self.also_extract is not None and self.extract in ("none", self.also_extract):
+            other = "last_number" if self.also_extract == "sakana-compat" else "sakana-compat"
             raise ValueError(
                 f"also_extract: {self.also_extract} is a second way to find the answer, beside another one in "
-                f"`extract`; set extract: {'last_number' if self.also_extract == 'sakana-compat' else 'sakana-compat'}, or drop it"
+                f"`extract`; set extract: {other}, or drop it"
             )
         if self.prompt_field == self.answer_field:
             raise ValueError("prompt_field and answer_field must be two different fields")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from evaluators.contract import EvaluatorError
 
@@ -39,6 +40,24 @@ class FasttextOptions(BaseModel):
         "whose labels are languages"
     )
     above: float = Field(0.5, ge=0.0, lt=1.0, description="the probability that the language must exceed")
+
+
+def _form(value: object) -> str | None:
+    """Which of the forms of ``language`` is meant, so that errors speak of that one alone."""
+    if isinstance(value, str):
+        return "language code"
+    return "language model" if isinstance(value, Mapping | FasttextOptions) else None
+
+
+Language = Annotated[
+    Annotated[str, Tag("language code")] | Annotated[FasttextOptions, Tag("language model")],
+    Discriminator(
+        _form,
+        custom_error_type="language",
+        custom_error_message="expected a code such as ja, or {code: ja, fasttext: lid.176.ftz}",
+    ),
+]
+"""How an option names a language: by its code, or with a model that tells it."""
 
 
 class FasttextGate:

@@ -2,7 +2,7 @@
 
     for seed in 0 1 2; do for width in 64 112 192; do paretomerge zoo build skills-w$width --seed $seed; done; done
     python experiments/size_effect.py --folder runs/size_effect
-    python experiments/size_effect.py --tables [--images docs/images]
+    python experiments/size_effect.py --tables --page docs/size_effect.md --images docs/images
 
 Merges of string + language, string + refusal, and all three: the average; one λ of 11; TIES and DARE-TIES as published
 and with λ of 7; a coefficient for each expert, from a grid of 25 or 64. Everything is chosen on 128 search items of
@@ -33,7 +33,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from experiments.diagnosing.gaps import Records  # noqa: E402
-from experiments.sizing.plan import LARGER, MERGES, SIZES  # noqa: E402
+from experiments.sizing.plan import LARGER, SIZES  # noqa: E402
 
 if TYPE_CHECKING:
     from experiments.diagnosing.bench import Bench
@@ -71,20 +71,19 @@ def _cell(records: Records, name: str, seed: int) -> None:
 
 
 def _print(records: Records, arguments: argparse.Namespace) -> None:
-    from experiments.sizing import picture, tables
+    from experiments.sizing import page, picture
     from experiments.sizing.cells import read
 
     cells = read(records, arguments.families, arguments.seeds)
     if not cells:
         print(f"\n{arguments.folder} has no size and seed that is measured whole.")
         return
-    print(f"\n### The answer\n\n{tables.seeds_table(cells)}\n\n{tables.answer(cells)}")
-    print(f"\n### How well the sizes are matched\n\n{tables.matching_table(cells)}")
-    for experts in MERGES:
-        for worst in (False, True):
-            print(f"\n{tables.merge_table(cells, experts, worst)}")
-    print(f"\n### Skill by skill\n\n{tables.skills_table(cells)}\n\n{tables.chosen_table(cells)}")
-    print(f"\n### How the task vectors lie\n\n{tables.weights_table(cells)}")
+    found = page.blocks(cells)
+    print(f"\n{page.printed(found)}")
+    if arguments.page is not None:
+        text = page.filled(arguments.page.read_text(encoding="utf-8"), found)
+        arguments.page.write_text(text, encoding="utf-8")
+        print(f"\nwrote {arguments.page}")
     if arguments.images is not None:
         for path in picture.write(cells, arguments.images):
             print(f"\nwrote {path}")
@@ -96,6 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", default=list(SIZES), choices=[*SIZES, *LARGER], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of training")
     parser.add_argument("--tables", action="store_true", help="run nothing, print what there is")
+    parser.add_argument("--page", type=Path, help="a page whose tables are brought up to date")
     parser.add_argument("--images", type=Path, help="a folder to write the picture to")
     return parser.parse_args()
 

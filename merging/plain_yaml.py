@@ -7,6 +7,7 @@ could have written out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -201,9 +202,10 @@ def dump(data: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    def represent_list(self, data: list[Any]) -> yaml.SequenceNode:
-        flow = bool(data) and all(isinstance(each, float) for each in data)
-        node: yaml.SequenceNode = self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+    def represent_list(self, data: Iterable[Any]) -> yaml.SequenceNode:
+        values = list(data)
+        flow = bool(values) and all(isinstance(each, float) for each in values)
+        node: yaml.SequenceNode = self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
         return node
 
 

@@ -120,7 +120,7 @@ def _of_first(data: dict[str, Any], folder: Path) -> Iterator[Problem]:
 
 
 def _is_tag(part: str) -> bool:
-    kinds = ("literal[", "list[", "dict[", "function-", "data ")
+    kinds = ("literal[", "list[", "dict[", "function-", "data ", "language ")
     return part in {"Knots", "Blocks", "MethodConfig"} or part.startswith(kinds)
 
 

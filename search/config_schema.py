@@ -224,12 +224,15 @@ def _short_forms(defs: dict[str, Schema]) -> None:
     """What validators take that the models' types do not show."""
     config = defs["Config"]["properties"]
     config["evaluators"] |= {"patternProperties": _of_names(config["evaluators"], {"$ref": _REF + "Evaluator"})}
-    config["objectives"]["items"] = {
+    objective = {
         "anyOf": [
             {"type": "string", "pattern": r"^[^.]+\..+$", "description": "evaluator.metric"},
             {"$ref": _REF + "Objective"},
         ]
     }
+    first = defs["FirstConfig"]["properties"]["objectives"]["anyOf"]
+    for each in (config["objectives"], *(one for one in first if one.get("type") == "array")):
+        each["items"] = objective
     config["trackers"]["properties"] = {
         name.removeprefix("tracker-"): {"$ref": _REF + name} for name in defs if name.startswith("tracker-")
     }

@@ -28,8 +28,9 @@ from search.events import (
     Told,
 )
 from search.events import Interrupted as InterruptedEvent
-from search.judge import CHOICE_RULE, Judge
+from search.judge import CHOICE_RULE, Judge, Scores
 from search.ledger import Ledger
+from search.levelling import levelled
 from search.loop import Emit, scored
 from search.objectives import Objectives
 from search.patience import Patience
@@ -89,7 +90,7 @@ class Finals:
         judge = self._judge()
         baselines = judge.baselines(search)
         most = self._affordable(settings, items, len({each.candidate for each in baselines}))
-        finalists = judge.finalists(search, most)
+        finalists = judge.finalists(self._comparable(settings, search), most)
         if not finalists:
             raise NothingFeasible(self._nothing(judge, "search"))
         self._emit_once(FinalistsNamed(finalists, [each.candidate for each in baselines]))
@@ -119,6 +120,13 @@ class Finals:
             self._ledger.enter(holdout_hashes(self._evaluators), [known[id] for id in opened])
         self._emit_once(Opened(opened, holdout_hash(self._evaluators)))
         self._evaluate(opened, "holdout")
+
+    def _comparable(self, settings: SearchSettings, search: Scores) -> Scores:
+        """Scores on the search split that finalists are named by."""
+        if settings.fidelity.minibatch is None:
+            return search
+        whole = [each.id for each in self._store.candidates() if self._stages[each.stage].fixed]
+        return levelled(self._store, self._evaluators, self._objectives, whole, search)
 
     def _judge(self) -> Judge:
         violations = {split: self._store.violations(split) for split in _SPLITS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from merging.sizes import ModelSizes, for_paths
-from search.path_stages import deepest
+from search.path_stages import deepest_path
 from search.schema import Config
 
 
@@ -22,7 +22,7 @@ def in_memory(config: Config, sizes: ModelSizes) -> ModelSizes:
     """
     if config.space.data_flow is None:
         return sizes
-    depth = deepest(config, layers_of(sizes))
+    depth = deepest_path(config, layers_of(sizes))
     if config.first is None:
         return for_paths(sizes, depth)
     return sizes if sizes.widths is None else replace(sizes, widths=replace(sizes.widths, layers=depth))
@@ -37,7 +37,7 @@ def largest_export(config: Config, sizes: ModelSizes) -> int | None:
     """
     if config.space.data_flow is None:
         return None
-    return sizes.around + deepest(config, layers_of(sizes)) * sizes.layer
+    return sizes.around + deepest_path(config, layers_of(sizes)) * sizes.layer
 
 
 def layers_of(sizes: ModelSizes) -> int:

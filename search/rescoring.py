@@ -6,12 +6,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evaluators.contract import SPLITS, Engine, Evaluator, Split
 from search.config import LoadedConfig
 from search.results import Results
+
+if TYPE_CHECKING:
+    from search.setup import Setup
+
+SCALED = 1e-4
+"""How far scores of a path may be apart, relative to the larger of 1 and the score: a live hop multiplies what a matrix
+puts out by what the export has multiplied the matrix by, the same numbers rounded otherwise."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class SplitScores:
         split: of the items.
         evaluator: its name.
         items: how many have a stored score.
-        unequal: how many scores differ from the stored ones, over all metrics.
+        unequal: how many scores differ from the stored ones, over all metrics; of a path, by more than :data:`SCALED`.
         means: metric -> plain mean of the item scores.
     """
 
@@ -75,19 +83,48 @@ def rescore(results: Results, id: int, folder: Path, loaded: LoadedConfig | None
     model = setup.engine.model
     if model is None:
         raise RuntimeError("an engine without a model cannot be asked for its weights")
-    setup.materializer.apply(results.recipe(id))
+    recipe, repeated = results.recipe(id), results.candidate(id).duplicate_of
+    setup.materializer.apply(recipe)
+    known = id if repeated is None else repeated
+    if recipe.layers is not None:
+        return _rescore_path(results, setup, known, folder)
     rebuilt = {name: value.clone() for name, value in model.state_dict().items()}
     state = load_model(folder, dtype=getattr(model, "dtype", None)).state_dict()
     different = set(rebuilt) ^ set(state)
     different |= {name for name in set(rebuilt) & set(state) if not same_bits(rebuilt[name], state[name])}
     model.load_state_dict(state)
     setup.engine.weights_changed()
-    own = results.candidate(id).duplicate_of
-    scores = tuple(_again(setup.evaluators, setup.engine, results.folder, id if own is None else own))
+    scores = tuple(_again(setup.evaluators, setup.engine, results.folder, known))
     return Rescored(len(rebuilt), tuple(sorted(different)), scores)
 
 
-def _again(evaluators: Mapping[str, Evaluator], engine: Engine, folder: Path, id: int) -> Iterator[SplitScores]:
+def _rescore_path(results: Results, setup: Setup, id: int, folder: Path) -> Rescored:
+    """Of a path through layers: the export is a model of its own, in whose weights the scales are that live hops
+    multiply by.
+
+    Args:
+        results: of the run.
+        setup: its live model lays the candidate's path.
+        id: whose scores are stored.
+        folder: the export.
+    """
+    from evaluators import open_engine
+    from merging.checkpoint import Checkpoint
+    from merging.live import load_model
+
+    settings, dtype = results.config.engine, getattr(setup.engine.model, "dtype", None)
+    exported = Checkpoint.open(folder)
+    names = tuple(sorted(exported.tensors)) if exported.content != setup.materializer.digest() else ()
+    model = load_model(folder, dtype=dtype, device=settings.device)
+    engine = open_engine(
+        model, setup.sources.path, kind=settings.kind, batch_tokens=settings.batch_tokens, device=settings.device
+    )
+    return Rescored(len(exported.tensors), names, tuple(_again(setup.evaluators, engine, results.folder, id, SCALED)))
+
+
+def _again(
+    evaluators: Mapping[str, Evaluator], engine: Engine, folder: Path, id: int, tolerance: float = 0.0
+) -> Iterator[SplitScores]:
     from search.store import Store
 
     store = Store.open(folder, read_only=True)
@@ -95,7 +132,10 @@ def _again(evaluators: Mapping[str, Evaluator], engine: Engine, folder: Path, id
         for split in SPLITS:
             for name, stored in store.item_scores(id, split).items():
                 again = evaluators[name].score(engine, stored.ids)
-                unequal = sum(int((again.values[metric] != values).sum()) for metric, values in stored.values.items())
+                unequal = sum(
+                    int((~np.isclose(again.values[metric], values, rtol=tolerance, atol=tolerance)).sum())
+                    for metric, values in stored.values.items()
+                )
                 means = {metric: float(np.mean(values)) for metric, values in again.values.items()}
                 yield SplitScores(split, name, len(stored), unequal, means)
     finally:

@@ -49,14 +49,16 @@ class VirtualConfig(_Strict):
 
 
 class Models(_Strict):
-    """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` references. An expert may also be an
-    adapter as PEFT saves it, or a vector of the store."""
+    """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` and ``hub://`` references. An expert
+    may also be an adapter as PEFT saves it, or a vector of the store."""
 
-    base: str = Field(description="the model that the experts are fine-tunes of: a folder, or a zoo:// reference")
+    base: str = Field(
+        description="the model that the experts are fine-tunes of: a folder, zoo://… or hub://OWNER/NAME@REVISION"
+    )
     experts: dict[Name, str] = Field(
         min_length=1,
         description="name -> what the base was fine-tuned to: a model of the same architecture, a PEFT adapter, or a "
-        "task vector; a folder, zoo://… or vector://NAME",
+        "task vector; a folder, zoo://…, vector://NAME or hub://OWNER/NAME@REVISION",
     )
     derived: dict[Name, str] = Field(
         default_factory=dict,

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from merging.recipe import Assignment, Group, MergingError, Recipe, SourceRef, Value
+from search.first_config import alone
 from search.positions import Location, Problem, did_you_mean
 from search.schema import Config, VirtualConfig
 from search.space.methods import PLANNED
@@ -47,13 +48,15 @@ def forms_of(config: Config) -> dict[str, dict[str, float]]:
 
 def modelled(config: Config) -> tuple[str, ...]:
     """The derived experts that have to be models of their own: those that the search gives coefficients to, and those
-    that virtual experts are made of. The others are written out wherever they are named. A path has no coefficients,
-    and takes whole models."""
+    that virtual experts are made of, in the first search of a hybrid too, which may choose a merge of them. The others
+    are written out wherever they are named. A path has no coefficients, and takes whole models."""
     space, derived = config.space, config.models.derived
     if space.data_flow is not None:
         return tuple(derived)
     searched = () if space.expression is not None else derived if space.experts is None else space.experts
     named = {*searched, *(alias for each in config.models.virtual.values() for alias in each.of or ())}
+    if config.first is not None:
+        named |= {*modelled(alone(config))}
     return tuple(name for name in derived if name in named)
 
 

@@ -9,7 +9,7 @@ from experiments.operating.choosing import spread
 from experiments.sizing.cells import Cell, blocks, by_size
 from experiments.sizing.measure import WEIGHTS
 from experiments.sizing.plan import MERGES, ONE_LAMBDA, SKILLS, TITLES, title, width
-from experiments.sizing.trend import POWER, Trend, detectable, trend
+from experiments.sizing.trend import LEVEL, Trend, detectable, trend
 
 Value = Callable[[Cell], float]
 
@@ -99,31 +99,31 @@ def answer(cells: Sequence[Cell]) -> str:
     if not any(len(block) > 1 for block in made.values()):
         return "No training seed has two sizes yet: nothing to compare."
     found = trend(made)
-    own = ", ".join(f"{seed}: {100 * value:+.1f}" for seed, value in found.by_seed.items())
+    own = ", ".join(f"{100 * value:+.1f} on seed {seed}" for seed, value in found.by_seed.items())
     lines = [
-        f"- Slope: {100 * found.slope:+.1f} points of retention for twice the width, pooled over {found.seeds} seeds "
-        f"(by seed {own}).",
-        f"- Exact test, two-sided: p = {found.p:.3g}; the least that these seeds and sizes can give is "
+        f"- Slope: {100 * found.slope:+.1f} points of retention for twice the width, pooled over the seeds ({own}).",
+        f"- Exact test, two-sided: p = {found.p:.2g}; the least that these seeds and sizes can give is "
         f"{found.least:.2g}.",
     ]
     if found.seeds > 1:
         lines.append(
             f"- One seed left out: {100 * found.low_left:+.1f} to {100 * found.high_left:+.1f}. 95 % interval of the "
-            f"seeds' slopes by Student's t: {100 * found.low:+.1f} to {100 * found.high:+.1f}."
+            f"seeds' mean slope by Student's t: {100 * found.low:+.1f} to {100 * found.high:+.1f}."
         )
     if math.isfinite(found.residual):
         least = detectable([block for block in made.values() if len(block) > 1], found.residual)
-        could = f"a slope of {100 * least:.1f} points" if math.isfinite(least) else "no slope at all"
+        could = f"a slope of {100 * least:.1f} points" if math.isfinite(least) else "no slope, however steep,"
         lines.append(
-            f"- With the scatter that there is ({100 * found.residual:.1f} points around seed and slope), this test "
-            f"finds {could} at 5 % in {POWER:.0%} of cases."
+            f"- With the scatter that there is ({100 * found.residual:.1f} points around seeds and slope), this test "
+            f"finds {could} at 5 % in 4 of 5 cases."
         )
-    return "\n".join(lines)
+    return "\n".join(lines).replace(" -", " −").replace("(-", "(−")
 
 
 def trend_text(found: Trend, scale: float, digits: int) -> str:
-    """``+3.1 (p 0.02)``."""
-    return f"{scale * found.slope:+.{digits}f} (p {found.p:.2g})"
+    """``+3.1 (p 0.02)``; the slope alone where no p below 5 % is possible."""
+    slope = f"{scale * found.slope:+.{digits}f}"
+    return f"{slope} (p {found.p:.2g})" if found.least <= LEVEL else slope
 
 
 def _table(head: str, cells: Sequence[Cell], rows: Sequence[tuple[str, Value, float]], digits: int) -> str:
@@ -133,8 +133,9 @@ def _table(head: str, cells: Sequence[Cell], rows: Sequence[tuple[str, Value, fl
         found = by_size(cells, value)
         made = blocks(cells, value)
         paired = any(len(block) > 1 for block in made.values())
-        cell = [spread(found[name], scale, digits) for name in names]
-        lines.append(f"| {said} | {' | '.join(cell)} | {trend_text(trend(made), scale, digits) if paired else '–'} |")
+        row = [spread(found[name], scale, digits) for name in names]
+        row.append(trend_text(trend(made), scale, digits) if paired else "–")
+        lines.append(f"| {said} | {' | '.join(row).replace('-', '−')} |")
     return "\n".join(lines)
 
 

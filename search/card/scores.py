@@ -9,6 +9,7 @@ from evaluators.contract import SPLITS, Split
 from search.card.facts import CardFacts
 from search.card.markdown import plain, table
 from search.ledger import Ledger
+from search.minibatch import in_words
 from search.objectives import Target
 from search.report.facts import Facts
 from search.report.markup import number, percent
@@ -29,6 +30,8 @@ def score_sections(facts: CardFacts) -> Iterator[str]:
         shown = True
         yield f"### {_HEADS[split]}"
         yield _table(facts, views, split, id)
+        if split == "search" and (said := in_words(results.config.search.fidelity)):
+            yield said.strip()
         if others := _others(results, split, id):
             yield others
     if not shown:

@@ -235,14 +235,17 @@ def _weightless(loaded: LoadedConfig, base: Path) -> Engine:
 def _live(subject: Subject, models: Models, device: str) -> Engine:
     """
     Raises:
-        MergingError, EvaluatorError: as :func:`_weightless`; or the model's parameters are not those of its files.
+        MergingError, EvaluatorError: as :func:`_weightless`; or the model's parameters are not those of its files, or
+            there are no paths through its layers where some are searched.
     """
     from evaluators import open_engine
     from merging import Materializer, load_model
+    from merging.dataflow import PathMaterializer
 
     settings, base = subject.config.engine, models.folders[BASE]
     model = load_model(base, dtype=subject.config.models.dtype, device=device)
     tensors = None
     if models.sources is not None:
-        tensors = Materializer(models.sources, model, home="mmap").tensors
+        kind = Materializer if subject.config.space.data_flow is None else PathMaterializer
+        tensors = kind(models.sources, model, home="mmap").tensors
     return open_engine(model, base, kind="hf", batch_tokens=settings.batch_tokens, device=device, tensors=tensors)

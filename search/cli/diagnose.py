@@ -16,8 +16,8 @@ def diagnose(
         list[str],
         typer.Argument(
             metavar="BASE EXPERT… | CONFIG",
-            help="The base and its fine-tunes, each a model folder, an adapter's, or a zoo:// or vector:// reference; "
-            "NAME=FOLDER gives an expert a name. Or the YAML file of a search.",
+            help="The base and its fine-tunes, each a model folder, an adapter's, or a zoo://, vector:// or hub:// "
+            "reference; NAME=FOLDER gives an expert a name. Or the YAML file of a search.",
             autocompletion=complete_configs,
             show_default=False,
         ),

@@ -20,6 +20,7 @@ from search.forecast.costs import Sample, costs_of, proposing, sample, trials
 from search.forecast.disk import Disk, disk_of
 from search.forecast.outline import Outline, outline_of
 from search.hybrid import first_of
+from search.path_memory import largest_export
 from search.path_stages import deepest_path
 from search.schema import Config
 from search.space import PathSpace
@@ -113,6 +114,7 @@ def make_plan(
         from_files=any(part.where == "files" for part in placement.parts),
         runs=runs,
         cache=default_cache(),
+        largest=largest_export(loaded.config, sizes),
     )
     if first is not None:  # its run lies in the other's directory
         before = first.disk

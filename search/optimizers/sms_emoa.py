@@ -56,7 +56,8 @@ class Strategy(NamedTuple):
 
 @dataclass(frozen=True)
 class Individual:
-    """A survivor: its genome's hash, values [n], categories [m], utilities [objectives], total violation >= 0."""
+    """A survivor: its genome's hash, the values [n] and categories [m] that its children inherit, utilities
+    [objectives], total violation >= 0."""
 
     id: int
     genome: Genome
@@ -126,6 +127,8 @@ class SmsEmoa:
         self._first = Strategy(options.sigma0, 1.0 / max(1, len(box.categories)))
         self._center = settings.center
         self._flipped = 0.5 if settings.sure is None else 1.0 - settings.sure  # choices of a founder
+        # Where most choices are off, a gene that hangs on one would drift until it is on, and arrive anywhere.
+        self._canonical = settings.canonical if settings.sure is not None else None
         self._population: list[Individual] = []
         self._hashes: set[int] = set()
         self._asked: dict[int, Strategy] = {}
@@ -168,13 +171,14 @@ class SmsEmoa:
         if any(each.id == trial.id for each in self._population):
             self._population = [each for each in self._population if each.id != trial.id]
             before = None
+        settled = trial.genome if self._canonical is None else self._canonical(trial.genome)
         self._population.append(
             Individual(
                 trial.id,
                 trial.genome,
                 key,
-                np.asarray(trial.genome.values, dtype=np.float64),
-                np.asarray(trial.genome.categories, dtype=np.int64),
+                np.asarray(settled.values, dtype=np.float64),
+                np.asarray(settled.categories, dtype=np.int64),
                 strategy,
                 found,
                 violation(outcome),

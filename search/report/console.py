@@ -11,6 +11,7 @@ from rich.console import Console
 
 from evaluators.contract import Split
 from search.errors import SearchError
+from search.minibatch import in_words
 from search.remaining import remaining
 from search.report.claim import claim_sentences
 from search.report.hop_texts import hops_in, path_text
@@ -85,6 +86,8 @@ def _print_front(results: Results, console: Console) -> None:
         return
     what = "re-scored on the selection split" if results.split == "selection" else "on the search split"
     say(f"\nFront, {what} (in brackets: kept of the expert's gain over the base)")
+    if results.split == "search" and (said := in_words(results.config.search.fidelity)):
+        say(said.strip())
     shown = _some(results)
     rows = []
     for id in shown:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from search.errors import SearchError
+from search.minibatch import in_words
 from search.ranges import duration
 from search.report.facts import Facts, without_paths
 from search.report.figures import Data
@@ -141,7 +142,7 @@ def _legend(facts: Facts, control: Control | None, staged: bool) -> list[Html]:
 def _caption(facts: Facts, found: Progress, control: Control | None, stages: Sequence[tuple[str, Step]]) -> str:
     reference = listed([number(each, each.value(0.0)) for each in facts.targets])
     text = (
-        "Search scores of candidates that keep the constraints. "
+        f"Search scores of candidates that keep the constraints. {in_words(facts.results.config.search.fidelity)}"
         "The hypervolume is the share of everything possible that the front dominates: 0 for a merge at "
         f"the worst bounds ({reference}), 1 for a perfect one; its reference point was fixed when the run started. "
         "The best values are each of another candidate, and drawn within their bounds, 1 the best; "

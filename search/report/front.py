@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from evaluators.contract import Split
+from search.minibatch import in_words
 from search.report.facts import Facts, shown_folder
 from search.report.figures import Figure, has_intervals
 from search.report.front_plots import MARKS, MOST_LINES, MOST_PAIRS, Frame, has_bars, pair, parallel, places, strip
@@ -113,9 +114,10 @@ def _controls(frame: Frame, pairs: list[tuple[int, int]]) -> Html:
 
 def _caption(frame: Frame) -> str:
     facts = frame.facts
+    scored = in_words(facts.results.config.search.fidelity)
     said = [
-        "Each faint dot is a candidate, placed by its search scores. A candidate is on the front when no other one is "
-        "at least as good on every objective and better on one."
+        f"Each faint dot is a candidate, placed by its search scores. {scored}A candidate is on the front when no "
+        "other one is at least as good on every objective and better on one."
     ]
     if frame.view == "selection":
         said.append(

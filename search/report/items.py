@@ -45,7 +45,7 @@ def items_section(facts: Facts) -> Section | None:
                 "div", class_="plot", id="items-0", role="img", style=f"height:{_height(first)}px",
                 aria_label="Bars of items won and lost; their numbers are in the table below",
             ),
-            element("figcaption", _caption(found)),
+            element("figcaption", _caption(facts, found)),
         ),
         element("div", _duels_table(first), id="items-duels"),
         element("h3", "Items with the largest difference"),
@@ -79,7 +79,7 @@ def _height(duels: Sequence[Duel]) -> int:
     return 110 + 30 * len(dict.fromkeys(each.against for each in duels))
 
 
-def _caption(found: Sequence[Duels]) -> str:
+def _caption(facts: Facts, found: Sequence[Duels]) -> str:
     text = (
         "Bars to the right: items on which the merge is better than the other; to the left: on which it is worse. "
         "Items on which they are equal are not drawn; of these the table says how many both have right. "
@@ -89,7 +89,13 @@ def _caption(found: Sequence[Duels]) -> str:
             f"“{BEST_EXPERT}” is no model: for every item it takes the expert that does best on it, so no choice among "
             "experts can beat it; items won against it are those that no expert gets right. "
         )
+    fidelity = facts.results.config.search.fidelity
     for each in found:
+        if each.split == "search" and fidelity.minibatch is not None:
+            text += (
+                f"Each candidate was scored on {fidelity.minibatch} of the search items, baselines on all of them: "
+                "every comparison is on the candidate's own items, and with whoever was scored on these. "
+            )
         if each.split == "holdout":
             text += "Holdout items decided nothing; for the chosen merge p is the one of the comparisons above. "
         else:

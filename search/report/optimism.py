@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluators.contract import Split
+from search.minibatch import in_words
 from search.objectives import Target
 from search.report.facts import Facts, gain
 from search.report.figures import Data, Figure, Plot, axis, css
@@ -72,8 +73,9 @@ def _figure(facts: Facts, picked: Sequence[int], baselines: Sequence[int]) -> Fi
         "Each mark is a candidate with scores on both splits; on the line both are the same. Finalists were picked for "
         "their search scores, so they tend to be worse on items that they were not picked on: that is the winner's "
         "curse, and the reason why nothing is chosen on search scores. Baselines were not picked: how far they are off "
-        "the line shows how much easier or harder the selection items are."
-    )
+        "the line shows how much easier or harder the selection items are. "
+        + in_words(facts.results.config.search.fidelity)
+    ).strip()
     legend = [("●", "--front", "finalists"), ("▲", "--baseline", "baselines")]
     if facts.results.chosen in picked:
         legend.append(("★", "--chosen", "chosen merge"))

@@ -144,8 +144,6 @@ def splits_of(facts: Facts) -> tuple[Split, ...]:
     scores = facts.results.scores
     later: tuple[Split, ...] = ("holdout", "selection")
     found = tuple(each for each in later if facts.pick in scores[each])
-    if facts.results.config.search.fidelity.minibatch is not None:
-        return found  # on the search split candidates have no items in common
     return found or (("search",) if facts.pick in scores["search"] else ())
 
 
@@ -210,14 +208,17 @@ class _Arena:
 
     def __init__(self, facts: Facts, items: Mapping[int, Items], measures: Sequence[Measure]) -> None:
         self._facts, self._items, self._measures = facts, items, measures
+        self._shared = facts.results.config.search.fidelity.minibatch is None
         self._experts = [each.id for each in facts.baselines if each.name.startswith("expert ") and each.id in items]
 
     def duels(self, merge: int, names: Mapping[int, str]) -> list[Duel]:
         """Of one merge with everybody by every measure."""
         found = []
         for measure in self._measures:
-            others = [id for id in names if id != merge and measure.evaluator in self._items[id]]
-            if measure.evaluator not in self._items[merge] or not others:
+            if measure.evaluator not in self._items[merge]:
+                continue
+            others = [id for id in names if id != merge and self._covers(id, merge, measure.evaluator)]
+            if not others:
                 continue
             table = self._table(measure, [merge, *others])
             if not table.values.shape[1]:
@@ -232,6 +233,13 @@ class _Arena:
                 test = _untested(signed[0], oracle, measure, table.weights[0])
                 found.append(self._duel(merge, BEST_EXPERT, None, measure, table, signed, oracle, test))
         return found
+
+    def _covers(self, id: int, merge: int, evaluator: str) -> bool:
+        """Whether somebody was scored on what the merge was scored on: of minibatches, not everybody was, and whoever
+        was not would leave the others few items in common."""
+        if evaluator not in self._items[id]:
+            return False
+        return self._shared or set(self._items[merge][evaluator].ids) <= set(self._items[id][evaluator].ids)
 
     def _table(self, measure: Measure, ids: Sequence[int]) -> Table:
         """The items that say something of the measure: harmless prompts, say, have no weight in a refusal rate."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import page_trend_test
 
 from experiments.diagnosing.gaps import Records
-from experiments.sizing import measure, picture, plan, tables
+from experiments.sizing import measure, page, picture, plan, tables
 from experiments.sizing.cells import Cell, blocks, by_size, read
 from experiments.sizing.measure import PART, WEIGHTS
 from experiments.sizing.plan import MERGES, ONE_LAMBDA, PER_EXPERT, SIZES, SKILLS, TITLES, arms, doublings, title
@@ -152,7 +152,7 @@ def test_retention_goes_from_records_into_tables_and_the_answer(tmp_path: Path) 
     assert lines[0] == "| seed | width 64 | width 112 | width 192 |" and lines[4] == "| 2 | 40.0 | 50.0 | – |"
     assert lines[5] == "| mean ± sd | 35.0 ± 5.0 | 45.0 ± 5.0 | 52.5 ± 3.5 |"
     answer = tables.answer(cells)
-    assert "+12.6 points" in answer and "p = 0.0278; the least that these seeds and sizes can give is 0.028" in answer
+    assert "+12.6 points" in answer and "p = 0.028; the least that these seeds and sizes can give is 0.028" in answer
     assert f"| {ONE_LAMBDA} | 35.0 ± 5.0 |" in tables.merge_table(cells, MERGES[2], worst=True)
     assert "| expert string: string | 70.0 ± 0.0 |" in tables.matching_table(cells)
     assert "| string + refusal | 0.8, 0.8, 0.8 | 0.8, 0.8, 0.8 | 0.8, 0.8 |" in tables.chosen_table(cells)
@@ -163,6 +163,19 @@ def test_retention_goes_from_records_into_tables_and_the_answer(tmp_path: Path) 
 def test_one_size_alone_answers_nothing(tmp_path: Path) -> None:
     cells = read(filled(tmp_path, {("skills-w64", 0): 0.5}), SIZES, range(5))
     assert "nothing to compare" in tables.answer(cells) and "| – |" in tables.weights_table(cells)
+
+
+def test_a_page_gets_its_tables_and_keeps_its_words(tmp_path: Path) -> None:
+    levels = {(name, seed): 0.6 - 0.1 * place for place, name in enumerate(SIZES) for seed in range(2)}
+    found = page.blocks(read(filled(tmp_path, levels), SIZES, range(5)))
+    text = "".join(f"Before.\n<!-- {name} -->\nold\n<!-- end -->\nAfter.\n" for name in found)
+    once = page.filled(text, found)
+    assert "old" not in once and once.count("Before.") == once.count("After.") == len(found)
+    assert "\n<!-- seeds -->\n\n| seed | width 64 |" in once and "−12.6 points" in once
+    assert page.filled(once, found) == once
+    with pytest.raises(SystemExit, match="each of these blocks once.*weights; found seeds"):
+        page.filled(text[: text.index("<!-- answer")], found)
+    assert all(each in page.printed(found) for each in found.values())
 
 
 @pytest.mark.slow

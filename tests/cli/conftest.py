@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests: importlib mode adds no folder
 
 WORDS = [f"w{k}" for k in range(60)]
 

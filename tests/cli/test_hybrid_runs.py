@@ -7,92 +7,30 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from hybrid_projects import COMMAND, RUN, facts, interrupted, labelled, project_maker, scores
 
 from merging.checkpoint import Checkpoint
 from merging.recipe import Recipe
 from search.cli import run_command
+from search.errors import SearchError
 from search.ledger import LEDGER
 from search.results import Results
-from search.store import CONTROL, DATABASE, FIRST, Store
+from search.run import Run
+from search.store import CONTROL, DATABASE, FIRST
 
 Project = Callable[..., Path]
 
-COMMAND = [sys.executable, "-c", "from search.cli import main; main()", "run", "config.yaml", "--display", "plain"]
-RUN = ["run", "config.yaml", "--display", "none"]
 HYBRID = Path("runs/tiny")
 EVOLVED = HYBRID / FIRST
 
 
 @pytest.fixture
-def project(tiny_project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """``project(**sections)``: a small hybrid with a cache of its own. What it chooses is a merge: the constraints, on
-    how well the texts of both experts are predicted, leave every model out that it is made of."""
-
-    def make(**sections: Any) -> Path:
-        folder = tiny_project("llama")
-        monkeypatch.setenv("PARETOMERGE_CACHE", str(folder / "cache"))
-        for path in folder.glob("data/*/*.jsonl"):
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            texts = [{"id": each["id"], "text": f"{each['prompt']} {each['answer']}"} for each in rows]
-            path.write_text("".join(json.dumps(each) + "\n" for each in texts))
-        bound = {"at_most": 2.2, "confidence": 0.5}
-        config: dict[str, Any] = {
-            "name": "tiny",
-            "models": {"base": "base", "experts": {"a": "a", "b": "b"}, "dtype": "bfloat16"},
-            "evaluators": {each: {"type": "perplexity", "data": f"data/{each}"} for each in ("a", "b")},
-            "objectives": ["a.bits_per_byte", "b.bits_per_byte"],
-            "constraints": {"a": bound, "b": bound},
-            "first": {
-                "name": "evolved",
-                "space": {"granularity": "model", "coefficient": [0.1, 0.9]},
-                "search": {"optimizer": "cma", "budget": {"candidates": 14}, "finalists": 2},
-            },
-            "space": {"granularity": "model", "experts": ["evolved", "a"]},
-            "search": {"optimizer": "sms_emoa", "budget": {"candidates": 15}, "finalists": 2},
-            "engine": {"threads": 1},
-        }
-        (folder / "config.yaml").write_text(yaml.safe_dump(config | sections, sort_keys=False))
-        return folder
-
-    return make
-
-
-def facts(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
-    capsys.readouterr()
-    assert run_command(list(command)) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def scores(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
-    """Recipe hash and item scores of every candidate."""
-    store = Store.open(folder, read_only=True)
-    try:
-        return [
-            (each.recipe_hash, {name: items.values["bits_per_byte"].tobytes() for name, items in
-                                store.item_scores(each.id, "search").items()})
-            for each in store.candidates()
-        ]  # fmt: skip
-    finally:
-        store.close()
-
-
-def interrupted(*options: str, at: str) -> None:
-    """Start the run, and kill it at the line that begins so."""
-    process = subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    try:
-        said = next((line for line in process.stdout if line.startswith(at)), None)
-        assert said is not None, f"it ended before it said {at}"
-    finally:
-        process.kill()
-        process.communicate()
+def project(tiny_project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    return project_maker(tiny_project, monkeypatch)
 
 
 @pytest.mark.slow
@@ -117,7 +55,7 @@ def test_the_choice_of_the_first_is_an_expert_of_the_second(
     made = Path(second.started.paths["evolved"])
     assert Checkpoint.open(Path("chosen")).content == second.started.sources["evolved"] == Checkpoint.open(made).content
     assert (made / "model.safetensors").read_bytes() == Path("chosen/model.safetensors").read_bytes()
-    alone = next(each.id for each in second.candidates if each.label == "evolved alone")
+    alone = labelled(second, "evolved alone")
     assert scores(HYBRID)[alone][1] == scores(EVOLVED)[first.chosen][1]
     assert run_command(["export", "runs/tiny", "--candidate", str(alone), "--out", "alone"]) == 0
     assert Path("alone/model.safetensors").read_bytes() == Path("chosen/model.safetensors").read_bytes()
@@ -134,7 +72,8 @@ def test_an_export_needs_nothing_but_its_recipe(project: Project, capsys: pytest
     half = {"method": "ties", "of": ["a", "b"], "parameters": {"density": 0.5}}
     heir = {"method": "linear", "of": ["evolved", "b"], "coefficients": {"evolved": 0.7, "b": 0.3}}
     models = {"base": "base", "experts": {"a": "a", "b": "b"}, "virtual": {"half": half, "heir": heir}}
-    first_space = {"granularity": "model", "coefficient": [0.1, 0.9], "experts": ["half", "b"]}
+    models["derived"] = {"more": "1.5*b"}
+    first_space = {"granularity": "model", "coefficient": [0.1, 0.9], "experts": ["half", "more"]}
     settings = {"optimizer": "random", "budget": {"candidates": 14}, "finalists": 1}
     folder = project(
         models=models,
@@ -263,19 +202,35 @@ def test_a_choice_of_the_first_search_leaves_the_holdout_closed(
     assert run_command(["choose", str(EVOLVED), "--mix", "a=1,b=1"]) == 0
     assert "stays closed to the first search" in " ".join(capsys.readouterr().out.split())
     assert Results.load(EVOLVED).openings == 0 and len((HYBRID.parent / LEDGER).read_text().splitlines()) == 1
+    with pytest.raises(SearchError, match="leaves its holdout closed"):
+        Run.reopen(EVOLVED).open_holdout(0, "by hand")
+
+
+@pytest.mark.slow
+def test_a_holdout_may_be_left_closed_and_opened_by_hand(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    project(first=None, space={"granularity": "model"})
+    closed = ["--set", "search.holdout=false"]
+    assert run_command([*RUN, *closed]) == 0
+    results = Results.load(HYBRID)
+    assert results.state == "finished" and results.openings == 0 and not (HYBRID.parent / LEDGER).exists()
+    assert run_command(["plan", "config.yaml", "--no-measure", *closed]) == 0
+    assert "the holdout stays closed" in " ".join(capsys.readouterr().out.split())
+    assert run_command([*RUN, *closed]) == 0  # finished: nothing is left to do
+    assert Results.load(HYBRID).openings == 0
+    assert run_command(["choose", str(HYBRID), "--knee"]) == 0
+    assert Results.load(HYBRID).openings == 1 and (HYBRID.parent / LEDGER).exists()
 
 
 @pytest.mark.slow
 def test_workers_of_ray_make_it_too(project: Project) -> None:
+    """They are told what the first search chose: made there, it has the bits that it has in the driver."""
     pytest.importorskip("ray")
     project()
     assert run_command([*RUN, "--name", "alone"]) == 0
     workers = ["--set", "workers={kind: ray, count: 2, threads: 1, schedule: strict}"]
     assert run_command([*RUN, "--name", "many", *workers]) == 0
-    one, many = (Results.load(Path("runs") / name) for name in ("alone", "many"))
-    assert many.state == "finished" and len(many.candidates) == 15
-    known = dict(scores(Path("runs/alone")))
-    for name in ("runs/alone", "runs/many"):  # the baselines of both searches, bit by bit
-        assert dict(scores(Path(name) / FIRST)).items() >= dict(scores(Path("runs/alone/first"))[:12]).items()
-    if many.started.made_by == one.started.made_by:
-        assert known.items() >= dict(scores(Path("runs/many"))[:13]).items()
+    many = Path("runs/many")
+    assert scores(many / FIRST)[:12] == scores(Path("runs/alone") / FIRST)[:12]  # the baselines
+    first, second = Results.load(many / FIRST), Results.load(many)
+    assert second.state == "finished" and len(second.candidates) == 15 and first.chosen is not None
+    assert scores(many)[labelled(second, "evolved alone")][1] == scores(many / FIRST)[first.chosen][1]

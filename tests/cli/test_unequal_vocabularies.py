@@ -106,7 +106,8 @@ def test_data_flow(tiny_project: Project, first: str) -> None:
     other = "b" if first == "a" else "a"
     results = searched(f"{{data_flow: {{models: [{first}, {other}], repetitions: 1}}}}", "cma")
     assert of(results, f"expert {first}")[f"{first}.accuracy"] == 1.0
-    path = [each.id for each in results.candidates if each.stage == "full"][-1]
+    path = results.candidates[-1].id
+    assert path not in {each.candidate for each in results.baselines}
     model = check_export(folder / "base", folder / "out", "--candidate", str(path))
     expert = AutoModelForCausalLM.from_pretrained(folder / first)
     assert torch.equal(model.get_input_embeddings().weight, expert.get_input_embeddings().weight[:64])

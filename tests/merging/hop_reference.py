@@ -3,6 +3,8 @@ state multiplied by each hop's scale before its block. No cache, no folding, not
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -77,3 +79,16 @@ def greedy(model: Any, tokens: Tensor, steps: int) -> list[int]:
     for _ in range(steps):
         tokens = torch.cat([tokens, logits(model, tokens)[:, -1:].argmax(-1)], dim=1)
     return cast(list[int], tokens[0, -steps:].tolist())
+
+
+def with_epsilons(model: nn.Module, hops: Sequence[Hop]) -> nn.Module:
+    """The loop's model with each norm's epsilon scaled as the hidden state is: then folding has no error at all."""
+    holder, leaf, blocks = blocks_of(model)
+    own = nn.ModuleList(copy.deepcopy(block) for block in blocks)
+    setattr(holder, leaf, own)
+    products = [math.prod(scale for _, _, scale in hops[: at + 1]) for at in range(len(hops))]
+    for part, product in [*zip(own, products, strict=True), (holder.get_submodule("norm"), products[-1])]:
+        for module in part.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = float(cast(float, module.variance_epsilon)) * product**2
+    return model

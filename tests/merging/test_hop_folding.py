@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,10 +13,9 @@ import pytest
 import torch
 import transformers
 from families import Family
-from hop_reference import Hop, blocks_of, greedy, load, logits, path_model
+from hop_reference import Hop, blocks_of, greedy, load, logits, path_model, with_epsilons
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from merging.checkpoint import Checkpoint
@@ -48,7 +46,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
 GPT2 = {"vocab_size": 53, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1}
 
-FOLDING = {
+FOLDING: dict[str, dict[str, Any]] = {
     "Llama": SIZE,
     "Qwen2": SIZE,
     "Qwen3": HEADS,
@@ -154,19 +152,6 @@ def test_the_exported_folder_generates_as_the_loop_does(llama: Family, tmp_path:
     out = export(recipe_of(sources, HOPS), sources, tmp_path / "out")
     written = load(out).generate(TOKENS, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert written[0, TOKENS.shape[1] :].tolist() == greedy(path_model(folders(llama), HOPS, "a"), TOKENS, 16)
-
-
-def with_epsilons(model: nn.Module, hops: Sequence[Hop]) -> nn.Module:
-    """The loop's model with each norm's epsilon scaled as the hidden state is: then folding has no error at all."""
-    holder, leaf, blocks = blocks_of(model)
-    own = nn.ModuleList(copy.deepcopy(block) for block in blocks)
-    setattr(holder, leaf, own)
-    products = [math.prod(scale for _, _, scale in hops[: at + 1]) for at in range(len(hops))]
-    for part, product in [*zip(own, products, strict=True), (holder.get_submodule("norm"), products[-1])]:
-        for module in part.modules():
-            if hasattr(module, "variance_epsilon"):
-                module.variance_epsilon *= product**2
-    return model
 
 
 @pytest.mark.parametrize("small", [0.5, 1e-3])

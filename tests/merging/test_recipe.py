@@ -61,7 +61,7 @@ def test_scales_stand_in_one_line_behind_the_layers_of_a_recipe_that_older_versi
     text = SCALED.to_yaml()
     assert text.startswith("format: paretomerge-recipe/2\n") and "\nscales: [1.0, 0.83, 1.0, 1.5, 1.0]\n" in text
     assert replace(SCALED, scales=None).to_yaml().startswith("format: paretomerge-recipe/1\n")
-    made = replace(PLAIN, sources=PLAIN.sources | {"v": SourceRef("virtual", "sha256:2", SCALED)})
+    made = replace(PLAIN, sources={**PLAIN.sources, "v": SourceRef("virtual", "sha256:2", SCALED)})
     assert Recipe.from_yaml(made.to_yaml()).sources["v"].made_by == SCALED
     with pytest.raises(MergingError, match="has scales, which a version that reads 'paretomerge-recipe/1' may ignore"):
         Recipe.from_yaml(text.replace("recipe/2", "recipe/1"))

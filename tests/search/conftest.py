@@ -23,6 +23,7 @@ from search.events import Asked, Event, RunStarted
 from search.finals import Finals, holdout_hashes
 from search.ledger import Ledger
 from search.loop import Search
+from search.minibatch import Minibatches
 from search.objectives import Objectives, Target, aggregate, standard_errors
 from search.racing import Racer
 from search.results import Results
@@ -218,6 +219,7 @@ def synthetic_run() -> SyntheticRun:
 
         try:
             racer = Racer(skills, targets, config.search.fidelity)  # type: ignore[arg-type]
+            minibatches = Minibatches.wanted(skills, config.search)  # type: ignore[arg-type]
             driver = Search(
                 stages,
                 lambda stage, seconds: build_optimizer(config, stage, candidates, len(kinds), seconds=seconds),
@@ -228,6 +230,7 @@ def synthetic_run() -> SyntheticRun:
                 evaluators=skills,  # type: ignore[arg-type]
                 racer=racer if len(racer.rungs) > 1 else None,
                 constraints=constraints,
+                minibatches=minibatches,
             )
             driver.run(config.search.budget)
             finals = Finals(
