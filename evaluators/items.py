@@ -54,6 +54,18 @@ class Table(BaseModel):
             raise ValueError("config and revision belong to a dataset, not to a file")
         return self
 
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _are_a_range(cls, value: object) -> object:
+        whole = (
+            isinstance(value, list | tuple)
+            and len(value) == 2
+            and all(type(each) is int for each in value if each is not None)
+        )
+        if value is not None and not (whole and value[0] is not None):
+            raise ValueError(f"rows: expected [first, end], such as [0, 869] or [-200, null], found {value!r}")
+        return value
+
     @field_validator("shares")
     @classmethod
     def _every_split_has_a_share(cls, value: dict[Split, float]) -> dict[Split, float]:

@@ -48,9 +48,14 @@ class HubModel(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What fetches it by hand."""
+        """What fetches all of it by hand."""
         revision = "" if self.revision is None else f" --revision {self.revision}"
         return f"hf download {self.repository}{revision}"
+
+    @property
+    def unpickled(self) -> str:
+        """What fetches it by hand, but for pickled weights."""
+        return f'{self.command} --exclude "*.bin"'
 
 
 class NotHereError(MergingError):
@@ -125,14 +130,16 @@ def resolve(text: str) -> Path:
         return found
     if not _allowed:
         raise NotHereError(
-            f"{text} is not on this machine; `paretomerge run` downloads it, and so does: {model.command}"
+            f"{text} is not on this machine; `paretomerge run` downloads it, and so does: {model.unpickled}"
         )
     wanted = ask(text)
     say = _allowed[-1]
     say(f"downloading {text}: {wanted.words}")
     folder = _fetch(text, model, wanted)
     if cached(model) is None:
-        raise MergingError(f"{text}: the download ended, and files are missing in {folder}; try again: {model.command}")
+        raise MergingError(
+            f"{text}: the download ended, and files are missing in {folder}; try again: {model.unpickled}"
+        )
     return folder
 
 
@@ -163,7 +170,7 @@ def ask(text: str) -> Wanted:
     if constants.HF_HUB_OFFLINE:
         raise NotHereError(
             f"{text} is not on this machine, and this process is told to stay offline (HF_HUB_OFFLINE is set); unset "
-            f"it, or fetch the model where the network is: {model.command}"
+            f"it, or fetch the model where the network is: {model.unpickled}"
         )
     with _reaching(text, model):
         info = _api().model_info(model.repository, revision=model.revision, files_metadata=True)
@@ -239,7 +246,7 @@ def _reaching(text: str, model: HubModel) -> Iterator[None]:
     except UnreachableError as error:
         raise NotHereError(
             f"{error}. The model is not on this machine, or not whole: fetch it where the network is "
-            f"({model.command}), and set HF_HOME to where it lies"
+            f"({model.unpickled}), and set HF_HOME to where it lies"
         ) from None
 
 

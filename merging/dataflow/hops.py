@@ -106,8 +106,9 @@ class LiveConfig:
 
     def __init__(self, model: nn.Module, config: dict[str, Any], depth: int) -> None:
         self._config: Any = model.config
-        self._said = self._whole = with_layer_types(config)
+        self._whole = with_layer_types(config)
         self._depth = depth
+        self._changed: set[tuple[str, ...]] = set()
 
     def of(self, layers: Sequence[int]) -> dict[str, Any]:
         """The ``config.json`` of a path.
@@ -119,9 +120,18 @@ class LiveConfig:
 
     def follow(self, layers: Sequence[int]) -> None:
         """Let the live model's config be that of a path."""
-        wanted = self.of(layers)
-        _follow(self._config, self._said, wanted)
-        self._said = wanted
+        self._set(self._config, self._whole, self.of(layers), ())
+
+    def _set(self, config: Any, whole: Mapping[str, Any], wanted: Mapping[str, Any], within: tuple[str, ...]) -> None:
+        """Set what differs from the base's config, and what ever did: what is there now may be half of an earlier path's,
+        whose candidate was broken off."""
+        for key, value in wanted.items():
+            part, place = getattr(config, key, None), (*within, key)
+            if isinstance(value, dict) and part is not None and not isinstance(part, dict):
+                self._set(part, whole.get(key, {}), value, place)
+            elif value != whole.get(key) or place in self._changed:
+                self._changed.add(place)
+                setattr(config, key, copy.copy(value))
 
 
 def check_places(
@@ -180,18 +190,6 @@ def _differences(layer: nn.Module, block: nn.Module, number: int, numbered: Sequ
                 continue
             if found != expected:
                 yield f"{'.'.join(filter(None, (name, attribute)))} {found!r} instead of {expected!r}"
-
-
-def _follow(config: Any, said: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Change what differs, in a config and in its parts."""
-    for key, value in wanted.items():
-        if value == said.get(key):
-            continue
-        part = getattr(config, key, None)
-        if isinstance(value, dict) and part is not None and not isinstance(part, dict):
-            _follow(part, said.get(key, {}), value)
-        else:
-            setattr(config, key, copy.copy(value))
 
 
 def _attribute(layer: nn.Module, each: Numbered) -> object:

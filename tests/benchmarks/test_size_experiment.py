@@ -168,12 +168,12 @@ def test_one_size_alone_answers_nothing(tmp_path: Path) -> None:
 def test_a_page_gets_its_tables_and_keeps_its_words(tmp_path: Path) -> None:
     levels = {(name, seed): 0.6 - 0.1 * place for place, name in enumerate(SIZES) for seed in range(2)}
     found = page.blocks(read(filled(tmp_path, levels), SIZES, range(5)))
-    text = "".join(f"Before.\n<!-- {name} -->\nold\n<!-- end -->\nAfter.\n" for name in found)
+    text = "".join(f"Before.\n<!-- {name} -->\nstale words\n<!-- end -->\nAfter.\n" for name in found)
     once = page.filled(text, found)
-    assert "old" not in once and once.count("Before.") == once.count("After.") == len(found)
+    assert "stale" not in once and once.count("Before.") == once.count("After.") == len(found)
     assert "\n<!-- seeds -->\n\n| seed | width 64 |" in once and "−12.6 points" in once
     assert page.filled(once, found) == once
-    with pytest.raises(SystemExit, match="each of these blocks once.*weights; found seeds"):
+    with pytest.raises(SystemExit, match=r"each of these blocks once.*weights; found seeds"):
         page.filled(text[: text.index("<!-- answer")], found)
     assert all(each in page.printed(found) for each in found.values())
 

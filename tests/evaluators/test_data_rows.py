@@ -52,9 +52,9 @@ def test_one_table_is_cut_within_its_range(tmp_path: Path) -> None:
     assert prompts == {f"p{at}" for at in range(20, 60)}
 
 
-@pytest.mark.parametrize("rows", ["0:3", [1], [0, 1, 2], ["a", 3], [0.5, 3]])
+@pytest.mark.parametrize("rows", ["0:3", [1], [0, 1, 2], ["a", 3], [0.5, 3], [True, 3], [None, 3], 3])
 def test_ranges_that_are_none(rows: Any) -> None:
-    with pytest.raises(ValidationError, match="rows"):
+    with pytest.raises(ValidationError, match=r"rows: expected \[first, end\]"):
         Table.model_validate({"file": "a.jsonl", "rows": rows})
 
 

@@ -39,9 +39,7 @@ def test_a_good_one_has_its_stages_told(tmp_path: Path) -> None:
         ({"scale_per": "pair", "repetitions": 60}, "note", "search.budget.candidates", "fewer repetitions"),
     ],
 )
-def test_what_may_not_be_meant_is_said(
-    tmp_path: Path, keys: dict[str, Any], level: str, place: str, text: str
-) -> None:
+def test_what_may_not_be_meant_is_said(tmp_path: Path, keys: dict[str, Any], level: str, place: str, text: str) -> None:
     checked = check(project(tmp_path, flow(**keys)))
     assert not checked.errors
     assert text in found(checked, level)[place]
@@ -63,10 +61,9 @@ def test_scales_that_no_export_could_hold_are_an_error_and_paths_without_them_ar
 
 def as_olmo2(folder: Path) -> None:
     """The model as one of another architecture, of the same shapes but for its norms."""
+    import torch
     from safetensors.torch import load_file, save_file
     from transformers import Olmo2Config
-
-    import torch
 
     old = json.loads((folder / "config.json").read_text())
     keys = (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from planted_paths import Found, searched, stages_over
 
-from search.optimizers.contract import Genome, Outcome, Trial
+from search.optimizers.auto import choose
+from search.optimizers.contract import Box, Genome, Outcome, Settings, Trial
 from search.schema import Config
 from search.space import Hop, PathSpace
 from search.stages import build_optimizer
@@ -86,6 +88,16 @@ def test_a_search_begins_near_model_a(optimizer: str) -> None:
     differing = [share_of_slots(full.space, genome) for genome in drawn]
     assert 0.0 < float(np.mean(differing)) < 0.1
     assert all(len(full.space.decode(genome).layers or ()) <= 24 for genome in drawn)
+
+
+def test_auto_takes_what_keeps_to_the_start_for_one_objective_or_several() -> None:
+    full = stages_over(config({"name": "auto"}), LAYERS)[1]
+    box = full.space.box
+    settings = Settings(box, 1, 0, 100, (0.0,), center=full.space.center(), seconds=10.0, sure=full.space.sure)
+    assert choose(replace(settings, box=Box(40, box.categories))).name == "sms_emoa"
+    several = replace(settings, objectives=3, reference=(0.0,) * 3, box=Box(40, box.categories))
+    assert (choose(several).name, choose(several).then, choose(several).options) == ("sms_emoa", None, {})
+    assert choose(replace(several, sure=None)).options == {"prescreen": "gp"}
 
 
 def share_of_slots(space: PathSpace, genome: Genome) -> float:
