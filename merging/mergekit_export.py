@@ -182,7 +182,11 @@ def _verify(data: Mapping[str, Any], recipe: Recipe, view: Sources, assignments:
         if _plain(canonical(plan.assignment(name))) != _plain(assignment):
             raise MergingError(f"mergekit has no equivalent of this recipe: {name} would be merged in another way")
     layers = layers_of_config(config, aliases, getattr(view, "inner", view).layout)
-    if pruned(replace(recipe, layers=layers), view.layout).layers != recipe.layers:
+    in_place = recipe.layers is not None and all({at} == set(block.values()) for at, block in enumerate(recipe.layers))
+    as_they_are = (
+        layers is None and in_place and len(recipe.layers or ()) == getattr(view, "inner", view).layout.depth()
+    )
+    if not as_they_are and pruned(replace(recipe, layers=layers), view.layout).layers != recipe.layers:
         raise MergingError("mergekit has no equivalent of this recipe: its blocks would be made from others")
 
 

@@ -19,7 +19,7 @@ from merging.live import _quiet
 from merging.recipe import MergingError
 from merging.restack import restacked_config, with_layer_types
 
-# What a module of one layer alone cannot tell from any other number that is 0.
+# The name of the number in the library, told from others that happen to be equal where only one layer has it.
 _NUMBER = "layer_idx"
 
 _PLAIN = (int, float, bool, str, type(None))
@@ -46,7 +46,9 @@ class Hop:
 
     def __init__(self, module: nn.Module, numbered: Sequence[Numbered]) -> None:
         self.module = module
-        self._numbered = [(module.get_submodule(each.module), each.attribute) for each in numbered]
+        parts = dict(module.named_modules())
+        own = [(parts.get(each.module), each.attribute) for each in numbered]
+        self._numbered = [(part, attribute) for part, attribute in own if part is not None and attribute in vars(part)]
         self._hooks: list[Any] = []
 
     def put(self, number: int, factor: float, writers: frozenset[str]) -> None:
@@ -78,15 +80,15 @@ def hop_of(block: Block, index: int, numbered: Sequence[Numbered]) -> Hop:
 
 
 def numbers_of(layers: Sequence[nn.Module]) -> tuple[Numbered, ...]:
-    """The attributes in which each of a model's layers holds its own number."""
-    found = []
-    for name, part in layers[0].named_modules():
-        for attribute, value in vars(part).items():
-            if type(value) is int and value == 0 and (len(layers) > 1 or attribute == _NUMBER):
-                each = Numbered(name, attribute)
-                if all(_attribute(layer, each) == number for number, layer in enumerate(layers)):
-                    found.append(each)
-    return tuple(found)
+    """The attributes in which a model's layers hold their own numbers: in all layers that have them, which need not be
+    all there are."""
+    found: dict[Numbered, list[bool]] = {}
+    for number, layer in enumerate(layers):
+        for name, part in layer.named_modules():
+            for attribute, value in vars(part).items():
+                if type(value) is int:
+                    found.setdefault(Numbered(name, attribute), []).append(value == number)
+    return tuple(each for each, own in found.items() if all(own) and (len(own) > 1 or each.attribute == _NUMBER))
 
 
 def hang(stack: nn.ModuleList, modules: Sequence[nn.Module]) -> None:
@@ -123,8 +125,8 @@ class LiveConfig:
         self._set(self._config, self._whole, self.of(layers), ())
 
     def _set(self, config: Any, whole: Mapping[str, Any], wanted: Mapping[str, Any], within: tuple[str, ...]) -> None:
-        """Set what differs from the base's config, and what ever did: what is there now may be half of an earlier path's,
-        whose candidate was broken off."""
+        """Set what differs from the base's config, and what ever did: there now may be half of an earlier path's, whose
+        candidate was broken off."""
         for key, value in wanted.items():
             part, place = getattr(config, key, None), (*within, key)
             if isinstance(value, dict) and part is not None and not isinstance(part, dict):
@@ -190,12 +192,6 @@ def _differences(layer: nn.Module, block: nn.Module, number: int, numbered: Sequ
                 continue
             if found != expected:
                 yield f"{'.'.join(filter(None, (name, attribute)))} {found!r} instead of {expected!r}"
-
-
-def _attribute(layer: nn.Module, each: Numbered) -> object:
-    part = dict(layer.named_modules()).get(each.module)
-    value = vars(part).get(each.attribute) if part is not None else None
-    return value if type(value) is int else None
 
 
 def _multiplied(factor: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
