@@ -69,8 +69,8 @@ class ExactMatchOptions(DataOptions):
     )
     also_extract: NumberExtraction | None = Field(
         None,
-        description="a second way to find the answer, told beside the first as a metric of its own, such as "
-        "accuracy_sakana_compat; with extract: sakana-compat it is last_number where nothing is said",
+        description="a second way to find the answer, told beside the first as a metric of its own; with extract: "
+        "sakana-compat it is last_number where nothing is said",
     )
     normalize: tuple[Normalization, ...] = Field(
         ("strip", "squeeze"), description="differences that do not count, removed in this order from both sides"

@@ -57,12 +57,10 @@ class Table(BaseModel):
     @field_validator("rows", mode="before")
     @classmethod
     def _are_a_range(cls, value: object) -> object:
-        whole = (
-            isinstance(value, list | tuple)
-            and len(value) == 2
-            and all(type(each) is int for each in value if each is not None)
-        )
-        if value is not None and not (whole and value[0] is not None):
+        if value is None:
+            return value
+        first, end = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
+        if type(first) is not int or not (end is None or type(end) is int):
             raise ValueError(f"rows: expected [first, end], such as [0, 869] or [-200, null], found {value!r}")
         return value
 

@@ -13,13 +13,14 @@ from typing import Any
 import yaml
 
 from merging.dataflow import folded
+from merging.layout import Layout
 from merging.mergekit import Plan, layers_of_config, narrows, promoted, stored
 from merging.mergekit_config import check
 from merging.mergekit_methods import METHODS
 from merging.mergekit_slices import Writer
 from merging.methods.registry import canonical, canonical_recipe
 from merging.opening import is_adapter, is_vector
-from merging.recipe import Assignment, MergingError, Recipe, Value
+from merging.recipe import Assignment, Layers, MergingError, Recipe, Value
 from merging.restack import pruned, restack
 from merging.sources import Sources
 
@@ -181,13 +182,16 @@ def _verify(data: Mapping[str, Any], recipe: Recipe, view: Sources, assignments:
     for name, assignment in assignments.items():
         if _plain(canonical(plan.assignment(name))) != _plain(assignment):
             raise MergingError(f"mergekit has no equivalent of this recipe: {name} would be merged in another way")
-    layers = layers_of_config(config, aliases, getattr(view, "inner", view).layout)
-    in_place = recipe.layers is not None and all({at} == set(block.values()) for at, block in enumerate(recipe.layers))
-    as_they_are = (
-        layers is None and in_place and len(recipe.layers or ()) == getattr(view, "inner", view).layout.depth()
-    )
-    if not as_they_are and pruned(replace(recipe, layers=layers), view.layout).layers != recipe.layers:
+    layout = getattr(view, "inner", view).layout
+    found = pruned(replace(recipe, layers=layers_of_config(config, aliases, layout)), view.layout).layers
+    if _moved(found, layout) != _moved(recipe.layers, layout):
         raise MergingError("mergekit has no equivalent of this recipe: its blocks would be made from others")
+
+
+def _moved(layers: Layers | None, layout: Layout) -> Layers | None:
+    """The layers; None where every block is made from those of its own number, and there are as many."""
+    numbers = [set(block.values()) for block in layers or ()]
+    return None if numbers == [{at} for at in range(max(map(layout.depth, layout.stacks), default=0))] else layers
 
 
 def _plain(assignment: Assignment) -> Assignment:

@@ -58,6 +58,14 @@ def flow_problems(flow: DataFlowConfig, data: Mapping[str, Any], aliases: Sequen
             f"expected 1 or less beside space.data_flow, found {gpus:g}: paths run through layers that lie on one "
             "device, and are not spread over several",
         )
+    workers = data.get("workers")
+    devices = workers.get("gpus") if isinstance(workers, dict) else None
+    if isinstance(devices, int | float) and devices > 1:
+        yield Problem(
+            ("workers", "gpus"),
+            f"a path's layers are run on one device, and every worker is given {devices:g}; expected 1 or less with "
+            "space.data_flow",
+        )
 
 
 def _first(data: Mapping[str, Any]) -> list[str]:

@@ -51,7 +51,7 @@ class _Documents(Table):
 
     _rows: list[Row] = PrivateAttr(default_factory=list)
 
-    def rows(self) -> list[Row]:
+    def read(self) -> list[Row]:
         """One a document."""
         return self._rows
 

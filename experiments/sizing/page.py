@@ -9,7 +9,7 @@ from experiments.sizing import tables
 from experiments.sizing.cells import Cell
 from experiments.sizing.plan import MERGES
 
-_BLOCK = re.compile(r"(?P<head><!-- (?P<name>[a-z ]+) -->\n).*?(?P<tail>\n<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(?P<head><!-- (?P<name>[a-z]+) -->\n)(?:(?!<!-- ).)*(?P<tail>\n<!-- end -->)", re.DOTALL)
 
 
 def blocks(cells: Sequence[Cell]) -> dict[str, str]:

@@ -87,8 +87,8 @@ class Blocks:
         Args:
             sources: the models.
             model: the live one, which holds the base.
-            home: see :func:`merging.arena.hold`; where live tensors have another dtype than the stored ones, sources
-                stay in their files, and every layer is cast once.
+            home: see :func:`merging.arena.hold`. Where most of what is run is a copy in any case, since the live model
+                has another dtype, or joins tensors that are stored apart, sources stay in their files.
 
         Raises:
             MergingError: several stacks of layers or none, or modules that are no list of them.
@@ -106,12 +106,8 @@ class Blocks:
         every = [spec for specs in (*self._inside, self._outside) for spec in specs]
         self._dtypes = {part.name: spec.dtype for spec in every for part in spec.parts}
         beside = {part.name: spec.device for spec in every for part in spec.parts}
-        casts = any(
-            sources.info(alias, part.name).dtype != spec.dtype
-            for alias in sources.checkpoints for spec in every for part in spec.parts
-        )  # fmt: skip
         places = {name: beside.get(name, torch.device("cpu")) for name in layout_order(sources)}
-        hold(sources, places, "mmap" if casts and home in ("auto", "shared") else home)
+        hold(sources, places, "mmap" if home in ("auto", "shared") and self._copies_most(every) else home)
         self.keeps = self._fits(every)
         self._blocks: dict[tuple[str, int], Block] = {}
         self._near: dict[tuple[str, str], tuple[Tensor, dict[str, Tensor], bool]] = {}
@@ -237,6 +233,17 @@ class Blocks:
             if not _equal_bits(wanted, there):
                 there.copy_(wanted)
 
+    def _copies_most(self, specs: list[_Spec]) -> bool:
+        """Whether most of the live tensors cannot be the stored ones."""
+        sources, copied, every = self._sources, 0, 0
+        for alias in sources.checkpoints:
+            for spec in specs:
+                for part in spec.parts:
+                    info = sources.info(alias, part.name)
+                    every += info.numel
+                    copied += 0 if info.dtype == spec.dtype and (part.split or _is_whole(spec)) else info.numel
+        return 2 * copied > every
+
     def _fits(self, specs: list[_Spec]) -> bool:
         """Whether copies of all layers of all models may stay in memory, as far as there have to be copies."""
         sources, needed = self._sources, dict[torch.device, int]()
@@ -244,7 +251,8 @@ class Blocks:
             for spec in specs:
                 for part in spec.parts:
                     info = sources.info(alias, part.name)
-                    shared = info.dtype == spec.dtype and not sources.composes(alias, part.name)
+                    shared = info.dtype == spec.dtype and (part.split or _is_whole(spec))
+                    shared = shared and not sources.composes(alias, part.name)
                     if shared and sources.tensor(alias, part.name).device == spec.device:
                         continue
                     needed[spec.device] = needed.get(spec.device, 0) + info.numel * spec.dtype.itemsize

@@ -48,7 +48,7 @@ slots                              trials  sms_emoa  catcma  cma, real
 192 (32 layers, 2 models, 3 times)   3000       .91       .79       .70
 ================================== ================= ===== ============
 
-Gaussian processes do not help there: after 300 trials over 72 slots .82 and .72 with pre-screening, .91 and .84 without.
+Gaussian processes do not help there: after 300 trials over 72 slots .82 and .72 pre-screened, .91 and .84 alone.
 """
 
 from __future__ import annotations

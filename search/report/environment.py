@@ -11,12 +11,15 @@ from evaluators.contract import SPLITS
 from merging.bounded import read_json
 from merging.recipe import Recipe
 from search.borders import told
+from search.data_flow_schema import DataFlowConfig
 from search.errors import SearchError
 from search.ledger import Ledger, Openings
+from search.path_stages import indicators_of, models_of
 from search.ranges import duration
 from search.report.facts import Facts, shown_reference, without_paths
 from search.report.markup import Html, count, element, join, listed, table
 from search.report.section import Section
+from search.schema import Config
 from search.store import FIRST
 from search.virtual import CHOICE, references
 
@@ -75,11 +78,35 @@ def _settings(facts: Facts) -> Html:
         recipe = Recipe.from_yaml(started.made_by[config.first.name])
         where = f"{CHOICE}, a run of its own in the folder {FIRST} of this one; recipe {recipe.hash[:12]}"
         rows.append([f"expert {config.first.name}", where])
+    if config.space.data_flow is not None:
+        rows.append(["data-flow space", _flow(config, config.space.data_flow)])
     if config.space.expression is not None:
         bounds = [f"{name} in [{low:g}, {high:g}]" for name, (low, high) in config.space.variables.items()]
         rows.append(["expression", f"{config.space.expression}; {', '.join(bounds)}"])
     rows += [[f"plug-in {name}", content] for name, content in started.plugins.items()]
     return table("Settings", ["what", "value"], rows)
+
+
+def _flow(config: Config, flow: DataFlowConfig) -> str:
+    """What paths may be like."""
+    models = models_of(config)
+    order = "all of a model, then all of the next" if flow.arrangement == "models" else "layer by layer of all models"
+    scales = "no scales"
+    if flow.scales != "off":
+        low, high = flow.scales
+        scales = f"scales {low:g} to {high:g}, one for every {'hop' if flow.scale_per == 'hop' else 'pair of layers'}"
+    said = [
+        f"layers of {listed(models)}",
+        f"{count(flow.repetitions, 'repetition')}, {order}"
+        if len(models) > 1
+        else count(flow.repetitions, "repetition"),
+        f"moved by up to {count(flow.shift, 'place')}" if flow.shift else "in this order",
+        scales,
+        f"ends {flow.ends}",
+        f"at most {flow.depth} hops" if flow.depth is not None else f"at most twice the layers of {models[0]}",
+        f"indicators by {indicators_of(config)}",
+    ]
+    return "; ".join(said)
 
 
 def _budget(facts: Facts) -> str:

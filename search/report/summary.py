@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from evaluators.contract import SPLITS, Split
 from search.errors import SearchError
+from search.first_config import is_first
 from search.judge import CHOICE_RULE
 from search.ranges import duration
 from search.report.claim import claim_sentences, headline
 from search.report.facts import Facts, without_paths
 from search.report.markup import count, listed, percent, ranged
+from search.store import FIRST
 
 
 def summary(facts: Facts) -> list[str]:
     """Paragraphs of plain text: the claim, what it rests on, what is doubtful, what it cost."""
     if facts.pick is None:
-        return [_counted(facts), *_constraints(facts), *_cost(facts)]
+        return [_counted(facts), *_constraints(facts), *_cost(facts), *_first(facts)]
     if facts.results.chosen is None:
         result = [_counted(facts), _not_chosen(facts, facts.pick)]
     elif facts.results.chosen not in facts.results.scores["holdout"]:
-        result = [
-            _counted(facts),
-            f"Candidate {facts.pick} was chosen on selection scores. It has no holdout score yet, so how good it is on "
-            f"items that no choice was made on is not known. On selection items it {_keeps(facts, facts.pick)}.",
-        ]
+        result = [_counted(facts), _closed(facts, facts.pick)]
     else:
         claim, doubts = _claimed(facts)
         result = [*claim, _holdout(facts, facts.pick), *doubts, _counted(facts)]
-    return [*result, *_constraints(facts, facts.pick), *_cost(facts)]
+    return [*result, *_constraints(facts, facts.pick), *_cost(facts), *_first(facts)]
+
+
+def _closed(facts: Facts, pick: int) -> str:
+    """What is known of a choice whose holdout has not been opened."""
+    if is_first(facts.results.folder, facts.results.config):
+        why = (
+            "This is the first of two searches: the second one has it as an expert. It leaves the holdout to that one, "
+            "so how good it is on items that no choice was made on is said there, if anywhere."
+        )
+    else:
+        why = "It has no holdout score yet, so how good it is on items that no choice was made on is not known."
+    return f"Candidate {pick} was chosen on selection scores. {why} On selection items it {_keeps(facts, pick)}."
+
+
+def _first(facts: Facts) -> list[str]:
+    """Of a hybrid: where one of its experts comes from."""
+    first = facts.results.config.first
+    if first is None:
+        return []
+    return [
+        f"{first.name}, one of the models that it was made of, was itself found by a search, the first of two: "
+        f"{FIRST}/report.html in the run's directory is its report. What that one cost is not counted here."
+    ]
 
 
 def _claimed(facts: Facts) -> tuple[list[str], list[str]]:

@@ -89,7 +89,7 @@ def test_a_killed_search_goes_on_to_where_it_would_have_come(
     assert hashes("whole")[:24] == hashes("killed")
     capsys.readouterr()
     assert run_command([*RUN, "--name", "whole", "--set", "space.data_flow.repetitions=3"]) == 2
-    assert "space.data_flow.repetitions" in capsys.readouterr().err
+    assert "-    repetitions: 2\n+    repetitions: 3" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from evaluator_samples import WORDS, lines
-from pydantic import TypeAdapter
 from text_models import bigram_engine
 
 import evaluators
 from evaluators.conformance import EvaluatorConformance
 from evaluators.contract import SPLITS
 from evaluators.engines.hf import HFEngine
-from evaluators.items import Data
+from evaluators.items import DataOptions
 from evaluators.prompts import PromptOptions
 from evaluators.registry import object_in_file
 
@@ -59,7 +58,7 @@ def test_every_evaluator_of_this_page_has_an_example_and_its_metrics() -> None:
 def test_data_and_prompts_validate() -> None:
     block = next(block for block in blocks("yaml") if block.startswith("data:"))
     for line in block.splitlines():
-        TypeAdapter(Data).validate_python(yaml.safe_load(line)["data"])
+        DataOptions.model_validate(yaml.safe_load(line))
     block = next(block for block in blocks("yaml") if block.startswith("prompt:"))
     PromptOptions(**yaml.safe_load(block)["prompt"])
 

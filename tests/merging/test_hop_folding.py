@@ -282,6 +282,17 @@ def test_scales_of_writers_multiply_what_the_recipe_says_already(llama: Family) 
     assert dict(found.tensors["model.layers.2.self_attn.o_proj.weight"].parameters)["scale"] == 2.0
 
 
+def test_a_silent_hop_whose_scale_is_undone_is_none(llama: Family, tmp_path: Path) -> None:
+    """LLaMA-Pro's expansion is a point of the space: a hop that adds nothing, at any scale, and the model without."""
+    sources = llama.load()
+    recipe = recipe_of(sources, [("a", 0, 1.0), ("b", 1, 2.0), ("a", 2, 0.5)])
+    silent = Assignment.of("passthrough", {"b": {}}, scale=0.0)
+    tensors = {f"model.layers.1.{leaf}.weight": silent for leaf in ("self_attn.o_proj", "mlp.down_proj")}
+    deep = export(replace(recipe, tensors=tensors), sources, tmp_path / "deep")
+    shallow = export(recipe_of(sources, [("a", 0, 1.0), ("a", 2, 1.0)]), sources, tmp_path / "shallow")
+    assert torch.equal(logits(load(deep), TOKENS), logits(load(shallow), TOKENS))
+
+
 @pytest.mark.parametrize(
     ("scales", "message"),
     [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from merging.arena import Home
 from merging.checkpoint import Checkpoint
 from merging.dataflow import PathMaterializer, blocks
+from merging.dataflow.hops import Numbered, numbers_of
 from merging.export import export
 from merging.live import load_model
 from merging.materialize import Materializer
@@ -223,6 +224,21 @@ def test_layers_that_know_their_place_are_refused(tmp_path: Path) -> None:
     family = save_path_family("gpt2", tmp_path, scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(MergingError, match=r"layer 3 as block 0 of a deeper model has attn\.scaling 0\.4\d* instead"):
         PathMaterializer(family.load(), load_model(family.base))
+
+
+def test_numbers_are_told_from_what_is_equal_to_one() -> None:
+    """A layer's number in some of the layers; a size that happens to be 0, a flag, and a number that is another's."""
+
+    def layer(number: int, **more: Any) -> nn.Module:
+        made, inner = nn.Module(), nn.Module()
+        for name, value in {"layer_idx": number, "flag": bool(number), "first": 0, **more}.items():
+            setattr(inner, name, value)
+        made.inner = inner
+        return made
+
+    layers = [layer(0), layer(1, place=1), layer(2, place=2, off=3)]
+    assert set(numbers_of(layers)) == {Numbered("inner", "layer_idx"), Numbered("inner", "place")}
+    assert numbers_of([layer(0, place=0)]) == (Numbered("inner", "layer_idx"),)
 
 
 @pytest.fixture

@@ -127,6 +127,14 @@ def test_a_mergekit_config_names_the_original_recipe(tmp_path: Path) -> None:
     assert again.scales is None and again.hash == canonical_recipe(folded(recipe, sources)).hash
 
 
+def test_a_model_whose_blocks_stay_in_place_has_a_mergekit_config_too(tmp_path: Path) -> None:
+    recipe, sources = read_config(written(tmp_path, layers=[{"ft1": [0, 4]}], scales=[1, 0.5, 1, 1.5]))
+    assert recipe.layers == tuple({"ft1": at} for at in range(4))
+    out = export(recipe, sources, tmp_path / "out")
+    theirs = export(*read_config(out / "mergekit.yaml"), tmp_path / "theirs")
+    assert Checkpoint.open(theirs).content == Checkpoint.open(out).content
+
+
 def test_a_live_model_of_the_same_blocks_holds_what_is_exported(tmp_path: Path) -> None:
     """The materializer of a restacked model writes the folded weights; without scales again, the plain ones."""
     path = written(tmp_path, layers=[{"base": [0, 2]}, {"base": [1, 3]}], scales=[1, 0.5, 1.5, 1.2], experts={})

@@ -96,6 +96,7 @@ def test_a_space_without_data_flow_is_written_as_ever() -> None:
         ("  data_flow: {repetition: 2}\n", "space.data_flow.repetition", "Did you mean 'repetitions'"),
         ("  data_flow: {indicators: bits}\n", "space.data_flow.indicators", "'auto', 'threshold' or 'choice'"),
         ("  data_flow: {}\nengine: {kind: vllm}\n", "engine.kind", "use kind: hf"),
+        ("  data_flow: {}\nworkers: {kind: ray, gpus: 2}\n", "workers.gpus", "expected 1 or less"),
     ],
 )
 def test_what_is_wrong_is_said_where_it_stands(tmp_path: Path, space: str, place: str, text: str) -> None:

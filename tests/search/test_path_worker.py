@@ -3,6 +3,8 @@ its export would be, also after one that broke off in the middle of a hop."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,17 @@ def test_it_is_asked_as_its_export_is(opened: Any, nano_zoo: Path, tmp_path: Pat
         expected, wanted = answers(exported)
         assert texts == expected
         assert likelihoods == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_the_engine_keeps_no_module_that_the_model_let_go(opened: Any) -> None:
+    sources, paths, engine = opened
+    hop = weakref.ref(paths.model.get_submodule("model.layers.0"))
+    paths.forget()
+    paths.apply(path_recipe(sources, SHALLOW))
+    gc.collect()
+    assert hop() is None
+    engine.recover()
+    assert answers(engine)[0]
 
 
 class BrokenOff(Exception):

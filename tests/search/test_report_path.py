@@ -21,7 +21,9 @@ from search.report.hop_texts import STEP, counts_text, in_steps, path_rows, path
 from search.report.layers import layers_section
 from search.report.path import path_section, paths_of
 from search.report.shown_candidate import heading
+from search.report.summary import summary
 from search.results import Results
+from search.schema import FirstConfig
 from search.space import Hop, outside_of, path_of
 
 SyntheticRun = Callable[..., Results]
@@ -175,3 +177,25 @@ def test_the_dashboard_names_slots_or_shares_of_them(results: Results, monkeypat
     assert shares["include[r0 language]"] == pytest.approx(sum(own) / len(own), abs=1e-9)
     ends = few.distributions["include[r0 language]"]
     assert (ends.low, ends.high) == (0.0, 1.0)  # type: ignore[attr-defined]
+
+
+def test_the_settings_say_what_paths_may_be_like(page: Page, unscaled: Results) -> None:
+    rows = dict(page.tables["Settings"])
+    assert rows["data-flow space"] == (
+        "layers of string and language; 2 repetitions, all of a model, then all of the next; in this order; "
+        "scales 0.4 to 1.5, one for every hop; ends fixed; at most twice the layers of string; indicators by choice"
+    )
+    assert "no scales" in dict(page_of(unscaled).tables["Settings"])["data-flow space"]
+
+
+def test_of_two_searches_each_says_which_it_is(results: Results) -> None:
+    first = FirstConfig(name="evolved", search=results.config.search)
+    hybrid = replace(results, config=results.config.model_copy(update={"first": first}))
+    assert "first/report.html in the run's directory is its report" in " ".join(summary(Facts(hybrid)))
+    assert "first/report.html" not in " ".join(summary(Facts(results)))
+    closed = results.config.search.model_copy(update={"holdout": False})
+    none = {split: {} if split == "holdout" else scores for split, scores in results.scores.items()}
+    alone = replace(results, config=results.config.model_copy(update={"search": closed}), scores=none)
+    said = " ".join(summary(Facts(replace(alone, folder=results.folder.parent / "first"))))
+    assert "This is the first of two searches: the second one has it as an expert." in said
+    assert "It has no holdout score yet" in " ".join(summary(Facts(alone)))
