@@ -72,9 +72,10 @@ def validate(data: dict[str, Any], folder: Path) -> tuple[Config | None, list[Pr
 def place_in_first(location: Location, data: dict[str, Any]) -> Location:
     """Where a file says what the config of a hybrid's first search (:mod:`search.first_config`) has at a place."""
     section = data.get("first")
-    own = ("space", "search", "objectives")
-    inside = isinstance(section, dict) and location[:1] and location[0] in own
-    return ("first", *location) if inside and (location[0] != "objectives" or "objectives" in section) else location
+    if not isinstance(section, dict):
+        return location
+    own = ("space", "search", *(("objectives",) if "objectives" in section else ()))
+    return ("first", *location) if location[:1] and location[0] in own else location
 
 
 def _problems(error: ValidationError, prefix: Location) -> Iterator[Problem]:

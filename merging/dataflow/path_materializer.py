@@ -156,13 +156,13 @@ class PathMaterializer:
         """The base as a path."""
         base = self._sources.base
         take = canonical(Assignment.of("passthrough", {base: {}}))
-        dtype = str(next(self._model.parameters()).dtype).removeprefix("torch.")
-        stored = {info.dtype for info in self._sources.tensors.values()}
+        live = {name: self._blocks.dtype(name) or info.dtype for name, info in self._sources.tensors.items()}
+        as_stored = all(info.dtype == live[name] for name, info in self._sources.tensors.items())
         return Recipe(
             base,
             self._sources.refs,
             dict.fromkeys(self._sources.layout.groups, take),
-            dtype=None if stored == {torch_dtype(dtype)} or len(stored) > 1 else dtype,
+            dtype=None if as_stored else str(next(iter(live.values()))).removeprefix("torch."),
             tokenizer=self._sources.tokenizer,
         )
 

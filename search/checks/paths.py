@@ -53,7 +53,19 @@ def check_paths(subject: Subject, sources: Sources, stages: Sequence[Stage]) -> 
             f"{config.search.optimizer.name} takes choices for whole numbers; threshold is what the paper searched "
             "with CMA-ES, and auto takes",
         )
-    if (choices := len(full.box.categories)) and config.search.optimizer.name in ("grid", "gp"):
+    if flow.indicators == "threshold" and (config.search.control or config.search.optimizer.name == "random"):
+        findings.warn(
+            (*_FLOW, "indicators"),
+            "a random search draws real indicators evenly, and half of all slots make no model; with auto, or choice, "
+            "it draws paths near model A",
+        )
+    if config.search.optimizer.options.get("start") == "middle":
+        findings.warn(
+            ("search", "optimizer"),
+            "start: middle has every indicator at its threshold: the first paths have half of all slots in them, and "
+            "are no models. The published data-flow search starts near model A, which is start: center",
+        )
+    if (choices := len(full.box.categories)) and config.search.optimizer.name in ("gp", "grid", "sobol"):
         findings.warn(
             ("search", "optimizer"),
             f"{config.search.optimizer.name} is for a few genes, and this space has {choices} choices beside "

@@ -20,7 +20,7 @@ from search.schema import Config
 _ROUNDS = 8
 """Times that wrong values are taken out: each may uncover others."""
 
-_REFERRED_TO: tuple[Location, ...] = (("models",), ("evaluators",), ("objectives",))
+_REFERRED_TO: tuple[Location, ...] = (("models",), ("evaluators",), ("objectives",), ("first",))
 
 _TOGETHER: frozenset[Location] = frozenset({("space", "expression"), ("space", "variables")})
 """What means nothing without each other."""
@@ -32,6 +32,9 @@ _STAND_INS: dict[Location, Any] = {
     ("search",): {"budget": _BUDGET},
     ("search", "budget"): _BUDGET,
     ("search", "budget", "candidates"): _BUDGET["candidates"],
+    ("first", "search"): {"budget": _BUDGET},
+    ("first", "search", "budget"): _BUDGET,
+    ("first", "search", "budget", "candidates"): _BUDGET["candidates"],
 }
 """What stands for something that is missing, while the rest is looked at."""
 

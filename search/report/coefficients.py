@@ -16,7 +16,7 @@ from merging.recipe import Group, Recipe
 from search import pareto
 from search.errors import SearchError
 from search.report.facts import Facts
-from search.space import Space
+from search.space import AnySpace, Space
 
 ROOM = 600_000
 """Bytes of JSON that the layers of all candidates may take together."""
@@ -227,7 +227,7 @@ def columns_of(groups: Iterable[Group]) -> list[str]:
     return [*outside, *(str(each) for each in depths)]
 
 
-def _recipe(facts: Facts, id: int, space: Space) -> Recipe:
+def _recipe(facts: Facts, id: int, space: AnySpace) -> Recipe:
     candidate = facts.candidates[id]
     recipe = space.decode(candidate.genome)
     if recipe.hash != candidate.recipe_hash:

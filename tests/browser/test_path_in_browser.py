@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Results]:
     """A run of a kind, made once; the deep one has models of 32 layers."""
     spec = importlib.util.spec_from_file_location("runs_of_search_for_paths", SEARCH)
     assert spec is not None and spec.loader is not None
-    runs = importlib.util.module_from_spec(spec)
+    runs: Any = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = runs
     spec.loader.exec_module(runs)
     build = runs.synthetic_run._get_wrapped_function()()

@@ -60,3 +60,16 @@ def test_models_that_are_not_here(project: Path, capsys: pytest.CaptureFixture[s
     assert run_command(["check", "config.yaml", "--set", "models.base=hub://missing"]) == 2
     captured = capsys.readouterr()
     assert "expected hub://OWNER/NAME" in captured.out + captured.err
+
+
+def test_single_merges_scores_and_diagnoses(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    merge = f"base: '{BASE}'\nexperts: {{a: '{EXPERT}', b: b}}\nmethod: task_arithmetic\ncoefficients: 0.5\n"
+    Path("merge.yaml").write_text(merge)
+    assert run_command(["merge", "merge.yaml", "merged"]) == 0
+    assert "me/base" in Path("merged/README.md").read_text()
+    assert run_command(["evaluate", EXPERT, "--config", "config.yaml"]) == 0
+    assert "a.accuracy" in capsys.readouterr().out
+    assert run_command(["diagnose", BASE, f"a={EXPERT}", "b", "--spectra", "off"]) == 0
+    Path("merge.yaml").write_text(merge.replace("me/a", "me/missing"))
+    assert run_command(["merge", "merge.yaml", "other"]) == 2
+    assert "hub://me/missing is not on this machine" in " ".join(capsys.readouterr().err.split())

@@ -1,4 +1,5 @@
-"""Two searches in one run: the choice of the first one is an expert of the second. Run, killed, resumed, exported."""
+"""Two searches in one run: the choice of the first one is an expert of the second. Run, killed, resumed, exported.
+Kills in the second search are in ``test_hybrid_paths.py``."""
 
 from __future__ import annotations
 
@@ -100,7 +101,7 @@ def test_an_export_needs_nothing_but_its_recipe(project: Project, capsys: pytest
 
 
 @pytest.mark.slow
-def test_killed_in_either_search_it_ends_as_if_nothing_had_been(
+def test_killed_in_the_first_search_or_after_it_it_ends_as_if_nothing_had_been(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project()
@@ -124,7 +125,6 @@ def test_killed_in_either_search_it_ends_as_if_nothing_had_been(
 
     interrupted("--name", "fire", at="now the second search")  # nothing of the second is stored yet
     assert not (fire / DATABASE).exists()
-    interrupted("--name", "fire", at="[15/15]")
     assert run_command([*RUN, "--name", "fire"]) == 0
     assert scores(fire / FIRST) == scores(Path("runs/calm") / FIRST)
     assert scores(fire) == scores(Path("runs/calm"))

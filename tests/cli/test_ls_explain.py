@@ -361,7 +361,10 @@ def test_a_key_that_is_in_no_config_is_none() -> None:
     assert naming.key_facts("name.more") is None
 
 
-@pytest.mark.parametrize(("asked", "word"), [("Front", "front"), ("task_vector", "task vector"), ("items", "item")])
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [("Front", "front"), ("task_vector", "task vector"), ("items", "item"), ("data_flow", "data flow"), ("Hops", "hop")],
+)
 def test_a_word_is_found_however_it_is_written(asked: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "explain", asked)
     assert f"{word}  a word" in text

@@ -18,7 +18,8 @@ from path_models import PATHS, Hops, path_recipe, save_path_family
 from torch import Tensor, nn
 
 from merging.checkpoint import Checkpoint
-from merging.dataflow import PathMaterializer
+from merging.dataflow import PathMaterializer, path_materializer
+from merging.dataflow.hops import Hop, LiveConfig
 from merging.export import export
 from merging.kernel import MergeFailed
 from merging.live import load_model
@@ -182,6 +183,34 @@ def broken(recipe: Any, how: str) -> Any:
     if how == "scales":
         return replace(recipe, scales=(1e-31,) * len(recipe.layers))
     return replace(recipe, groups={each: found for each, found in recipe.groups.items() if each != group})
+
+
+@pytest.mark.parametrize("where", ["hang", "follow", "put"])
+def test_broken_off_in_the_middle_of_a_candidate(
+    where: str, saved: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit's exception arises anywhere: half a config, half a path, a hook that nobody knows of."""
+    sources, model, paths = opened(saved("qwen2-kinds"))
+    wanted = live(model)
+
+    def broken(*given: Any) -> None:
+        if where == "follow":
+            given[0]._config.num_hidden_layers = 7
+            given[0]._changed.add(("num_hidden_layers",))
+        if where == "put":
+            given[0].module.register_forward_hook(lambda module, args, output: output * 0)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        owner = {"hang": path_materializer, "follow": LiveConfig, "put": Hop}[where]
+        patch.setattr(owner, where, broken)
+        with pytest.raises(TimeoutError):
+            paths.apply(path_recipe(sources, DEEP, "b", SCALES))
+    paths.forget()
+    paths.apply(path_recipe(sources, [("base", layer) for layer in range(4)], "base"))
+    assert torch.equal(live(model), wanted) and paths.digest() == sources.canonical_content
+    config: Any = model.config
+    assert config.num_hidden_layers == 4 and config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
 
 
 def test_every_layer_is_in_memory_once(saved: Callable[..., Family]) -> None:

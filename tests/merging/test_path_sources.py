@@ -14,10 +14,11 @@ import transformers
 from adapter_models import adapt
 from families import Family
 from path_models import SPECIAL, path_recipe, save_path_family
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from merging.arena import Home
-from merging.checkpoint import Checkpoint
+from merging.checkpoint import SINGLE, Checkpoint
 from merging.dataflow import PathMaterializer, blocks
 from merging.dataflow.hops import Numbered, numbers_of
 from merging.export import export
@@ -88,6 +89,19 @@ def test_another_dtype_is_cast_once_and_once_only(halves: Family, tmp_path: Path
         paths.apply(path_recipe(sources, HOPS))
     with pytest.raises(MergingError, match=r"makes lm_head.weight of 'a' in torch.float16, .*dtype 'float32'"):
         paths.apply(path_recipe(sources, HOPS, dtype="float16"))
+
+
+def test_models_stored_in_several_dtypes_are_run_in_one(tmp_path: Path) -> None:
+    family = save_path_family("llama", tmp_path, torch.bfloat16)
+    for folder in (family.base, family.a, family.b):
+        tensors = load_file(folder / SINGLE)
+        norms = {name: each.float() for name, each in tensors.items() if "norm" in name}
+        save_file(tensors | norms, folder / SINGLE, metadata={"format": "pt"})
+    sources, model = family.load(), load_model(family.base, dtype=torch.float32)
+    paths = PathMaterializer(sources, model)
+    recipe = path_recipe(sources, HOPS, dtype="float32")
+    paths.apply(recipe)
+    assert paths.digest() == Checkpoint.open(export(recipe, sources, tmp_path / "out")).content
 
 
 def test_where_copies_have_no_room_those_of_a_path_are_kept(halves: Family, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def planted_path_skill(recipe: Recipe, expert: str) -> float:
     """As of weights: the more layers of the expert, the better; layers out of order and scales far from 1 do harm."""
     path = path_of(recipe)
     own = len({hop.layer for hop in path if hop.alias == expert}) / len({group.depth for group in GROUPS} - {None})
-    rising = np.mean([later.layer > hop.layer for hop, later in itertools.pairwise(path)] or [1.0])
+    rising = np.mean([later.layer > hop.layer for hop, later in itertools.pairwise(path)] or [True])
     harm = 0.3 * (1.0 - float(rising)) + 0.3 * float(np.mean([abs(hop.scale - 1.0) for hop in path]))
     return float(np.clip(0.1 + 0.75 * own**1.5 - harm, 0.02, 0.98))
 

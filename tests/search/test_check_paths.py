@@ -35,6 +35,8 @@ def test_a_good_one_has_its_stages_told(tmp_path: Path) -> None:
     [
         ({"depth": 1, "ends": "free"}, "note", "space.data_flow.depth", "finds shallower models only"),
         ({"indicators": "choice", "optimizer": "cma"}, "note", "space.data_flow.indicators", "for whole numbers"),
+        ({"optimizer": {"name": "cma", "start": "middle"}}, "warning", "search.optimizer", "half of all slots"),
+        ({"optimizer": "random", "indicators": "threshold"}, "warning", "space.data_flow.indicators", "evenly"),
         ({"optimizer": "gp"}, "warning", "search.optimizer", "10 choices beside 12 numbers"),
         ({"scale_per": "pair", "repetitions": 60}, "note", "search.budget.candidates", "fewer repetitions"),
     ],

@@ -176,7 +176,7 @@ def test_the_dashboard_names_slots_or_shares_of_them(results: Results, monkeypat
     own = [value for name, value in named.items() if name.startswith("include[r0 language.")]
     assert shares["include[r0 language]"] == pytest.approx(sum(own) / len(own), abs=1e-9)
     ends = few.distributions["include[r0 language]"]
-    assert (ends.low, ends.high) == (0.0, 1.0)  # type: ignore[attr-defined]
+    assert (ends.low, ends.high) == (0.0, 1.0)
 
 
 def test_the_settings_say_what_paths_may_be_like(page: Page, unscaled: Results) -> None:
