@@ -55,11 +55,12 @@ def _kind(facts: CardFacts) -> str:
     path = hops_in(facts.recipe)
     if path is not None:
         names = {each.alias: plain(each.name) for each in facts.parents}
+        names |= {each.alias: f"{plain(each.alias)} (itself a merge)" for each in facts.parents if each.made_by}
         aliases = dict.fromkeys(hop.alias for hop in path)
         scaled = ", each with a scale that is folded into its weights" if scales_text(path) else ""
         return (
             f"A model of {count(len(path), 'block')} that are layers of {listed([names[each] for each in aliases])}, "
-            f"one after the other{scaled}: a path through the layers, in which no weights are merged. "
+            f"one after the other{scaled}: a path through layers that are as their models have them. "
         )
     experts = [plain(each.name) for each in facts.parents[1:] if each.made_by is None]
     of = f" and {count(len(experts), 'fine-tune')} of it ({listed(experts)})" if experts else ""
@@ -167,6 +168,8 @@ def _search(facts: CardFacts) -> str:
         f"{results.items} items scored, {duration(seconds)} of merging and evaluating. "
         f"Engine: {plain(results.started.engine)}."
     )
+    if results.config.first is not None:
+        text += f" Before it, {plain(results.config.first.name)} was found by a search of its own."
     if results.constraints.all:
         text += f" Constraints: {plain('; '.join(map(str, results.constraints.all)), 1000)}."
     return text

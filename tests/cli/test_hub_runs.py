@@ -62,6 +62,7 @@ def test_models_that_are_not_here(project: Path, capsys: pytest.CaptureFixture[s
     assert "expected hub://OWNER/NAME" in captured.out + captured.err
 
 
+@pytest.mark.slow
 def test_single_merges_scores_and_diagnoses(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     merge = f"base: '{BASE}'\nexperts: {{a: '{EXPERT}', b: b}}\nmethod: task_arithmetic\ncoefficients: 0.5\n"
     Path("merge.yaml").write_text(merge)

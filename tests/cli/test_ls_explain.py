@@ -363,7 +363,7 @@ def test_a_key_that_is_in_no_config_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "word"),
-    [("Front", "front"), ("task_vector", "task vector"), ("items", "item"), ("data_flow", "data flow"), ("Hops", "hop")],
+    [("Front", "front"), ("task_vector", "task vector"), ("items", "item"), ("data_flow", "data flow")],
 )
 def test_a_word_is_found_however_it_is_written(asked: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "explain", asked)

@@ -73,6 +73,7 @@ def check_export(base: Path, out: Path, *options: str) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_parameter_space(tiny_project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_project()
     widen(folder / "a", ["<extra>"])
