@@ -77,7 +77,10 @@ class FasttextGate:
         self.options = options
         self._model = _load(options.fasttext)
         self._digest = hashlib.sha256(options.fasttext.read_bytes()).hexdigest()
-        labels = {label for _, label in self._model.f.predict("a\n", _ALL, 0.0, "strict")}
+        try:
+            labels = {label for _, label in self._model.f.predict("a\n", _ALL, 0.0, "strict")}
+        except (ValueError, RuntimeError) as error:  # a model of word vectors has no labels
+            raise EvaluatorError(_unreadable(options.fasttext, str(error))) from error
         if _LABEL + options.code not in labels:
             codes = sorted(label.removeprefix(_LABEL) for label in labels)
             raise EvaluatorError(
@@ -91,7 +94,7 @@ class FasttextGate:
         return f"{self.options.code}/fasttext {self._digest[:16]} > {self.options.above!r}"
 
     def probability(self, text: str) -> float:
-        """The model's probability of the language, in [0, 1]; 0 for a text with nothing in it."""
+        """The model's probability of the language, in [0, 1]; of a text with nothing in it, that of an empty line."""
         line = text.replace("\n", "") + "\n"  # one line, as the protocol makes it; the library needs its end
         found = self._model.f.predict(line, _ALL, 0.0, "strict")
         return next((float(p) for p, label in found if label == _LABEL + self.options.code), 0.0)

@@ -17,9 +17,10 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from merging.bounded import printable, read_json
+from merging.bounded import read_json
 from merging.checkpoint import INDEX, SINGLE
 from merging.hub_errors import UnreachableError, explained
+from merging.hub_names import repository_of
 from merging.recipe import MergingError
 from merging.tokens import TOKENIZER_FILES
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 SCHEME: Final = "hub://"
 
-_FORM = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?", re.ASCII
-)
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SMALL = ("config.json", "generation_config.json", "README.md", _ADAPTER[0], INDEX, *TOKENIZER_FILES)
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -98,13 +96,7 @@ def parse(text: str) -> HubModel:
     Raises:
         MergingError: malformed.
     """
-    match = _FORM.fullmatch(text.removeprefix(SCHEME)) if is_reference(text) else None
-    if match is None or ".." in text:
-        raise MergingError(
-            f"expected {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION, such as {SCHEME}upaya07/Arithmo2-Mistral-7B, "
-            f"found {printable(text)!r}"
-        )
-    return HubModel(match["id"], match["revision"])
+    return HubModel(*repository_of(text, SCHEME, "upaya07/Arithmo2-Mistral-7B"))
 
 
 @contextmanager
@@ -193,8 +185,8 @@ def _weights(text: str, model: HubModel, commit: str, sizes: Mapping[str, int]) 
         shards = index.get("weight_map") if isinstance(index, dict) else None
         names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
         missing = [name for name in names if name not in sizes]
-        if missing or not names:
-            raise MergingError(f"{text}: its {INDEX} names no files that are there; tell its maker")
+        if missing or not names or not all(name.endswith(".safetensors") for name in names):
+            raise MergingError(f"{text}: its {INDEX} names no safetensors that are there; tell its maker")
         return {name: sizes[name] for name in names}
     if all(name in sizes for name in _ADAPTER):
         return {_ADAPTER[1]: sizes[_ADAPTER[1]]}

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
 
 from evaluators.contract import SPLITS, Evaluator, ItemScores, Split, Status, weighted_mean
 from search.config import LoadedConfig
+from search.minibatch import drawn
 from search.objectives import clusters_of
 from search.positions import did_you_mean
 from search.statistics import bound
@@ -162,11 +164,16 @@ def _check_provable(loaded: LoadedConfig, key: str, constraint: Constraint, eval
     if not math.isfinite(constraint.high - constraint.low):
         return  # without a range, items that are all alike show nothing of the others
     splits: tuple[Split, ...] = ("search", "selection")
+    minibatch = loaded.config.search.fidelity.minibatch
     for split in splits:
         items, metric = evaluator.items(split), constraint.name.partition(".")[2]
+        seen = np.ones(len(items), dtype=bool)
+        if split == "search" and minibatch is not None:
+            seen = np.isin(items.ids, drawn(items, minibatch, 0))  # another draw has as many of each stratum
         ok: Status = "ok"
-        weights = np.asarray(items.weights.get(metric, np.ones(len(items))), dtype=np.float64)
-        scores = ItemScores(items.ids, {metric: np.full(len(items), best)}, {metric: weights}, (ok,) * len(items))
+        weights = np.asarray(items.weights.get(metric, np.ones(len(items))), dtype=np.float64)[seen]
+        ids = tuple(compress(items.ids, seen))
+        scores = ItemScores(ids, {metric: np.full(len(ids), best)}, {metric: weights}, (ok,) * len(ids))
         perfect = {constraint.name.partition(".")[0]: scores}
         if constraint.violation(perfect) > 0.0:
             raise loaded.error(

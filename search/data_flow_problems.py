@@ -49,15 +49,6 @@ def flow_problems(flow: DataFlowConfig, data: Mapping[str, Any], aliases: Sequen
             "vLLM builds a model once, with layers that stay as they are, and space.data_flow gives every candidate "
             "layers of its own; use kind: hf. What it finds is exported as an ordinary model, which vLLM then serves",
         )
-
-    workers = data.get("workers")
-    gpus = workers.get("gpus") if isinstance(workers, dict) else None
-    if isinstance(gpus, int | float) and gpus > 1:
-        yield Problem(
-            ("workers", "gpus"),
-            f"expected 1 or less beside space.data_flow, found {gpus:g}: paths run through layers that lie on one "
-            "device, and are not spread over several",
-        )
     workers = data.get("workers")
     devices = workers.get("gpus") if isinstance(workers, dict) else None
     if isinstance(devices, int | float) and devices > 1:

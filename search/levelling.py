@@ -42,21 +42,25 @@ def levelled(
     known = {id: store.item_scores(id, "search") for id in baselines if id in scores}
     if not known:
         return result
+    best = {
+        target.name: max(known, key=lambda id, target=target: target.utility(scores[id][target.name][0]))  # type: ignore[misc]
+        for target in objectives.targets
+    }
     eases: dict[tuple[str, tuple[str, ...]], float] = {}
-    for target in objectives.targets:
-        name, _, metric = target.name.rpartition(".")
-        best = max(known, key=lambda id, target=target: target.utility(scores[id][target.name][0]))  # type: ignore[misc]
-        whole = known[best][name]
-        for id in scores.keys() - known.keys():
-            own = store.item_scores(id, "search").get(name)
+    for id in scores.keys() - known.keys():
+        items = store.item_scores(id, "search")
+        for objective, baseline in best.items():
+            name, _, metric = objective.partition(".")
+            own = items.get(name)
             if own is None:
                 continue
-            at = (target.name, own.ids)
+            at = (objective, own.ids)
             if at not in eases:
-                eases[at] = evaluators[name].aggregate(part(whole, own.ids))[metric] - scores[best][target.name][0]
-            value, error = scores[id][target.name]
+                there = evaluators[name].aggregate(part(known[baseline][name], own.ids))[metric]
+                eases[at] = there - scores[baseline][objective][0]
+            value, error = scores[id][objective]
             if np.isfinite(eases[at]):
-                result[id][target.name] = (value - eases[at], error)
+                result[id][objective] = (value - eases[at], error)
     return result
 
 

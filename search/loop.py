@@ -43,7 +43,7 @@ from search.schema import Budget
 from search.stages import Stage
 from search.standing import FAILURES_IN_A_ROW, ItemReader, Record, Schedule, Standing
 from search.workers.contract import Done, Pool, Task
-from search.workers.evaluation import CandidateFailed, Evaluation, Items, check_usable, joined
+from search.workers.evaluation import CandidateFailed, Evaluation, Items, audible, check_usable, joined
 
 NOTED_EVERY = 50
 """After so many tells it is asked again what an optimizer has to say of itself."""
@@ -264,9 +264,11 @@ class Search:
                 raise done.result
             self._patience.observe(sum(done.result.seconds.values()))
             if self._racer is None or self._stages[record.known.stage].fixed:
+                evaluation = done.result
                 if done.task.items is not None:  # of some items a worker does not say whether they suffice
-                    check_usable(done.result, self._objectives.names)
-                self._complete(id, record, done.result)
+                    check_usable(evaluation, self._objectives.names)
+                    evaluation = audible(evaluation)
+                self._complete(id, record, evaluation)
             else:
                 self._climb(id, record, done.result, self._racer)
         except CandidateFailed as failure:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from merging.bounded import LARGEST_JSON, printable
+from merging.bounded import LARGEST_JSON
 from merging.hub_errors import explained
+from merging.hub_names import repository_of
 from merging.recipe import MergingError
 from merging.vectors.manifest import CARD, Manifest
 from merging.vectors.places import MANIFEST
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 SCHEME: Final = "hf://"
-_FORM = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?", re.ASCII
-)
 _DOWNLOADS = ".download"
 
 
@@ -43,13 +40,7 @@ def parse(text: str) -> HubReference:
     Raises:
         MergingError: malformed.
     """
-    match = _FORM.fullmatch(text.removeprefix(SCHEME)) if is_hub(text) else None
-    if match is None or ".." in text:
-        raise MergingError(
-            f"expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION, such as hf://my-name/legal-v2, found "
-            f"{printable(text)!r}"
-        )
-    return HubReference(match["id"], match["revision"])
+    return HubReference(*repository_of(text, SCHEME, "my-name/legal-v2"))
 
 
 def download(text: str, folder: Path) -> tuple[Manifest, str]:

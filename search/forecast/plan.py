@@ -208,9 +208,6 @@ def _with_real_experts(config: Config) -> Config:
         update |= {"expression": None, "variables": {}}
     if space.experts is not None:
         update["experts"] = [each for each in space.experts if each in experts] or None
-    if space.data_flow is not None and space.data_flow.models is not None:
-        there = [each for each in space.data_flow.models if each in (*experts, "base")] or None
-        update["data_flow"] = space.data_flow.model_copy(update={"models": there})
     made = {"virtual": {}, "derived": config.models.derived if written_out else {}}
     if space.data_flow is not None and space.data_flow.models is not None:
         named = [each if each in experts else "base" for each in space.data_flow.models]

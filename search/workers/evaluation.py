@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -85,6 +85,17 @@ def check_usable(evaluation: Evaluation, needed: Collection[str] | None = None) 
     if bad or lost:
         what = f"no finite value for {', '.join(bad)}" if bad else f"every item of {', '.join(lost)} failed"
         raise CandidateFailed(f"{what}: the merged model gives no usable output", evaluation.seconds)
+
+
+def audible(evaluation: Evaluation) -> Evaluation:
+    """Without the metrics of which no item says anything: none of a rare task's items is in a minibatch, say. They are
+    no numbers, which is what the store takes. To be asked after :func:`check_usable`, which refuses the others."""
+    silent = {name for name, value in evaluation.values.items() if not math.isfinite(value)}
+    if not silent:
+        return evaluation
+    values = {name: value for name, value in evaluation.values.items() if name not in silent}
+    errors = {name: error for name, error in evaluation.errors.items() if name not in silent}
+    return replace(evaluation, values=values, errors=errors)
 
 
 def _says_something(evaluation: Evaluation, name: str) -> bool:

@@ -73,6 +73,10 @@ def test_files_that_are_not_there_or_no_models(tmp_path: Path) -> None:
         (tmp_path / "cut.ftz").write_bytes(whole[:length])
         with pytest.raises(EvaluatorError, match=r"cut\.ftz is no fastText model"):
             gate(tmp_path / "cut.ftz")
+    vectors = whole[:36] + (1).to_bytes(4, "little") + whole[40:]  # what it was trained for: words, not labels
+    (tmp_path / "vectors.bin").write_bytes(vectors)
+    with pytest.raises(EvaluatorError, match=r"vectors\.bin is no fastText model.*supervised"):
+        gate(tmp_path / "vectors.bin")
     (tmp_path / "long.ftz").write_bytes(whole + b"x")
     with pytest.raises(
         EvaluatorError, match=rf"it has {len(whole) + 1} bytes where its own sizes ask for {len(whole)}"

@@ -129,7 +129,7 @@ evaluators:
 objectives: [safety.rate]
 constraints:
   KEY: RULE
-search: {budget: {candidates: 9}}
+search: {budget: {candidates: 9}, fidelity: FIDELITY}
 """
 
 
@@ -145,9 +145,11 @@ class Sized:
         return Items(tuple(f"{split}{k}" for k in range(n)), ("",) * n, ("",) * n)
 
 
-def resolve(tmp_path: Path, rule: str, key: str = "safety", n: int = 100, **more: Any) -> Constraints:
+def resolve(
+    tmp_path: Path, rule: str, key: str = "safety", n: int = 100, fidelity: str = "off", **more: Any
+) -> Constraints:
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG.replace("KEY", key).replace("RULE", rule))
+    path.write_text(CONFIG.replace("KEY", key).replace("RULE", rule).replace("FIDELITY", fidelity))
     evaluators = {"safety": Sized({"search": n, "selection": 2 * n, "holdout": n}, **more)}
     return Constraints.of(load_config(path), evaluators)  # type: ignore[arg-type]
 
@@ -161,6 +163,10 @@ def test_a_limit_is_refused_exactly_where_perfect_scores_could_not_show_it(tmp_p
         with pytest.raises(SearchError, match=f"config.yaml:7:.*with {n} search items even a perfect score"):
             resolve(tmp_path, f"{{at_least: {best + 1e-6}}}", n=n)
     assert resolve(tmp_path, "{at_least: 1.0, confidence: 0.5}").all[0].confidence == 0.5
+    # 100 perfect items show 0.984, a minibatch of 40 of them 0.961
+    with pytest.raises(SearchError, match="with 40 search items even a perfect score"):
+        resolve(tmp_path, "{at_least: 0.97}", fidelity="{minibatch: 40}")
+    assert resolve(tmp_path, "{at_least: 0.97}").all[0].limit == 0.97
     with pytest.raises(SearchError, match="no candidate could ever keep 0"):
         resolve(tmp_path, "{at_most: 0.0}")
 

@@ -17,6 +17,7 @@ from merging import hub_models
 from merging.checkpoint import Checkpoint
 from merging.hub_models import NotHereError, ask, cached, downloading, parse, resolve
 from merging.recipe import MergingError
+from merging.vectors.hub import parse as parse_vector
 from search import references
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -137,6 +138,8 @@ def test_pickles_are_not_fetched_and_the_way_out_is_told(hub: FakeHub, quiet: li
     ({"config.json": b"{}"}, "no file of weights"),
     ({"model.safetensors": save(WEIGHTS)}, "found no config.json"),
     ({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"a": "gone.safetensors"}}'}, "names no"),
+    ({"config.json": b"{}", "pytorch_model.bin": b"pickled",
+      "model.safetensors.index.json": b'{"weight_map": {"a": "pytorch_model.bin"}}'}, "names no safetensors"),
 ])  # fmt: skip
 def test_repositories_that_are_no_models(
     hub: FakeHub,
@@ -183,3 +186,11 @@ def test_malformed_references(text: str) -> None:
     assert hub_models.is_reference(text) and references.is_reference(text)
     with pytest.raises(MergingError, match=r"expected hub://OWNER/NAME"):
         references.resolve(text)
+
+
+@pytest.mark.parametrize("name", ["a/b--c", "a/b-", "a/b.git", "a-/b"])
+def test_names_that_the_hub_gives_to_no_repository(name: str) -> None:
+    with pytest.raises(MergingError, match=r"names as the Hub gives them.*(?i:repo)"):
+        references.resolve(f"hub://{name}")
+    with pytest.raises(MergingError, match=r"names as the Hub gives them.*(?i:repo)"):
+        parse_vector(f"hf://{name}@main")

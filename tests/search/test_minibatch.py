@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_searches import EVALUATORS, IDS, FakeWorker, config, start
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evaluators.contract import Items
+from evaluators.contract import Items, ItemScores, Split
+from merging.recipe import Recipe
 from search.config import resolved_yaml
 from search.events import Told
 from search.minibatch import Minibatches, drawn, in_words, independent
 from search.schema import Config, FidelityConfig
 from search.store import Store
+from search.workers.evaluation import Evaluation
+from search.workers.evaluation import Items as SomeItems
 
 
 def ids_scored(folder: Path) -> dict[int, tuple[str, ...]]:
@@ -55,6 +60,31 @@ def test_a_generation_shares_its_items_and_the_next_has_others(searched: tuple[C
         generations.setdefault((id - first) // 10, set()).add(found[id])
     assert all(len(each) == 1 and len(next(iter(each))) == 30 for each in generations.values())
     assert len(generations) == len(set().union(*generations.values())) >= 3
+
+
+class RareWorker(FakeWorker):
+    """Has a metric of one item alone, as a group of tasks has of a small one."""
+
+    def evaluate(self, recipe: Recipe, split: Split, items: SomeItems | None = None) -> Evaluation:
+        found = super().evaluate(recipe, split, items)
+        own = found.scores["a"]
+        rare = np.array([float(each == IDS[0]) for each in own.ids])
+        weights, metrics = {**own.weights, "rare": rare}, {**own.values, "rare": rare}
+        scores = {**found.scores, "a": ItemScores(own.ids, metrics, weights, own.statuses)}
+        value = 1.0 if rare.any() else float("nan")
+        return replace(found, scores=scores, values={**found.values, "a.rare": value})
+
+
+def test_a_metric_of_which_a_minibatch_says_nothing_is_left_out(tmp_path: Path) -> None:
+    start(tmp_path, config("random", 30, {"minibatch": 20, "redraw": 4}, granularity="model"), RareWorker())
+    store = Store.open(tmp_path, read_only=True)
+    scores = store.scores("search")
+    drawn_rare = {id: IDS[0] in store.item_scores(id, "search")["a"].ids for id in scores}
+    store.close()
+    assert {True, False} == set(drawn_rare.values())
+    for id, found in scores.items():
+        assert found.keys() >= {"a.accuracy", "b.accuracy"}
+        assert ("a.rare" in found) == drawn_rare[id]
 
 
 def test_one_subset_for_the_whole_run_is_the_same_for_every_seed() -> None:
