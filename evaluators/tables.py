@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,7 +263,7 @@ def read_dataset(name: str, config: str | None, split: str, revision: str | None
         lines = str(error).strip().splitlines()
         said = lines[0] if lines else "no message"
         do = "check its name, configuration and split, load it once while the network is there, or name a local file"
-        if "script" in said.lower():
+        if re.search(r"\bscripts?\b", said, re.IGNORECASE):
             do = (
                 "it is a program, which the datasets library runs no more: name a copy of it as Parquet or JSON (for "
                 "juletxara/mgsm in Japanese: sbintuitions/MGSM_ja), or a local file"

@@ -41,19 +41,20 @@ def load_skeleton(base_path: Path | str, dtype: torch.dtype | str | None = None)
     return model.eval().requires_grad_(False)
 
 
-def load_random(path: Path | str, dtype: torch.dtype) -> nn.Module:
-    """The model of a folder with a config.json, on the CPU, with random weights: what can be tried without its own.
+def load_random(path: Path | str, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """The model of a folder with a config.json, with random weights: what can be tried without its own.
 
     Args:
         path: folder; no weights are read.
         dtype: of the live weights.
+        device: where it is made; on ``meta`` it has no weights.
 
     Raises:
         MergingError: not a config that transformers can build a model from.
     """
     try:
         with _quiet():
-            model = _built(Path(path), dtype, "cpu")
+            model = _built(Path(path), dtype, device)
     except Exception as error:  # transformers raises whatever its model classes raise
         raise MergingError(
             f"expected a config that transformers can build a model from; it refused ({type(error).__name__}: {error})"

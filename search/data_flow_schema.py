@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+
+from search.schema_base import Strict
 
 MOST_REPETITIONS = 64
 MOST_HOPS = 4096
@@ -14,13 +16,11 @@ LARGEST_SCALE = 100.0
 _OFF = ("off", False)  # YAML reads a bare `off` as false
 
 
-class DataFlowConfig(BaseModel):
+class DataFlowConfig(Strict):
     """Paths through the layers of models, each layer with a scale: the data-flow space of EvoLLM (arXiv 2403.13187).
 
     The slots of a path are all layers of all models, repetition by repetition; a path is the slots that are included.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: list[str] | None = Field(
         None,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -15,6 +12,12 @@ from pydantic import (
     model_validator,
 )
 
+from search.schema_base import Strict, without
+from search.settings_schema import Budget as Budget
+from search.settings_schema import FidelityConfig as FidelityConfig
+from search.settings_schema import OptimizerConfig as OptimizerConfig
+from search.settings_schema import PlateauConfig as PlateauConfig
+from search.settings_schema import SearchSettings as SearchSettings
 from search.space_schema import Scalar
 from search.space_schema import SpaceConfig as SpaceConfig
 
@@ -24,11 +27,7 @@ _LONGEST_TIMEOUT = 1e9
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class VirtualConfig(_Strict):
+class VirtualConfig(Strict):
     """A merge that is made once, when the run is set up, and is then one more expert to the search."""
 
     method: str = Field(min_length=1, description="a method of `paretomerge ls methods`, or path/to/file.py:ClassName")
@@ -48,7 +47,7 @@ class VirtualConfig(_Strict):
         return of
 
 
-class Models(_Strict):
+class Models(Strict):
     """The base and its fine-tunes: folders in Hugging Face format, or ``zoo://`` and ``hub://`` references. An expert
     may also be an adapter as PEFT saves it, or a vector of the store."""
 
@@ -80,10 +79,10 @@ class Models(_Strict):
 
     @model_serializer(mode="wrap")
     def _said_only_where_there_are_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(_without(handler(self), "virtual", {}), "derived", {})
+        return without(without(handler(self), "virtual", {}), "derived", {})
 
 
-class CalibrationConfig(_Strict):
+class CalibrationConfig(Strict):
     """A few unlabelled inputs for every expert, which calibrated methods look at its layers' inputs on."""
 
     items: int = Field(256, ge=1, description="inputs for each expert, at most; what there are if there are fewer")
@@ -95,7 +94,7 @@ class CalibrationConfig(_Strict):
     )
 
 
-class Objective(_Strict):
+class Objective(Strict):
     """A metric to push in its own direction, as ``evaluator.metric``."""
 
     metric: str = Field(description="evaluator.metric, such as math.accuracy")
@@ -108,45 +107,7 @@ class Objective(_Strict):
     )
 
 
-class PlateauConfig(_Strict):
-    """The search ends when it does not get better any more."""
-
-    candidates: int = Field(200, ge=1, description="over so many candidates of the last stage")
-    gain: float = Field(0.001, ge=0.0, lt=1.0, description="the hypervolume grew by less than this share of what it is")
-
-
-class Budget(_Strict):
-    """When the search ends: at whichever comes first. May grow between two starts; a finished run then goes on."""
-
-    candidates: int = Field(ge=1, description="candidates in all, baselines among them")
-    items: int | None = Field(
-        None, ge=1, description="scored items in all, those reserved for the finalists among them; no limit if left out"
-    )
-    hours: float | None = Field(
-        None,
-        gt=0.0,
-        allow_inf_nan=False,
-        description="hours of searching, over all starts, without the finals; no limit if left out",
-    )
-    gpu_hours: float | None = Field(
-        None,
-        gt=0.0,
-        allow_inf_nan=False,
-        description="GPU-hours of materialising and evaluating in the search; no limit if left out",
-    )
-    plateau: PlateauConfig | None = Field(
-        None, description="end when the hypervolume has stopped growing; never if left out"
-    )
-
-    @model_serializer(mode="wrap")
-    def _said_only_where_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        for key in ("hours", "gpu_hours", "plateau"):
-            _without(data, key, None)
-        return data
-
-
-class ConstraintConfig(_Strict):
+class ConstraintConfig(Strict):
     """A bound that a candidate must keep, judged by the confidence bound of its score."""
 
     at_least: float | None = Field(None, description="the score must be shown to be so high; in the metric's unit")
@@ -162,123 +123,7 @@ class ConstraintConfig(_Strict):
         return self
 
 
-class FidelityConfig(_Strict):
-    """On how many items candidates are scored: on growing numbers of them, and stopped early, or on a minibatch.
-    Baselines are scored on all."""
-
-    rungs: tuple[int, ...] = Field(
-        (40, 120, 360), description="items of each evaluator after which is decided whether a candidate goes on"
-    )
-    rule: Literal["race", "halving"] = Field(
-        "race",
-        description="race: stop what one better candidate provably dominates; halving: stop all but the best share",
-    )
-    alpha: float = Field(0.05, gt=0.0, lt=0.5, description="race: chance of stopping a candidate that is not worse")
-    keep: float = Field(1 / 3, gt=0.0, lt=1.0, description="halving: the share that goes on from each rung")
-    minibatch: int | None = Field(
-        None,
-        ge=1,
-        description="in place of rungs: every candidate is scored on so many items of each evaluator, a stratified "
-        "draw, and on no others",
-    )
-    redraw: Annotated[int, Field(ge=1)] | Literal["never"] = Field(
-        "never",
-        description="minibatch: after so many candidates other items are drawn (a generation, as EvoLLM does); never: "
-        "one subset for the whole run",
-    )
-
-    @field_validator("rungs")
-    @classmethod
-    def _ascending(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
-        if any(size < 1 for size in rungs) or any(one >= two for one, two in pairwise(rungs)):
-            raise ValueError(f"expected ascending numbers of items >= 1, found {list(rungs)}")
-        return rungs
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rungs_or_a_minibatch(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        if given.get("minibatch") is None:
-            if given.get("redraw", "never") != "never":
-                raise ValueError("redraw: this is how often a minibatch is drawn; give minibatch: 200, say, or drop it")
-            return given
-        beside = [key for key in ("rungs", "rule", "alpha", "keep") if given.get(key) not in (None, ())]
-        if beside:
-            raise ValueError(
-                f"{', '.join(beside)}: these stop candidates between rungs, and with a minibatch every candidate is "
-                "scored on all of it; give rungs or a minibatch"
-            )
-        return {**given, "rungs": ()}
-
-    @field_validator("redraw", mode="before")
-    @classmethod
-    def _so_often(cls, value: Any) -> Any:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and value != "never":
-            raise ValueError(f"expected a number of candidates >= 1, or never, found {value!r}")
-        return value
-
-    @model_serializer(mode="wrap")
-    def _of_one_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        if self.minibatch is not None:
-            return {"minibatch": self.minibatch, "redraw": self.redraw}
-        return {key: value for key, value in data.items() if key not in ("minibatch", "redraw")}
-
-
-class OptimizerConfig(BaseModel):
-    """Which optimizer, and its own options beside its name."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options that the optimizer itself validates."""
-        return dict(self.model_extra or {})
-
-
-class SearchSettings(_Strict):
-    """How the space is searched."""
-
-    optimizer: OptimizerConfig = OptimizerConfig(name="auto")
-    seed: int = Field(0, ge=0, description="of all that is drawn by chance")
-    budget: Budget
-    per_expert_share: float = Field(
-        0.25, ge=0.0, le=1.0, description="share of the budget for the first stage, one coefficient per expert"
-    )
-    fidelity: FidelityConfig = Field(
-        FidelityConfig(), description="off: every candidate is scored on every item at once"
-    )
-    finalists: int | None = Field(
-        None,
-        ge=1,
-        description="at most so many are scored on the selection split; what the reserve pays for if left out",
-    )
-    reserve: float = Field(0.2, gt=0.0, lt=1.0, description="share of all scored items, kept for the finalists")
-    control: bool = Field(False, description="a random search with the same budget, as one more baseline")
-    holdout: bool = Field(
-        True,
-        description="score the chosen candidate and the baselines on the holdout at the end; false leaves it closed",
-    )
-
-    @field_validator("optimizer", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("fidelity", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return {"rungs": ()} if value in ("off", False) else value  # YAML reads a bare `off` as false
-
-    @model_serializer(mode="wrap")
-    def _closed_only_where_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(handler(self), "holdout", True)
-
-
-class EngineConfig(_Strict):
+class EngineConfig(Strict):
     """How the live model is asked."""
 
     kind: Literal["hf", "vllm"] = Field(
@@ -302,7 +147,7 @@ class EngineConfig(_Strict):
         return self
 
 
-class WorkersConfig(_Strict):
+class WorkersConfig(Strict):
     """Who scores the candidates. May change between two starts, but for the schedule."""
 
     kind: Literal["inline", "ray"] = Field(
@@ -365,7 +210,7 @@ def _short_forms(value: Any) -> Any:
     return value
 
 
-class FirstConfig(_Strict):
+class FirstConfig(Strict):
     """A search of its own before this one, over the same models, evaluators, engine and workers."""
 
     name: Name = Field(description="what it chooses is an expert of this name in the search that follows")
@@ -389,7 +234,7 @@ class FirstConfig(_Strict):
 TrackerName = Literal["tensorboard", "wandb"]
 
 
-class Config(_Strict):
+class Config(Strict):
     """A whole run."""
 
     name: Name = Field(description="of the run: its directory is runs/NAME")
@@ -428,14 +273,6 @@ class Config(_Strict):
 
     @model_serializer(mode="wrap")
     def _said_only_where_it_stands(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data = _without(_without(handler(self), "calibration", None), "first", None)
-        _without(data, "workers", WorkersConfig().model_dump(mode="json"))
-        return _without(data, "trackers", {})
-
-
-def _without(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """What runs of old had no key for is left out where it says nothing: their logs read as ever, and so do new ones
-    that do without it."""
-    if data.get(key) == value:
-        data.pop(key, None)
-    return data
+        data = without(without(handler(self), "calibration", None), "first", None)
+        without(data, "workers", WorkersConfig().model_dump(mode="json"))
+        return without(data, "trackers", {})

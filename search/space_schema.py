@@ -7,8 +7,6 @@ import unicodedata
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     SerializerFunctionWrapHandler,
@@ -22,6 +20,7 @@ from pydantic import (
 )
 
 from search.data_flow_schema import DataFlowConfig
+from search.schema_base import Strict
 
 Kind = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
 
@@ -39,11 +38,7 @@ MOST_OF_VARIABLE = 1000.0
 """A variable's largest size: coefficients have 12 digits, from which it is read back in steps of 1e-8."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Knots(_Strict):
+class Knots(Strict):
     """Coefficients at k depths, linear in between."""
 
     knots: int = Field(ge=1, le=MOST_KNOTS, description="at how many depths")
@@ -65,7 +60,7 @@ def _method_blocks(value: Any) -> Any:
     return _count(value, math.inf, "of 1 or more")  # more than there are depths always meant one for each
 
 
-class Blocks(_Strict):
+class Blocks(Strict):
     """Coefficients constant over n runs of depths."""
 
     blocks: Annotated[int, Field(ge=1, le=_MOST_BLOCKS)] | Literal["auto"] = Field(
@@ -75,7 +70,7 @@ class Blocks(_Strict):
     _checked = field_validator("blocks", mode="before")(_blocks)
 
 
-class MethodConfig(_Strict):
+class MethodConfig(Strict):
     """A merge method with some of its parameters set or searched; the others keep the method's defaults."""
 
     name: str = Field(min_length=1, description="a method of `paretomerge ls methods`, or path/to/file.py:ClassName")
@@ -117,7 +112,7 @@ def _check_pair(name: Any, bounds: Any) -> None:
         )
 
 
-class SpaceConfig(_Strict):
+class SpaceConfig(Strict):
     """What may vary."""
 
     coefficient: tuple[float, float] = Field((0.0, 1.5), description="bounds of every coefficient, may be negative")

@@ -3,7 +3,8 @@
 Depth, vocabulary, difficulty, items and the stream of training examples are the same at every width. What had to differ
 was tuned on training seed 0, on selection items, before anything was merged: how many examples the base sees, so that
 all bases know about as much of ``string`` (a wider model learns faster), and the learning rate of the experts, so that
-all are about as good at their own skill, and their task vectors about as long beside the base (docs/size_effect.md).
+all are about as good at their own skill, and their task vectors about as long beside the base. On other seeds the bases
+match less (docs/size_effect.md).
 
 Without ``math``, which costs more than the other three together.
 """

@@ -96,7 +96,7 @@ def seeded(config: Path, training: int, seed: int, changes: Sequence[str] = ()) 
     models = plain.config.models
     sets = [f"models.base={at(models.base, training)}", f"search.seed={seed}"]
     sets += [f"models.experts.{name}={at(path, training)}" for name, path in models.experts.items()]
-    if getattr(plain.config, "first", None) is not None:
+    if plain.config.first is not None:
         sets.append(f"first.search.seed={seed}")
     return load_config(config, [*changes, *sets])
 

@@ -57,6 +57,11 @@ class Cell:
         """What the question is answered by: mean retention at the best single λ, mean of the three merges."""
         return statistics.fmean(self.mean(experts, ONE_LAMBDA) for experts in MERGES)
 
+    @property
+    def learned(self) -> float:
+        """The smallest gain of an expert over the base on its own skill: retention divides by it."""
+        return min(self.alone[name][name] - self.alone["base"][name] for name in SKILLS)
+
     def norm_ratio(self) -> float:
         """‖τ‖/‖θ0‖, mean of the experts."""
         return statistics.fmean(self.rows["weights"]["norm_ratio"][name] for name in SKILLS)

@@ -46,7 +46,7 @@ def _draw(cells: Sequence[Cell], look: dict[str, Any], path: Path) -> None:
         axis.set_ylim(0, 105)
     panels[0].set_ylabel("mean retention on the holdout, %", fontsize=8.5, color=look["ink"])
     _lines(panels[3], cells, lambda cell: 100 * cell.norm_ratio(), look["ink"], "")
-    panels[3].set_title("task vectors beside the base, ‖τ‖/‖θ0‖, %", fontsize=8.5, color=look["ink"])
+    panels[3].set_title("‖τ‖/‖θ0‖, %, mean of the experts", fontsize=8.5, color=look["ink"])
     panels[3].set_ylim(bottom=0)
     widths = sorted({width(cell.name) for cell in cells})
     for axis in panels:

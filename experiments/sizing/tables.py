@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from experiments.diagnosing.families import LEARNED
 from experiments.operating.choosing import spread
 from experiments.sizing.cells import Cell, blocks, by_size
 from experiments.sizing.measure import WEIGHTS
@@ -94,7 +95,19 @@ def seeds_table(cells: Sequence[Cell]) -> str:
 
 
 def answer(cells: Sequence[Cell]) -> str:
-    """The one test that was chosen beforehand, and what it could have found."""
+    """The one test that was chosen beforehand, and what it could have found; then without cells that learned little."""
+    text = _said(cells)
+    little = [cell for cell in cells if cell.learned < LEARNED]
+    if little:
+        named = ", ".join(f"width {width(cell.name)} on seed {cell.seed}" for cell in little)
+        rest = _said([cell for cell in cells if cell.learned >= LEARNED])
+        text += (
+            f"\n\nThe same without {named}, where an expert is less than {LEARNED:g} better than the base:\n\n{rest}"
+        )
+    return text
+
+
+def _said(cells: Sequence[Cell]) -> str:
     made = blocks(cells, Cell.primary)
     if not any(len(block) > 1 for block in made.values()):
         return "No training seed has two sizes yet: nothing to compare."

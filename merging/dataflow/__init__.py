@@ -6,7 +6,8 @@ stands behind a norm, and a norm does not see a factor on its input (but for its
 that is added to it is divided by C as well: the outputs of the *residual writers*, ``o_proj`` and ``down_proj`` in a
 Llama. That is how a path is exported, as an ordinary model (:func:`folded`), and what a live hop computes is the same
 function where it multiplies what its writers (:func:`residual_modules`) put out by :func:`writer_factors`: then the
-norms see the same numbers, and the model that is scored is the one that is exported, epsilon included.
+norms see the same numbers, and the model that is scored is the one that is exported, epsilon included, up to rounding:
+an export rounds the products of weights to its dtype, a live hop those of outputs.
 
 The public names below are imported when they are first used.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -26,6 +27,8 @@ from merging.restack import blocks_of, blocks_prefix, restacked_config, with_lay
 from merging.sources import Sources
 
 _VOCABULARY = 64  # of the model that is tried
+_WIDTH = 128  # of the sublayers of the model that is tried
+_INNER = re.compile(r"intermediate_size$|^(n_inner|ffn_dim|d_ff|ffn_hidden_size)$")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _TRIED = (2.0, 0.25, 0.5, 8.0)  # scales, in turn: powers of 2, with a product of 2
 
@@ -136,21 +139,20 @@ def _tiny(
     origins: list[int],
     depth: int,
 ) -> _Tiny:
-    """A model of these blocks of the config; of few tokens where its class permits that."""
-    from merging.skeleton import load_random
-
+    """A model of these blocks of the config; of few tokens and narrow sublayers where its class permits that."""
     config = {key: each for key, each in settings.items() if key != "quantization_config"}
     config = restacked_config(config, depth, origins)
     stored = {f"{prefix}{at}.{rest}": shape for at, own in enumerate(shapes) for rest, shape in own}
+    whole = _built(config, "meta")
+    places = place(whole, stored)
+    homes = _homes(places, stored, prefix, len(shapes))
+    few = _of_few_tokens(config)
     errors: list[MergingError] = []
-    for tried in (_of_few_tokens(config), config):
+    for tried in (_narrow(few), few, config):
         try:
-            with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng([]):
-                torch.manual_seed(0)
-                Path(folder, "config.json").write_text(json.dumps(tried), encoding="utf-8")
-                model = load_random(folder, torch.float32)
-            places = place(model, stored)
-            homes = _homes(places, stored, prefix, len(shapes))
+            model = _built(tried, "cpu")
+            if dict(model.named_parameters()).keys() != dict(whole.named_parameters()).keys():
+                raise MergingError("a model of this config has other parameters where its sublayers are narrower")
             probe = Probe(model, homes, _vocabulary(tried))
             probe.run()
         except MergingError as error:
@@ -158,6 +160,26 @@ def _tiny(
         else:
             return _Tiny(probe, places, prefix)
     raise errors[-1]
+
+
+def _built(config: Mapping[str, Any], device: str) -> torch.nn.Module:
+    from merging.skeleton import load_random
+
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return load_random(folder, torch.float32, device)
+
+
+def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with sublayers of few units: what adds to the stream is the same, and most of a block's weights are
+    theirs, in a mixture of experts nearly all."""
+    found = copy.deepcopy(dict(config))
+    for part in (found, *(each for each in found.values() if isinstance(each, dict))):
+        for key, value in part.items():
+            if _INNER.search(key) and isinstance(value, int):
+                part[key] = min(value, _WIDTH)
+    return found
 
 
 def _of_few_tokens(config: Mapping[str, Any]) -> dict[str, Any]:

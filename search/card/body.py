@@ -14,7 +14,6 @@ from search.card.scores import claim_sections, score_sections
 from search.ranges import duration
 from search.report.hop_texts import PATH_HEADER, counts_text, hops_in, path_rows, scales_text
 from search.report.markup import count, listed
-from search.space.hops import outside_of
 
 _MOST_RECIPE_LINES = 160
 _MOST_PATH_ROWS = 16
@@ -195,14 +194,26 @@ def _path(recipe: Recipe) -> Iterator[str]:
     path = hops_in(recipe)
     if path is None:
         return
-    outside = plain(outside_of(recipe))
     yield (
-        f"The path: {plain(counts_text(path), 1000)}. A scale multiplies the hidden state before its block; embedding, "
-        f"head and final norm are {outside}'s."
+        f"The path: {plain(counts_text(path), 1000)}. A scale multiplies the hidden state before its block; "
+        f"{_outside(recipe)}."
     )
     header, *rows = [[plain(cell) for cell in row] for row in (PATH_HEADER, *path_rows(path))]
     whole = table(header, rows)
     yield whole if len(rows) <= _MOST_PATH_ROWS else folded("the path, block by block", whole)
+
+
+def _outside(recipe: Recipe) -> str:
+    """Whose embedding, head and final norm a path has: one model's in a search, of several where a config says so."""
+    owners: dict[str, list[str]] = {}
+    for group, each in recipe.groups.items():
+        if group.depth is None:
+            owners.setdefault(each.sources[0][0], []).append("final norm" if group.kind == "norm" else group.kind)
+    if len(owners) == 1:
+        return f"embedding, head and final norm are {plain(next(iter(owners)))}'s"
+    return "; ".join(
+        f"{listed(parts)} {'is' if len(parts) == 1 else 'are'} {plain(alias)}'s" for alias, parts in owners.items()
+    )
 
 
 def _again(facts: CardFacts) -> Iterator[str]:

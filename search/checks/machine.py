@@ -152,9 +152,11 @@ def check_disk(subject: Subject, disk: Disk, runs: Path) -> None:
             "free some space, or export to another disk",
         )
     if made * _SPARE > disk.free_cache:
+        hybrid, virtual = subject.config.first is not None, subject.config.models.virtual
+        what = "the experts that are made are kept" if hybrid else "virtual experts are kept in float32"
         subject.findings.error(
-            ("models", "virtual"),
-            f"virtual experts are kept in float32 in {default_cache()}: they need up to {size_text(made)}, and "
+            ("first", "name") if hybrid and not virtual else ("models", "virtual"),
+            f"{what} in {default_cache()}: they need up to {size_text(made)}, and "
             f"{size_text(disk.free_cache)} are free there; PARETOMERGE_CACHE names another folder",
         )
 

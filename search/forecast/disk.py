@@ -45,7 +45,7 @@ class Disk:
         database: the run's log and item scores, with those of a control.
         report: the HTML file.
         export: one exported model, tokenizer and config with it.
-        virtual: all virtual experts, in the user's cache, once for all runs.
+        virtual: all virtual experts, and the choice of a first search, in the user's cache, once for all runs.
         read_first: of models when the run starts.
         read_each: of models for every candidate: 0 where the sources are kept in memory.
         free: where the run directory will be.
@@ -83,6 +83,7 @@ def disk_of(
     from_files: bool,
     runs: Path,
     cache: Path,
+    chosen: int = 0,
     largest: int | None = None,
 ) -> Disk:
     """What a search will take of the disk.
@@ -97,6 +98,7 @@ def disk_of(
         from_files: whether candidates read their sources from disk.
         runs: where run directories are made; may not be there yet.
         cache: the user's cache; may not be there yet.
+        chosen: how many experts are the choice of a first search, and kept in the dtype of the live model.
         largest: bytes of the weights of an export, at most, where candidates differ in depth.
     """
     exported = Range.exactly(sizes.live) if largest is None else Range(sizes.around + sizes.layer, sizes.live, largest)
@@ -106,7 +108,7 @@ def disk_of(
         database=database_bytes(outline, found, {name: len(each.metrics) for name, each in evaluators.items()}),
         report=REPORT,
         export=exported + Range.exactly(float(beside)),
-        virtual=Range.exactly(float(virtual * sizes.parameters * FLOAT32)),
+        virtual=Range.exactly(float(virtual * sizes.parameters * FLOAT32 + chosen * sizes.live)),
         # once to know them by their content; once more into memory, where the system has not kept them
         read_first=Range(sources, sources, 2.0 * sources),
         read_each=Range(0.0, sources, sources) if from_files else Range.exactly(0.0),

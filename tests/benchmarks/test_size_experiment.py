@@ -160,6 +160,21 @@ def test_retention_goes_from_records_into_tables_and_the_answer(tmp_path: Path) 
     assert "string + language: language" in tables.skills_table(cells)
 
 
+def test_a_size_whose_experts_learned_little_is_also_left_out(tmp_path: Path) -> None:
+    levels = {(name, seed): 0.6 - 0.1 * place for place, name in enumerate(SIZES) for seed in range(2)}
+    records = filled(tmp_path, levels)
+    row = rows(0.6)["models"]
+    row["holdout"] = {model: dict(scores) for model, scores in row["holdout"].items()}
+    row["holdout"]["base"]["string"] = 0.65  # its expert has 0.7
+    records.add(PART, "skills-w64", 1, "models", row)
+    cells = read(records, SIZES, range(5))
+    assert [cell.learned for cell in cells if cell.name == "skills-w64"] == pytest.approx([0.5, 0.05])
+    whole, _, rest = tables.answer(cells).partition(
+        "The same without width 64 on seed 1, where an expert is less than 0.1"
+    )
+    assert "can give is 0.056" in whole and "can give is 0.17" in rest and "−12.9 on seed 1" in rest
+
+
 def test_one_size_alone_answers_nothing(tmp_path: Path) -> None:
     cells = read(filled(tmp_path, {("skills-w64", 0): 0.5}), SIZES, range(5))
     assert "nothing to compare" in tables.answer(cells) and "| – |" in tables.weights_table(cells)

@@ -20,7 +20,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from merging.checkpoint import Checkpoint
 from merging.configs import read_config
-from merging.dataflow import folded, residual_modules, residual_writers, writer_factors
+from merging.dataflow import folded, residual_modules, residual_writers, writer_factors, writers
+from merging.dataflow.writers import find_writers
 from merging.export import export
 from merging.methods.registry import canonical, canonical_recipe
 from merging.recipe import Assignment, MergingError, Recipe
@@ -184,6 +185,27 @@ def test_writers_are_found_by_structure(llama: Family, made: Callable[[str], Fam
     assert {name for name in residual_writers(mixed) if ".2." in name and "experts." in name} == {
         f"model.layers.2.mlp.experts.{expert}.down_proj.weight" for expert in range(4)
     } | {name for name in residual_writers(mixed) if ".2." in name and "experts.2." in name}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "Llama" else pytest.mark.slow) for k in FOLDING])
+def test_writers_are_the_same_where_sublayers_are_narrow(
+    kind: str, made: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is tried is a narrow model, since a block of a mixture of experts may have more weights than fit."""
+    sources, found, sizes = made(kind).load(), [], []
+    real = writers.Probe
+
+    def spied(model: torch.nn.Module, *rest: Any) -> Any:
+        sizes.append(sum(each.numel() for each in model.parameters()))
+        return real(model, *rest)
+
+    monkeypatch.setattr(writers, "Probe", spied)
+    for width in (8, 10**9):
+        monkeypatch.setattr(writers, "_WIDTH", width)
+        writers._find.cache_clear()
+        found.append(find_writers(sources))
+    assert found[0] == found[1]
+    assert len(sizes) == 2 and (kind == "GPT2" or sizes[0] < sizes[1])  # GPT-2's width follows from the hidden size
 
 
 REFUSED = {

@@ -27,6 +27,8 @@ from merging.recipe import Recipe
 BFLOAT16 = [case for case in CASES if case.endswith("bf16")]
 RANDOM = [case for case, stochastic in CASES.items() if stochastic]
 FLOAT32 = [case for case in CASES if case not in (*BFLOAT16, *RANDOM)]
+# What it selects hangs on rounding: a test of its own.
+OF_ROUNDING = {"arcee_fusion"}
 
 U = 2.0**-8  # the largest relative error of one rounding to bfloat16
 
@@ -60,7 +62,7 @@ def test_no_golden_case_is_missing() -> None:
 @pytest.mark.parametrize("case", FLOAT32)
 def test_float32_agrees_with_mergekit(case: str, run: Run) -> None:
     found = run(case)
-    for name, theirs in found.theirs.items():
+    for name, theirs in found.theirs.items() if case not in OF_ROUNDING else ():
         torch.testing.assert_close(found.ours[name], theirs, rtol=0, atol=5e-7, msg=lambda text, n=name: f"{n}: {text}")
     if case not in {"passthrough_stack"}:
         # The tolerance would see another merge: the result is far from every input.
@@ -72,10 +74,22 @@ def test_float32_agrees_with_mergekit(case: str, run: Run) -> None:
     assert config["dtype"] == theirs_config["dtype"] == "float32"
 
 
-def test_arcee_fusion_is_bit_exact(run: Run) -> None:
-    """The importance is rounding noise at the threshold: only the same float32 operations select the same elements."""
+def test_arcee_fusion_selects_as_mergekit_does_but_for_rounding(run: Run) -> None:
+    """Bit for bit on the kind of processor that mergekit ran on.
+
+    An importance at the threshold is float32's rounding of a softmax and a sum, in which processors differ.
+    """
     found = run("arcee_fusion")
-    assert all(torch.equal(found.ours[name], theirs) for name, theirs in found.theirs.items())
+    differ = 0
+    for name, theirs in found.theirs.items():
+        ours, unsure = found.ours[name], torch.from_numpy(np.array(found.exact(name).doubtful))
+        apart = (ours - theirs).abs() > 5e-7
+        assert bool((~apart | unsure).all()), name
+        base, (expert,) = (torch.from_numpy(np.array(each)).float() for each in found.inputs(name))
+        chosen = torch.stack([ours - base, ours - expert]).abs().amin(0)
+        assert float(chosen.max()) <= 5e-7, name
+        differ += int(apart.sum())
+    assert differ <= 0.002 * ELEMENTS
 
 
 @pytest.mark.slow

@@ -208,6 +208,12 @@ def test_disks_that_are_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "virtual experts are kept in float32" in errors["models.virtual"]
     monkeypatch.setattr("shutil.disk_usage", lambda place: usage(0, 0, checked.disk.run.high * 1.1 + 1000))  # type: ignore[union-attr]
     assert "an export" in found(check(path), "warning")["search.budget.candidates"]
+    first = {"name": "evolved", "search": {"budget": {"candidates": 20}}}
+    path = project(tmp_path, lambda config: config.update(first=first, models=config["models"] | {"dtype": "bfloat16"}))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage(0, 0, 10_000))
+    hybrid = check(path)
+    assert hybrid.disk is not None and hybrid.disk.virtual.high == 2 * 5776  # in the dtype that it was scored in
+    assert "experts that are made are kept" in found(hybrid, "error")["first.name"]
 
 
 @pytest.mark.slow

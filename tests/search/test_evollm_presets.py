@@ -12,8 +12,10 @@ from evaluators.exact_match import ExactMatchOptions
 from merging.recipe import Group, SourceRef
 from search.config import LoadedConfig, load_config
 from search.optimizers.cma import Cma
+from search.space import PathSpace
 from search.stages import Stage, build_optimizer, build_stages
 from search.statistics import wilson
+from search.virtual import experts_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LAYERS = {"lfs_112": 40}
@@ -87,12 +89,51 @@ def test_its_budget_is_the_published_one_beside_the_baselines(preset: LoadedConf
 
 
 def test_its_header_says_what_people_must_know(preset: LoadedConfig) -> None:
-    text = preset.path.read_text(encoding="utf-8")
+    _has_all_headings(preset.path)
+
+
+def _has_all_headings(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     header = text[: text.index("\nname:")]
     places = [header.index(f"# {heading}") for heading in HEADINGS]
     assert places == sorted(places)
-    assert f"paretomerge run configs/{preset.path.name}" in header
+    assert f"paretomerge run configs/{path.name}" in header
     assert "reckoned, not run" in header
+
+
+@pytest.mark.parametrize("name", ["evollm_jp_dfs", "evollm_jp_hybrid"])
+def test_data_flow_is_searched_as_published(name: str) -> None:
+    """192 slots, two of which are fixed: an indicator for the others, a scale for all; 100 generations of 128."""
+    loaded = load_config(CONFIGS / f"{name}.yaml")
+    models = ("base", *experts_of(loaded.config))
+    refs = {alias: SourceRef(alias, f"sha256:{alias}") for alias in models}
+    baselines, full = build_stages(loaded.config, decoder(32), refs)
+    assert isinstance(full.space, PathSpace)
+    assert len(full.space.slots) == 192 and full.space.depth == 64
+    assert full.space.box.continuous == 190 + 192 and not full.space.box.categories
+    settings = loaded.config.search
+    assert settings.budget.candidates - len(baselines.fixed) == 100 * 128
+    assert (settings.fidelity.minibatch, settings.fidelity.redraw) == (200, 128)
+    optimizer = build_optimizer(loaded.config, full, 12_800, 1)
+    assert isinstance(optimizer, Cma)
+    optimizer.ask(len(baselines.fixed), ())
+    assert (optimizer._strategy.popsize, optimizer._strategy.sigma) == (128, pytest.approx(1 / 6))
+    _has_all_headings(loaded.path)
+
+
+def test_the_hybrids_first_search_is_that_of_the_preset() -> None:
+    hybrid, preset = (load_config(CONFIGS / f"{name}.yaml").config for name in ("evollm_jp_hybrid", "evollm_jp_a"))
+    assert hybrid.first is not None
+    assert (hybrid.first.space, hybrid.first.search) == (preset.space, preset.search)
+    assert (hybrid.models, hybrid.evaluators, hybrid.objectives) == (
+        preset.models,
+        preset.evaluators,
+        preset.objectives,
+    )
+    flow = load_config(CONFIGS / "evollm_jp_dfs.yaml").config
+    assert hybrid.space.data_flow is not None and flow.space.data_flow is not None
+    assert hybrid.space.data_flow.model_copy(update={"models": flow.space.data_flow.models}) == flow.space.data_flow
+    assert flow.evaluators == preset.evaluators
 
 
 @pytest.mark.parametrize(
