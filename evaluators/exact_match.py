@@ -174,8 +174,8 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
     with ``sampling`` the share of right answers. With ``language`` there is also ``in_language``, the share of answers
     in it; with a fastText model also ``accuracy_any_language``, right answers in whatever language. A second way to
     find the answer has a metric of its own, ``accuracy_last_number`` or ``accuracy_sakana_compat``, for which the
-    language counts too. "failed", with the value 0: the logits were not finite, or there was nothing to extract, in
-    every sample.
+    language counts too. "failed", with the value 0: the logits were not finite, or there was nothing to extract in
+    either way, in every sample.
 
     Args:
         options: see :class:`ExactMatchOptions`.
@@ -300,14 +300,14 @@ class ExactMatch(ItemEvaluator[ExactMatchOptions, Question, _Prepared]):
         text = engine.decode(generation.tokens)
         said = cut(text, self.options.stop)
         found = extract(said, self.options.extract)
-        if found is None:
+        other = None if self.options.second is None else extract(said, self.options.second)
+        if found is None and other is None:
             return _NO_ANSWER
         spoken = self._gate is None or self._gate(said)
-        right = normalize(found, self.options.normalize) in item.accepted
+        right = found is not None and normalize(found, self.options.normalize) in item.accepted
         if right and engine.one_spelling and self.options.whole_answers():
             # Decoding leaves special tokens out; an answer that holds some is not the expected one.
             right = engine.encode(text, special=False) == list(generation.tokens)
-        other = None if self.options.second is None else extract(said, self.options.second)
         second = other is not None and normalize(other, self.options.normalize) in item.second
         return _Judged(right, spoken, True, second)
 

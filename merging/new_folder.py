@@ -14,6 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from merging.bounded import printable
 from merging.durable import clear_abandoned, flush, hold
 from merging.recipe import MergingError
 
@@ -78,4 +79,8 @@ def why(error: Exception, place: Path) -> str:
             f"the disk became full while {place} was written; nothing was left behind. Free some space or choose "
             "another disk"
         )
-    return f"{place} could not be written ({getattr(error, 'strerror', None) or error}); nothing was left behind"
+    reason = getattr(error, "strerror", None) or str(error)
+    file = getattr(error, "filename", None)
+    if file is not None and PARTIAL not in str(file):  # of a model, say, that is copied from
+        reason = f"{printable(str(file))}: {reason}"
+    return f"{place} could not be written ({reason}); nothing was left behind"

@@ -36,7 +36,7 @@ from search.schema import (
 )
 from search.space_problems import space_problems
 from search.space_schema import MethodConfig
-from search.virtual import evolved
+from search.virtual import CHOICE, evolved
 from search.virtual import problems as virtual_problems
 
 
@@ -276,9 +276,8 @@ def _wrong_objectives(config: Config, prefix: Location) -> Iterator[Problem]:
             hint = did_you_mean(evaluator, config.evaluators)
             yield Problem(location, f"there is no evaluator {evaluator!r}; there are: {known}.{hint}")
         if objective.expert in (*config.models.virtual, *evolved(config)):
-            message = (
-                f"{objective.expert!r} is a virtual expert, a merge; a skill is an expert's that was trained for it"
-            )
+            what = "a virtual expert" if objective.expert in config.models.virtual else CHOICE
+            message = f"{objective.expert!r} is {what}, a merge; a skill is an expert's that was trained for it"
             yield Problem((*location, "expert"), message)
         elif objective.expert is not None and objective.expert not in _skilled(config):
             known = ", ".join(_skilled(config))

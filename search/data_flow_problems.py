@@ -28,7 +28,7 @@ def flow_problems(flow: DataFlowConfig, data: Mapping[str, Any], aliases: Sequen
                 "nothing. Leave one of the two out; to search both, give the merge a search of its own under `first`",
                 at_key=True,
             )
-    known = ["base", *dict.fromkeys([*aliases, *_first(data)])]
+    known = list(dict.fromkeys(["base", *aliases, *_first(data)]))
     for index, name in enumerate(flow.models or ()):
         if name not in known:
             hint = did_you_mean(name, known)

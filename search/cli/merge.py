@@ -111,7 +111,7 @@ def merge(
     if lora is not None:
         tell_lora(work, write_lora_folder(work, out, lora, options, lora_rest), json)
         return
-    _tell(recipe, write_export(work, out, options), len(sources.tensors), json)
+    _tell(recipe, write_export(work, out, options), len(for_recipe(sources, recipe).tensors), json)
 
 
 def _tell(recipe: Recipe, done: Exported, tensors: int, json: bool) -> None:

@@ -112,10 +112,10 @@ class PathSpace(AnyPath):
         self.box = self._genes.box
         # a first sample differs from the center as the published protocol's do, and in one slot at least
         self.sure = min(SURE, 1.0 - 1.0 / (1 + len(self.box.categories))) if self.box.categories else None
-        if not self.genes:
+        if not self.genes or (ends == "fixed" and self.depth == least and scales is None):
             raise SpaceError(
                 "expected something that varies, found paths that are fixed at both ends, with nothing between them; "
-                "more repetitions, another model or scales make a space"
+                "a larger depth, more repetitions, another model or scales make a space"
             )
         self._canonical = lru_cache(maxsize=_CANONICAL)(lambda genome: self._nearest(self._laid(genome)))
 

@@ -118,3 +118,14 @@ def test_a_row_in_two_splits_is_a_leak() -> None:
 def test_data_sets_that_are_programs_are_told_so() -> None:
     with pytest.raises(EvaluatorError, match=r"it is a program, .* sbintuitions/MGSM_ja"):
         Table(dataset="juletxara/mgsm", config="ja").read()
+
+
+def test_a_word_that_holds_script_is_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        raise ValueError("the card's description is damaged")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(EvaluatorError, match=r"description is damaged.*check its name"):
+        Table(dataset="me/mine").read()

@@ -85,6 +85,17 @@ def test_both_ways_are_told_side_by_side(tmp_path: Path) -> None:
         }
 
 
+def test_what_one_way_does_not_find_the_other_may(tmp_path: Path) -> None:
+    says = {"marked": "Answer: 18", "unmarked": "it is 18", "none": "no idea"}
+    data = folder_of(tmp_path, *({"prompt": name, "answer": "18"} for name in says))
+    found = scores(data, says, extract={"after": "Answer:"}, also_extract="last_number")
+    assert {name: [*each.values()] for name, each in found.items()} == {
+        "marked": [1.0, 1.0],
+        "unmarked": [0.0, 1.0],
+        "none": [0.0, 0.0],
+    }
+
+
 def test_the_gate_judges_both(tmp_path: Path) -> None:
     pytest.importorskip("fasttext")
     model = write_model(tmp_path / "tiny.ftz")

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from merging.checkpoint import Checkpoint
 from merging.configs import read_config
 from merging.dataflow import folded, residual_modules, residual_writers, writer_factors, writers
+from merging.dataflow.probing import Probe
 from merging.dataflow.writers import find_writers
 from merging.export import export
 from merging.methods.registry import canonical, canonical_recipe
@@ -193,11 +194,10 @@ def test_writers_are_the_same_where_sublayers_are_narrow(
 ) -> None:
     """What is tried is a narrow model, since a block of a mixture of experts may have more weights than fit."""
     sources, found, sizes = made(kind).load(), [], []
-    real = writers.Probe
 
-    def spied(model: torch.nn.Module, *rest: Any) -> Any:
+    def spied(model: torch.nn.Module, *rest: Any) -> Probe:
         sizes.append(sum(each.numel() for each in model.parameters()))
-        return real(model, *rest)
+        return Probe(model, *rest)
 
     monkeypatch.setattr(writers, "Probe", spied)
     for width in (8, 10**9):

@@ -74,6 +74,11 @@ def test_float32_agrees_with_mergekit(case: str, run: Run) -> None:
     assert config["dtype"] == theirs_config["dtype"] == "float32"
 
 
+def test_the_card_of_a_stack_says_whose_embedding_and_head_it_has(run: Run) -> None:
+    card = (run("passthrough_stack").folder / "README.md").read_text()
+    assert "final norm and head are ft2's; embedding is base's." in card
+
+
 def test_arcee_fusion_selects_as_mergekit_does_but_for_rounding(run: Run) -> None:
     """Bit for bit on the kind of processor that mergekit ran on.
 

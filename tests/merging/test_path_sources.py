@@ -164,7 +164,7 @@ def test_adapters_and_vectors_give_layers(tmp_path: Path) -> None:
     assert paths.digest() == digest
 
 
-@pytest.mark.parametrize("home", ["host", "mmap"])
+@pytest.mark.parametrize("home", ["host", "mmap", "shared"])
 def test_what_something_else_wrote_is_put_right(home: Home, llamas: Family) -> None:
     sources, model = llamas.load(), load_model(llamas.base)
     paths = PathMaterializer(sources, model, home=home)

@@ -110,7 +110,7 @@ def test_what_means_nothing_there_is_refused(tmp_path: Path) -> None:
     said = refused(tmp_path, first=first(space={"data_flow": {}}))
     assert "first.space.data_flow: the first search chooses an expert of the second one" in said
     said = refused(tmp_path, objectives=[{"metric": "a.accuracy", "expert": "evolved"}, "b.accuracy"])
-    assert "objectives.0.expert: 'evolved' is a virtual expert, a merge" in said
+    assert "objectives.0.expert: 'evolved' is the choice of the first search, a merge" in said
     said = refused(tmp_path, first=first(space={"experts": ["evolved", "a"]}))
     assert "first.space.experts.0: there is no expert 'evolved'; there are: a, b." in said
     virtual = {"late": {"method": "regmean", "of": ["evolved", "b"]}}
