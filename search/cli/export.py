@@ -275,8 +275,9 @@ def _why_not_the_same(results: Results, candidate: int) -> str:
     if recipe.scales is None or recipe.dtype in ("float32", "float64"):
         return others
     return (
-        "in bfloat16 and float16 a few scores of a path with scales may differ, since the search multiplied what matrices "
-        f"put out, and the export multiplies the matrices and rounds them (docs/merging.md). Where many do, {others}"
+        "in bfloat16 and float16 a few scores of a path with scales may differ, since the search multiplied what "
+        "matrices put out, and the export multiplies the matrices and rounds them (docs/merging.md). Where many do, "
+        f"{others}"
     )
 
 

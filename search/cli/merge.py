@@ -77,6 +77,7 @@ def merge(
     check_lora(lora, lora_rest)
     from merging.configs import read_config
     from merging.hub_models import downloading
+    from merging.restack import for_recipe
     from search.errors import SearchError
     from search.export import ExportOptions, Work, write_export
     from search.merge_inputs import MergeInputs, wants_file

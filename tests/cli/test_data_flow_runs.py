@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from search.cli import run_command
+from search.rescoring import Rescored, SplitScores
 from search.results import Results
 from search.space import path_of
 
@@ -93,7 +94,9 @@ def test_a_killed_search_goes_on_to_where_it_would_have_come(
 
 
 @pytest.mark.slow
-def test_what_was_found_is_an_ordinary_model_which_its_recipe_makes_again(project: Project) -> None:
+def test_what_was_found_is_an_ordinary_model_which_its_recipe_makes_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -111,9 +114,18 @@ def test_what_was_found_is_an_ordinary_model_which_its_recipe_makes_again(projec
     )
     with torch.inference_mode():
         assert torch.isfinite(model(torch.tensor([[5, 6, 7]])).logits).all()
+    capsys.readouterr()
     assert run_command(["merge", "out/recipe.yaml", "again"]) == 0
+    assert f"merged {9 * len(paths[odd]) + 3} tensors of 3 models by passthrough" in capsys.readouterr().out
     assert Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
     assert run_command(["choose", "runs/tiny", "--mix", "a=0.2,b=0.8"]) == 0
+    # where a score differs, and no tensor, it is said what scales have to do with it
+    differing = Rescored(30, (), (SplitScores("search", "a", 24, 1, {"accuracy": 0.5}),))
+    monkeypatch.setattr("search.rescoring.rescore", lambda *_: differing)
+    assert run_command(["export", "runs/tiny", "--candidate", str(odd), "--out", "other", "--rescore"]) == 2
+    assert "a few scores of a path with scales may differ" in " ".join(capsys.readouterr().err.split())
+    assert run_command(["export", "runs/tiny", "--candidate", "0", "--out", "base-again", "--rescore"]) == 2
+    assert "scales" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -44,16 +44,17 @@ def hops(recipe):
 
 @st.composite
 def spaces(draw):
+    scales = draw(st.sampled_from([None, Bounds(0.4, 1.5), Bounds(0.9, 2.0)]))
     return space(
         models=draw(st.sampled_from([("a", "b"), ("b", "a", "c"), ("a",), ("base", "a")])),
         layers=draw(st.integers(2, 5)),
-        scales=draw(st.sampled_from([None, Bounds(0.4, 1.5), Bounds(0.9, 2.0)])),
+        scales=scales,
         repetitions=draw(st.integers(2, 3)),
         arrangement=draw(st.sampled_from(["models", "layers"])),
         shift=draw(st.sampled_from([0, 0, 1, 3, 20])),
         scale_per=draw(st.sampled_from(["hop", "pair"])),
         ends=draw(st.sampled_from(["fixed", "free"])),
-        depth=draw(st.sampled_from([None, 2, 3, 6])),
+        depth=draw(st.sampled_from([None, 3, 6] if scales is None else [None, 2, 3, 6])),
         indicators=draw(st.sampled_from(["threshold", "choice"])),
     )
 
@@ -268,6 +269,7 @@ def test_known_paths_are_chosen_by_name_and_equal_ones_are_one():
         ({"layers": 1}, "no first and last one"),
         ({"scales": Bounds(1.0, 1.5)}, "0 < low < 1 < high"),
         ({"models": ("a",), "layers": 2, "repetitions": 1, "scales": None}, "nothing between them"),
+        ({"depth": 2, "scales": None}, "nothing between them; a larger depth"),
     ],
 )
 def test_spaces_that_contradict_themselves_are_refused(more, message):
