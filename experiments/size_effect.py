@@ -1,6 +1,6 @@
 """Does a larger model merge better? Three widths of one family with matched experts, over training seeds.
 
-    for seed in 0 1; do for width in 64 112 192; do paretomerge zoo build skills-w$width --seed $seed; done; done
+    for seed in 0 1 2; do for width in 64 112 192; do paretomerge zoo build skills-w$width --seed $seed; done; done
     python experiments/size_effect.py --folder runs/size_effect
     python experiments/size_effect.py --tables --page docs/size_effect.md --images docs/images
 

@@ -28,7 +28,7 @@ from search.events import (
     Told,
 )
 from search.events import Interrupted as InterruptedEvent
-from search.judge import CHOICE_RULE, Judge, Scores
+from search.judge import CHOICE_RULE, Baseline, Judge, Scores
 from search.ledger import Ledger
 from search.levelling import levelled
 from search.loop import Emit, scored
@@ -90,7 +90,7 @@ class Finals:
         judge = self._judge()
         baselines = judge.baselines(search)
         most = self._affordable(settings, items, len({each.candidate for each in baselines}))
-        finalists = judge.finalists(self._comparable(settings, search), most)
+        finalists = self._with_baselines(settings, judge.finalists(self._comparable(settings, search), most), baselines)
         if not finalists:
             raise NothingFeasible(self._nothing(judge, "search"))
         self._emit_once(FinalistsNamed(finalists, [each.candidate for each in baselines]))
@@ -120,6 +120,14 @@ class Finals:
             self._ledger.enter(holdout_hashes(self._evaluators), [known[id] for id in opened])
         self._emit_once(Opened(opened, holdout_hash(self._evaluators)))
         self._evaluate(opened, "holdout")
+
+    @staticmethod
+    def _with_baselines(settings: SearchSettings, named: list[int], baselines: Sequence[Baseline]) -> list[int]:
+        """Of minibatches the luckiest of hundreds look better than a baseline that is the best: it is scored on the
+        selection split anyhow, and may be chosen there."""
+        if settings.fidelity.minibatch is None or not named:
+            return named
+        return sorted({*named, *(each.candidate for each in baselines)})
 
     def _comparable(self, settings: SearchSettings, search: Scores) -> Scores:
         """Scores on the search split that finalists are named by."""

@@ -137,3 +137,16 @@ def test_the_bar_survives_a_whole_run_on_a_terminal(synthetic_run: SyntheticRun,
         display.on(event)
     display.close()
     assert "candidate 13 failed: not a number" in out.getvalue()
+
+
+def test_a_baseline_may_be_chosen_where_candidates_are_scored_on_minibatches(
+    synthetic_run: SyntheticRun, tmp_path: Path
+) -> None:
+    few = {"finalists": 2, "fidelity": {"minibatch": 8, "redraw": 4}}
+    results = synthetic_run(tmp_path / "run", candidates=40, search=few)
+    baselines = {each.candidate for each in results.baselines}
+    assert baselines <= set(results.finalists)
+    selection = results.scores["selection"]
+    front = results.judge.front(selection, results.finalists, "selection")
+    assert results.chosen == results.judge.knee(selection, front)
+    assert len(set(results.finalists) - baselines) <= 2
