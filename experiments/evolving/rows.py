@@ -113,20 +113,25 @@ def read(folder: Path, config: str, training: int, seed: int) -> Row:
     claims = results.claims
     if claims is None:
         raise SystemExit(f"{folder} is not finished: it has no chosen candidate with holdout scores")
-    arms = {CHOSEN: claims.chosen} | {each.label: each.candidate for each in results.baselines}
+    arms = {CHOSEN: claims.chosen} | {arm(each.label): each.candidate for each in results.baselines}
     metrics = results.objectives.names
     held, selected = {}, {}
-    for arm, id in arms.items():
+    for name, id in arms.items():
         if id in results.scores["holdout"]:
-            held[arm] = {metric: results.values(id, "holdout")[metric] for metric in metrics}
-            selected[arm] = fmean(results.values(id, "selection")[metric] for metric in metrics)
-    p = {each.baseline.label: each.p_scalar for each in claims.comparisons}
+            held[name] = {metric: results.values(id, "holdout")[metric] for metric in metrics}
+            selected[name] = fmean(results.values(id, "selection")[metric] for metric in metrics)
+    p = {arm(name): each.p_scalar for each in claims.comparisons for name in each.baseline.label.split(" = ")}
     searched = results.values(claims.chosen, "search")
     optimism = fmean(searched[metric] - held[CHOSEN][metric] for metric in metrics)
     return Row(
         config, training, seed, held, selected, p, optimism,
         len(results.candidates), results.items, _told(results, claims.chosen),
     )  # fmt: skip
+
+
+def arm(label: str) -> str:
+    """A baseline's name without what differs from run to run: which λ was the best one."""
+    return label.partition(" (")[0]
 
 
 def _told(results: Results, id: int) -> str:

@@ -12,11 +12,13 @@ from experiments.evolving.rows import CHOSEN, Row
 def summary(rows: Sequence[Row]) -> str:
     """Arms as lines: every metric and their mean, over training seeds."""
     metrics = list(rows[0].held[CHOSEN])
-    lines = [f"| holdout | {' | '.join(metrics)} | mean |", "|---|" + "---|" * (len(metrics) + 1)]
+    heads = [*metrics, "mean"] if len(metrics) > 1 else metrics
+    lines = [f"| holdout | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     common = [arm for arm in rows[0].held if all(arm in row.held for row in rows)]
     for arm in [*(arm for arm in common if arm != CHOSEN), CHOSEN]:
         cells = [over_seeds(rows, lambda row, m=metric, a=arm: row.held[a][m]) for metric in metrics]  # type: ignore[misc]
-        cells.append(over_seeds(rows, lambda row, a=arm: row.mean(a)))  # type: ignore[misc]
+        if len(metrics) > 1:
+            cells.append(over_seeds(rows, lambda row, a=arm: row.mean(a)))  # type: ignore[misc]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -65,8 +67,8 @@ def _baseline(row: Row) -> str:
 
 
 def _p(row: Row, arm: str) -> float:
-    """The comparison's p-value; a baseline of several names is one comparison."""
-    return next((p for label, p in row.p.items() if arm in label.split(" = ")), 1.0)
+    """Of the comparison; 1 where the chosen candidate is that baseline itself."""
+    return row.p.get(arm, 1.0)
 
 
 def _range(values: object) -> str:
