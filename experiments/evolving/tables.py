@@ -19,7 +19,8 @@ def summary(rows: Sequence[Row]) -> str:
         cells = [over_seeds(rows, lambda row, m=metric, a=arm: row.held[a][m]) for metric in metrics]  # type: ignore[misc]
         if len(metrics) > 1:
             cells.append(over_seeds(rows, lambda row, a=arm: row.mean(a)))  # type: ignore[misc]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        name = arm.replace("|", "\\|")  # stacked halves of two models
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -32,7 +33,8 @@ def paired(rows: Sequence[Row]) -> str:
         shown = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
         significant = sum(_p(row, rival(row)) < 0.01 for row in rows)
         lines.append(
-            f"- against {what} (by selection): {shown}; better in {better} of {len(rows)}, at p < 0.01 in {significant}"
+            f"- against {what} (by selection): {shown}; better in {better} of {len(rows)}; by the number that the "
+            f"choice is made by, p < 0.01 in {significant}"
         )
     lines.append(f"- optimism, search minus holdout: {over_seeds(rows, lambda row: row.optimism)}")
     lines.append(f"- standard deviation over search seeds of one training seed: {search_spread(rows)}")

@@ -36,7 +36,8 @@ def test_search_seeds_are_averaged_before_training_seeds_spread() -> None:
 def test_the_chosen_candidate_is_compared_with_who_is_best_on_selection() -> None:
     assert [each.best_expert for each in ROWS] == ["expert a"] * 4
     text = paired(ROWS)
-    assert "+10.0, +14.0, -5.0, -5.0; better in 2 of 4, at p < 0.01 in 1" in text
+    assert "+10.0, +14.0, -5.0, -5.0; better in 2 of 4; by the number" in text
+    assert "p < 0.01 in 1" in text
     assert "candidates 100, items 5000" in text
     table = summary(ROWS)
     assert table.splitlines()[0] == "| holdout | all.accuracy |"
