@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,3 +151,23 @@ def test_a_baseline_may_be_chosen_where_candidates_are_scored_on_minibatches(
     front = results.judge.front(selection, results.finalists, "selection")
     assert results.chosen == results.judge.knee(selection, front)
     assert len(set(results.finalists) - baselines) <= 2
+
+
+def test_finalists_of_minibatches_are_named_by_levelled_scores(
+    synthetic_run: SyntheticRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[int] = []
+
+    def last_is_best(
+        store: Store, evaluators: object, objectives: object, baselines: list[int], scores: Mapping[int, Any]
+    ) -> dict[int, Any]:
+        whole.extend(baselines)
+        best = max(scores)
+        return {id: dict.fromkeys(each, (1.0, 0.01)) if id == best else dict(each) for id, each in scores.items()}
+
+    monkeypatch.setattr("search.finals.levelled", last_is_best)
+    few = {"finalists": 1, "fidelity": {"minibatch": 8, "redraw": 4}}
+    results = synthetic_run(tmp_path / "run", candidates=40, search=few)
+    labelled = {each.id for each in results.candidates if each.label}
+    assert set(whole) == labelled
+    assert set(results.finalists) - {each.candidate for each in results.baselines} == {max(results.scores["search"])}
