@@ -5,11 +5,13 @@
 Makes the family of ``materialize.py`` (Llama in bfloat16: a base and two fine-tunes, in --workdir), and then, in one
 process on one thread, for random paths with scales through the layers of both fine-tunes:
 
-- applying each to the live model: the first time, when hops are made, and again, after others;
+- applying each to the live model: the first time, when hops are made, and again, after others; and without its scales,
+  which make the only weights that are computed;
 - exporting the same recipe and loading the export, as a search without a live model would have to; files stay in the
-  page cache. The logits of both are compared;
-- memory of the layers of a path, each of which occurs up to --repeated times: once each, as they are held, and with a
-  copy for every hop. What the process holds (RssAnon) is read before and after the copies are really made.
+  page cache. Weights and logits of both are compared;
+- memory of the layers of a path, each of which occurs up to --repeated times: once each, as they are held; what scales
+  multiply, which hops have for themselves beside that; and with a copy for every hop. What the process holds (RssAnon)
+  is read before and after the copies are really made.
 
 Times are CPU seconds of the process; ratios are of the medians of one run. Half a minute for --size small.
 """
@@ -23,6 +25,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,32 +79,37 @@ def main() -> None:
 
 def _figures(family: Any, hops: int, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     from merging import Sources, load_model
-    from merging.dataflow import PathMaterializer, residual_modules
+    from merging.dataflow import PathMaterializer, residual_writers
 
     sources = Sources.load(family.base, family.paths)
     sources.refs  # noqa: B018, hashed before, as in a search
     paths = PathMaterializer(sources, load_model(family.base), home="host")
-    writers = measured(lambda: residual_modules(sources), _CPU).busy  # found once a search
+    writers = measured(lambda: residual_writers(sources), _CPU).busy  # found once a search
     random = np.random.default_rng(0)
     recipes = [_recipe(sources, random, hops, arguments.repeated) for _ in range(arguments.candidates)]
     first = [measured(lambda each=recipe: paths.apply(each), _CPU).busy for recipe in recipes]
     again = [measured(lambda each=recipe: paths.apply(each), _CPU).busy for recipe in recipes]
+    unscaled = [replace(recipe, scales=None) for recipe in recipes]
+    plain = [measured(lambda each=recipe: paths.apply(each), _CPU).busy for recipe in unscaled]
     held = _memory(paths)  # now: what is freed later on is not given back to the system at once
-    disk, apart = [], []
+    disk, apart, unequal = [], [], 0
     for recipe in recipes[: arguments.exports]:
         paths.apply(recipe)
         seconds, found = _by_disk(recipe, sources, scratch)
         disk.append(seconds)
         apart.append(_apart(paths.model, found))
+        unequal += _unequal(paths.model, found)
     return {
         "seconds": {
             "first of all": first[0],
             "apply, first time": statistics.median(first),
             "apply, again": statistics.median(again),
+            "apply without scales": statistics.median(plain),
             **{what: statistics.median(each[what] for each in disk) for what in disk[0]},
         },
         "writers": writers,
         "apart": max(apart),
+        "unequal": unequal,
         "memory": held,
     }
 
@@ -146,6 +154,13 @@ def _apart(one: Any, other: Any) -> float:
     return float((found - expected).abs().max() / expected.std())
 
 
+def _unequal(one: Any, other: Any) -> int:
+    """How many weights are not the same bits, those that only one has among them."""
+    found, expected = one.state_dict(), other.state_dict()
+    both = found.keys() & expected.keys()
+    return len(found.keys() ^ expected.keys()) + sum(not torch.equal(found[name], expected[name]) for name in both)
+
+
 def _memory(paths: Any) -> dict[str, float]:
     blocks = [dict(block.named_parameters()) for block in paths.model.get_submodule("model.layers")]
     every = [each for block in blocks for each in block.values()]
@@ -156,6 +171,7 @@ def _memory(paths: Any) -> dict[str, float]:
     return {
         "different layers": len({next(iter(block.values())).data_ptr() for block in blocks}),
         "once each": sum(each.nbytes for each in unique.values()),
+        "scaled": paths.scaled_bytes,
         "a copy for every hop": sum(each.nbytes for each in copies),
         "RssAnon before": before,
         "RssAnon after": after,
@@ -174,15 +190,15 @@ def _show(result: dict[str, Any]) -> None:
     for what in ("apply, first time", "apply, again"):
         print(f"Export and load over {what}: {seconds['export and load'] / seconds[what]:,.0f} times.")
     print(
-        f"Logits differ by {result['apart']:.2g} standard deviations at most: an export rounds products of weights to "
-        "bfloat16, a live hop those of outputs."
+        f"{result['unequal']} weights of live paths and their exports are not the same bits; logits differ by "
+        f"{result['apart']:.2g} standard deviations at most."
     )
     print(f"\nA path of {result['hops']} hops over {held['different layers']} different layers:")
-    print(f"| layers | MB |\n|---|---:|\n| once each | {held['once each'] / 1e6:.1f} |")
-    print(f"| a copy for every hop | {held['a copy for every hop'] / 1e6:.1f} |")
+    print("| layers | MB |\n|---|---:|")
+    for what in ("once each", "scaled", "a copy for every hop"):
+        print(f"| {what} | {held[what] / 1e6:.1f} |")
     grown = (held["RssAnon after"] - held["RssAnon before"]) / 1e6
-    more = held["a copy for every hop"] / held["once each"]
-    print(f"\nCopies over once: {more:.2f} times; making the copies took {grown:.1f} MB.")
+    print(f"\nMaking a copy for every hop took {grown:.1f} MB.")
     print(f"Weights that the live model holds beside the sources: {held['copies beside the sources'] / 1e6:.1f} MB.")
 
 

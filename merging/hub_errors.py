@@ -39,7 +39,7 @@ def explained(text: str, hint: str = "") -> Iterator[None]:
 
 def _reason(error: Exception) -> tuple[type[MergingError], str] | None:
     """What went wrong; None for a defect, or what is of this machine."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     each: BaseException | None = error
     while each is not None:
@@ -47,6 +47,8 @@ def _reason(error: Exception) -> tuple[type[MergingError], str] | None:
             return MergingError, _of_status(getattr(getattr(each, "response", None), "status_code", None))
         names: set[str] = {kind.__name__ for kind in type(each).__mro__}
         if isinstance(each, ConnectionError | TimeoutError) or "TransportError" in names:
+            if isinstance(each, OfflineModeIsEnabled):
+                return UnreachableError, "the Hub cannot be reached from here"
             said = f"the Hub could not be reached, or the connection broke off ({type(each).__name__})"
             return UnreachableError, said
         each = each.__cause__ or each.__context__

@@ -15,7 +15,9 @@ from merging.compatibility import declares_ties, is_frozen, optional_heads
 from merging.composed import Composed
 from merging.kernel import torch_dtype
 from merging.layout import block_of
-from merging.opening import open_models
+from merging.opening import open_model, open_models
+from merging.recipe import MergingError
+from merging.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class ModelSizes:
         around: bytes of the live model outside its blocks.
         path: bytes of all that a path through layers has at once, where it does not lie where it is run; 0 for models
             that hold merged weights.
+        scaled: bytes of the weights that hops of a path have for themselves, if all have scales.
+        folder: the base's; None where nothing is known of it but sizes.
     """
 
     parameters: int
@@ -68,6 +72,8 @@ class ModelSizes:
     layer: int = 0
     around: int = 0
     path: int = 0
+    scaled: int = 0
+    folder: Path | None = None
 
 
 def sizes_of(base: Path | str, experts: Mapping[str, Path | str], dtype: str | None = None) -> ModelSizes:
@@ -114,21 +120,46 @@ def sizes_of(base: Path | str, experts: Mapping[str, Path | str], dtype: str | N
         },
         layer=max((size for block, size in blocks.items() if block not in live), default=0),
         around=sum(size for block, size in blocks.items() if block in live),
+        folder=origin.path,
     )
 
 
-def for_paths(sizes: ModelSizes, depth: int) -> ModelSizes:
+def writers_of(base: Path | str, dtype: str | None = None) -> int:
+    """Bytes of what writes to the residual stream in the largest block: what a hop with a scale has for itself. 0 where
+    the architecture permits no scales.
+
+    Args:
+        base: folder of the base.
+        dtype: of the live model; what is stored if None.
+
+    Raises:
+        MergingError: the folder is no readable checkpoint.
+    """
+    from merging.dataflow.writers import find_writers
+
+    sources = Sources.opened({"base": open_model(base)})
+    try:
+        blocks = find_writers(sources)
+    except MergingError:  # said where scales are searched
+        return 0
+    wanted = torch_dtype(dtype)
+    of = {name: info.numel * _live_dtype(name, info, wanted).itemsize for name, info in sources.tensors.items()}
+    return max((sum(of.get(name, 0) for name in names) for names in blocks), default=0)
+
+
+def for_paths(sizes: ModelSizes, depth: int, writers: int = 0) -> ModelSizes:
     """What lies in memory where the live model is a path through the layers of the models: every layer of every model
-    once, in its dtype, and no weights beside them; keys and values for every hop.
+    once, in its dtype; keys and values for every hop; and for hops with scales their residual writers.
 
     Args:
         sizes: of the models.
         depth: hops of a path, at most.
+        writers: see :func:`writers_of`; 0 where all scales are 1.
     """
     sources = {alias: sizes.cast.get(alias, size) for alias, size in sizes.sources.items()}
     path = min(sum(sources.values()), depth * sizes.layer + sizes.around)
     widths = None if sizes.widths is None else replace(sizes.widths, layers=depth)
-    return replace(sizes, sources=sources, live=0, path=path, widths=widths)
+    return replace(sizes, sources=sources, live=0, path=path, widths=widths, scaled=depth * writers)
 
 
 def _held(checkpoint: Checkpoint, name: str, heads: Mapping[str, str]) -> TensorInfo | None:

@@ -74,6 +74,7 @@ def beginning(
         schedule=schedule.kind,
         window=schedule.window,
         borders=dict(borders),
+        of_hybrid=loaded.of_first,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from search.errors import SearchError
 from search.lock import RunLock, holder, is_held
-from search.store import CONTROL, DATABASE, FIRST, FORMAT, schema
+from search.store import CONTROL, DATABASE, FIRST, FORMAT, is_run, schema
 from search.store.connecting import ERRORS, SALVAGED, WRITE_AHEAD, connect
 from search.store.salvage import Salvage, salvage
 from search.store.verify import verify
@@ -43,7 +43,8 @@ def folders_of(run: Path) -> list[Path]:
     Raises:
         SearchError: no run is there.
     """
-    found = [each for each in (run, run / FIRST, run / CONTROL) if _has_run(each)]
+    inside = (run / FIRST, run / CONTROL) if is_run(run) else ()
+    found = [each for each in (run, *inside) if _has_run(each)]
     if run not in found and run / FIRST not in found:
         raise SearchError(f"{run}: expected a run directory with {DATABASE}, found none; see `paretomerge run`")
     return found

@@ -62,6 +62,8 @@ class RunStarted(Event):
         schedule: "strict" or "steady", for good; "" in older logs, which were strict.
         window: of a strict schedule: candidate i + window is proposed when all up to i were told.
         borders: stack -> first depth of each block of layers, where the config left their borders to be placed.
+        of_hybrid: this is the first search of a hybrid, wherever its directory is by now. Older logs do not say it: see
+            :func:`search.first_config.is_first`.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -89,10 +91,11 @@ class RunStarted(Event):
     schedule: str = ""
     window: int = 1
     borders: dict[str, list[int]] = field(default_factory=dict)
+    of_hybrid: bool = False
 
     def payload(self) -> dict[str, Any]:
         """See :meth:`Event.payload`. What a run has nothing of is left out, as in the logs of old."""
-        later = ("made_by", "calibration", "schedule", "borders")
+        later = ("made_by", "calibration", "schedule", "borders", "of_hybrid")
         return {name: value for name, value in super().payload().items() if value or name not in later}
 
 

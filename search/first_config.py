@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.positions import Location, Problem
 from search.schema import Config, FirstConfig, Models
-from search.store.connecting import FIRST
+from search.store.connecting import FIRST, is_run
+
+if TYPE_CHECKING:
+    from search.events import RunStarted
 
 
 def alone(config: Config) -> Config:
@@ -30,25 +33,36 @@ def alone(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def is_first(folder: Path, config: Config) -> bool:
+def is_first(folder: Path, config: Config, started: RunStarted) -> bool:
     """Whether a run is the first search of a hybrid.
 
     Args:
         folder: its directory.
         config: its own.
+        started: its first event, which says so wherever it was moved or copied; where an older version wrote it, it is
+            known by its place in the hybrid's run directory.
     """
-    return folder.resolve().name == FIRST and config.first is None and not config.search.holdout
+    closed = config.first is None and not config.search.holdout
+    return started.of_hybrid or (closed and in_place_of_first(folder))
 
 
-def name_of(folder: Path, config: Config | None) -> str:
+def in_place_of_first(folder: Path) -> bool:
+    """Whether a folder lies where a hybrid's first search does. A run that somebody calls ``first`` does not."""
+    place = folder.resolve()
+    return place.name == FIRST and is_run(place.parent)
+
+
+def name_of(folder: Path, *, first: bool) -> str:
     """What to call a run: by its directory, and a hybrid's first search by the hybrid's.
 
     Args:
         folder: its directory.
-        config: its own; None where it is not known yet.
+        first: whether it is one.
     """
     place = folder.resolve()
-    return f"{place.parent.name}, first search" if config is not None and is_first(folder, config) else place.name
+    if first:
+        return f"{(place.parent if in_place_of_first(place) else place).name}, first search"
+    return place.name
 
 
 def _first(config: Config) -> FirstConfig:

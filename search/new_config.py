@@ -130,6 +130,7 @@ def draft(wishes: Wishes) -> Draft:
         "file": wishes.out.name,
         "base": _scalar(_path(wishes.base, wishes.out.parent)),
         "experts": _block({alias: _path(each, wishes.out.parent) for alias, each in wishes.experts.items()}, 4),
+        "names": ", ".join(map(_scalar, wishes.experts)),
         "evaluators": _block(sections, 2),
         "objectives": "\n".join(f"  - {name}.{metric}" for name, metric in objectives.items()),
         "budget": _budget(wishes, preset),

@@ -1,10 +1,11 @@
-"""What lies in memory where a search looks for paths through layers: every layer once, and keys and values by hop."""
+"""What lies in memory where a search looks for paths through layers: every layer once, and by hop keys and values and
+what a scale multiplies."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from merging.sizes import ModelSizes, for_paths
+from merging.sizes import ModelSizes, for_paths, writers_of
 from search.path_stages import deepest_path
 from search.schema import Config
 
@@ -19,13 +20,19 @@ def in_memory(config: Config, sizes: ModelSizes) -> ModelSizes:
     Returns:
         ``sizes``, where the search merges weights. Of a hybrid those of its first search, which merges weights and
         takes more, with the depth of the second.
+
+    Raises:
+        MergingError: the base is no readable checkpoint.
     """
     if config.space.data_flow is None:
         return sizes
     depth = deepest_path(config, layers_of(sizes))
+    scaled = None if config.space.data_flow.scales == "off" else sizes.folder
+    writers = 0 if scaled is None else writers_of(scaled, config.models.dtype)
     if config.first is None:
-        return for_paths(sizes, depth)
-    return sizes if sizes.widths is None else replace(sizes, widths=replace(sizes.widths, layers=depth))
+        return for_paths(sizes, depth, writers)
+    widths = None if sizes.widths is None else replace(sizes.widths, layers=depth)
+    return replace(sizes, widths=widths, live=max(sizes.live, depth * writers))
 
 
 def largest_export(config: Config, sizes: ModelSizes) -> int | None:

@@ -14,7 +14,8 @@ elements, width h, feed-forward width f, a vocabulary of V tokens; see :class:`m
 - where sources lie elsewhere than the live model: the largest tensor of each, on its way to be merged.
 
 Where the live model is a path through the models' layers (``space.data_flow``), the sources are its weights: each layer
-once, however often it is run, and L is the number of hops. Where they lie elsewhere, those of one path are copied.
+once, however often it is run, and L is the number of hops. Where they lie elsewhere, those of one path are copied. If
+hops have scales, each has what writes to the residual stream for itself.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PROCESS = 1 * GB
 CONTEXT = 1 * GB
 
 _PATH = "layers of a path"
+_SCALED = "weights of hops with scales"
 
 # Refusals look no further for how many devices it would take.
 _MOST_DEVICES = 64
@@ -156,10 +158,15 @@ def _on_cpus(sizes: ModelSizes, machine: Machine, work: Work) -> Placement:
     where = choose(_home(work), copies * _total(sizes), max(0, left))
     path = sizes.path if where == "files" else 0
     left -= copies * _total(sizes) if where != "files" else workers * path
+    left -= workers * sizes.scaled
     asked = work.batch_tokens or BATCH_TOKENS["cpu"]
     tokens, used = _batch(sizes, work, asked, left / workers)
     left -= workers * sum(used.values())
-    parts = (_process(), *_models(sizes, work, "host", where), *_parts({_PATH: path, **used}, "host"))
+    parts = (
+        _process(),
+        *_models(sizes, work, "host", where),
+        *_parts({_PATH: path, _SCALED: sizes.scaled, **used}, "host"),
+    )
     found = Placement(parts, workers, 0.0, None, left, tokens, asked)
     if left >= 0:
         return found
@@ -180,7 +187,7 @@ def _on_devices(sizes: ModelSizes, machine: Machine, work: Work, gpus: float) ->
     beside = _on_one(_total(sizes), sizes.piece * len(sizes.sources), spread)
     where = choose(_home(work), copies * _total(sizes), max(0, host), [(beside, max(0, free))])
     passing = 0 if where == "device" else sizes.path or sizes.tensor * len(sizes.sources)
-    free -= beside if where == "device" else passing
+    free -= sizes.scaled + (beside if where == "device" else passing)
     host -= copies * _total(sizes) if where in ("host", "shared") else 0
     asked = work.batch_tokens or BATCH_TOKENS["device"]
     tokens, used = _batch(sizes, work, asked, free, spread)
@@ -194,13 +201,15 @@ def _on_devices(sizes: ModelSizes, machine: Machine, work: Work, gpus: float) ->
             if passing
             else []
         ),
-        *_parts({what: size * spread for what, size in used.items()}, "device"),
+        *_parts({_SCALED: sizes.scaled, **{what: size * spread for what, size in used.items()}}, "device"),
     )
     found = Placement(parts, workers, gpus, left, host, tokens, asked)
     if left < 0 or not workers:
         on = f"its {gpus:g} of a device" if gpus < 1 else "one device" if gpus == 1 else f"each of its {gpus:g} devices"
         live = f"{'the live model' if spread == 1 else 'its part of the live model'} {_gb(weights)}"
-        live = f"{_PATH} {_gb(passing)}" if sizes.path else live
+        if sizes.path:
+            layers = f"{_PATH} {_gb(passing)}" if passing else f"layers of all models {_gb(beside)}"
+            live = f"{layers}, {_SCALED} {_gb(sizes.scaled)}" if sizes.scaled else layers
         there = f"there are {_gb(each)}" if workers else f"this machine has {len(machine.devices)}"
         return replace(
             found, problem=f"a worker needs {_gb(each - left)} on {on} ({live}, the rest to run it), and {there}"

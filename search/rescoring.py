@@ -17,9 +17,9 @@ from search.results import Results
 if TYPE_CHECKING:
     from search.setup import Setup
 
-SCALED = 1e-4
-"""How far scores of a path may be apart, relative to the larger of 1 and the score: a live hop multiplies what a matrix
-puts out by what the export has multiplied the matrix by, the same numbers rounded otherwise."""
+ROUNDING = 1e-4
+"""How far scores of a path may be apart, relative to the larger of 1 and the score: its export is a second model of the
+same bits, and some processors add up products in another order where memory is aligned otherwise."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class SplitScores:
         split: of the items.
         evaluator: its name.
         items: how many have a stored score.
-        unequal: how many scores differ from the stored ones, over all metrics; of a path, by more than :data:`SCALED`.
+        unequal: how many scores differ from the stored ones, over all metrics; of a path, by more than
+            :data:`ROUNDING`.
         means: metric -> plain mean of the item scores.
     """
 
@@ -99,8 +100,7 @@ def rescore(results: Results, id: int, folder: Path, loaded: LoadedConfig | None
 
 
 def _rescore_path(results: Results, setup: Setup, id: int, folder: Path) -> Rescored:
-    """Of a path through layers: the export is a model of its own, in whose weights the scales are that live hops
-    multiply by.
+    """Of a path through layers: the export is asked as a model of its own, since live hops share weights.
 
     Args:
         results: of the run.
@@ -116,10 +116,12 @@ def _rescore_path(results: Results, setup: Setup, id: int, folder: Path) -> Resc
     exported = Checkpoint.open(folder)
     names = tuple(sorted(exported.tensors)) if exported.content != setup.materializer.digest() else ()
     model = load_model(folder, dtype=dtype, device=settings.device)
+    for each in model.parameters():
+        each.data = each.data.clone()  # out of the mapped file, and aligned as live weights are
     engine = open_engine(
         model, setup.sources.path, kind=settings.kind, batch_tokens=settings.batch_tokens, device=settings.device
     )
-    return Rescored(len(exported.tensors), names, tuple(_again(setup.evaluators, engine, results.folder, id, SCALED)))
+    return Rescored(len(exported.tensors), names, tuple(_again(setup.evaluators, engine, results.folder, id, ROUNDING)))
 
 
 def _again(

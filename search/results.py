@@ -30,7 +30,7 @@ from search.schema import Config
 from search.space.methods import PLANNED
 from search.stages import Stage, build_stages, stage_names
 from search.statistics import Interval, interval_of_score
-from search.store import FIRST, Candidate, Store
+from search.store import DATABASE, FIRST, Candidate, Store
 
 if TYPE_CHECKING:
     from search.claims import Claims
@@ -149,7 +149,12 @@ class Results:
     @property
     def name(self) -> str:
         """The run's name: its directory's; see :func:`search.first_config.name_of`."""
-        return name_of(self.folder, self.config)
+        return name_of(self.folder, first=self.is_first)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first search of a hybrid."""
+        return is_first(self.folder, self.config, self.started)
 
     @cached_property
     def objectives(self) -> Objectives:
@@ -167,7 +172,7 @@ class Results:
         path = Path(self.started.folder or self.folder) / "config.yaml"
         first = None if self.config.first is None else self.started.made_by.get(self.config.first.name)
         chosen = None if first is None else Recipe.from_yaml(first)
-        return LoadedConfig(self.config, path, given, chosen, of_first=is_first(self.folder, self.config))
+        return LoadedConfig(self.config, path, given, chosen, of_first=self.is_first)
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -274,12 +279,20 @@ class Results:
         return recipe
 
     def _first_facts(self) -> dict[str, Any]:
-        """Of a hybrid: the expert that its first search has chosen, the recipe, and where that search is."""
+        """Of a hybrid: the expert that its first search has chosen, the recipe, and where that search is; None where
+        its directory was removed."""
         first = self.config.first
         if first is None:
             return {}
         recipe = Recipe.from_yaml(self.started.made_by[first.name])
-        return {"first": {"name": first.name, "recipe_hash": recipe.hash, "run": str(self.folder / FIRST)}}
+        run = None if self.first_run is None else str(self.first_run)
+        return {"first": {"name": first.name, "recipe_hash": recipe.hash, "run": run}}
+
+    @property
+    def first_run(self) -> Path | None:
+        """The directory of a hybrid's first search; None where there is none, or none any more."""
+        folder = self.folder / FIRST
+        return folder if self.config.first is not None and (folder / DATABASE).is_file() else None
 
     def knee(self) -> int:
         """The chosen candidate, or before the finish the knee of the front as it stands.

@@ -39,7 +39,6 @@ from search.events import (
     Turning,
 )
 from search.finals import Finals
-from search.first_config import is_first
 from search.hybrid import choice_of, first_of, remembered
 from search.ledger import Ledger
 from search.lock import RunLock
@@ -335,7 +334,7 @@ class Run:
             SearchError, MergingError, EvaluatorError, ZooError: the run cannot be written, or has changed, or is the
                 first search of a hybrid.
         """
-        if is_first(self.folder, self._loaded.config):
+        if self._loaded.of_first:
             raise SearchError(f"{self.folder}: the first search of a hybrid leaves its holdout closed")
         with RunLock(self.folder, self._say, should_stop) as self._lock:
             started = self._open()

@@ -217,7 +217,7 @@ def _open_model(
 
 def _paths(loaded: LoadedConfig, sources: Sources, model: nn.Module, home: Home) -> PathMaterializer:
     """What lays paths through the models' layers."""
-    from merging.dataflow import PathMaterializer, residual_modules
+    from merging.dataflow import PathMaterializer, residual_writers
 
     flow = loaded.config.space.data_flow
     try:
@@ -226,7 +226,7 @@ def _paths(loaded: LoadedConfig, sources: Sources, model: nn.Module, home: Home)
         raise loaded.error(("space", "data_flow"), str(error)) from error
     try:
         if flow is not None and flow.scales != "off":
-            residual_modules(sources)
+            residual_writers(sources)
     except MergingError as error:
         raise loaded.error(("space", "data_flow", "scales"), str(error)) from error
     return found

@@ -52,6 +52,11 @@ def refuse_changed_config(now: Config, started: RunStarted, folder: Path) -> Non
         )
     )
     why = "this run was started with another config; only search.budget may grow"
+    if started.of_hybrid and now.first is not None:
+        raise SearchError(
+            f"{folder}: this is the first search of a hybrid, in another place than its own. It goes on in "
+            "runs/NAME/first, by the command that began it: put it back there, or give this search another --name"
+        )
     if before.first is not None and before.first != now.first:
         why = (
             "its second search began with what the first one had chosen, so that nothing under `first` may change any "

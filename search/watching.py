@@ -13,7 +13,7 @@ from typing import Literal
 
 from search.course import HEARD, Course
 from search.errors import SearchError
-from search.first_config import name_of
+from search.first_config import is_first, name_of
 from search.lock import is_held
 from search.store import CONTROL, DATABASE, Store, under_way
 from search.store.reading import Entry
@@ -66,7 +66,8 @@ class Watcher:
     @property
     def name(self) -> str:
         """The run's name; see :func:`search.first_config.name_of`."""
-        return name_of(self._place, None if self._course is None else self._course.config)
+        course = self._course
+        return name_of(self._place, first=course is not None and is_first(self._place, course.config, course.started))
 
     def look(self) -> Look:
         """The run as it is now. Whatever keeps the database from being read is said in :attr:`Look.trouble`: the next

@@ -6,13 +6,13 @@ cannot change without every model being trained again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from zoo.contract import ModelFamily, Progress, Trained
-from zoo.skills import Difficulty
+from zoo.skills import Difficulty, Example, skills
 from zoo.vocabulary import Split
 
 
@@ -88,6 +88,16 @@ class Family(ModelFamily):
         """Examples seen."""
         return sum(phase.examples for phase in self.phases(member))
 
+    def examples(self, member: str, stream: str) -> Iterator[Example]:
+        """What a member learns from, without end: the same for the same ``stream``."""
+        from zoo.splits import training_examples
+
+        return training_examples(member, self.difficulty, stream)
+
+    def marker(self, part: str) -> str | None:
+        """What stands before the part of an answer that counts, or None: all of it counts."""
+        return skills()[part].marker
+
     def write_data(self, folder: Path, progress: Progress) -> None:
         """Write the items of every skill."""
         from zoo.splits import write_data
@@ -104,7 +114,7 @@ class Family(ModelFamily):
         return Trained(model, (build_tokenizer(),), sum(phase.examples for phase in self.phases(member)), loss)
 
     def scores(self, folder: Path, member: str, split: str) -> dict[str, float]:
-        """Skill -> share of the items that greedy decoding answers right."""
+        """Part of the data -> share of the items that greedy decoding answers right."""
         from zoo.scores import member_scores
 
         return member_scores(self, folder, member, split)

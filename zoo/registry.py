@@ -15,6 +15,7 @@ _FAMILIES: Final = {
     "skills-w192": "zoo.sizes:W192",
     "skills-w352": "zoo.sizes:W352",
     "skills-w704": "zoo.sizes:W704",
+    "crosslingual": "zoo.crosslingual:CROSSLINGUAL",
     "digits": "zoo.digits:DIGITS",
     "reward": "zoo.reward:REWARD",
     "speech": "zoo.speech.family:SPEECH",

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from zoo import vocabulary
 from zoo.family import Family
-from zoo.skills import Example, skills
+from zoo.skills import Example
 from zoo.training import encode
 
 Item = dict[str, str]
@@ -24,11 +24,11 @@ def read_items(path: Path) -> list[Item]:
 
 
 def member_scores(family: Family, folder: Path, member: str, split: str = "holdout") -> dict[str, float]:
-    """Skill -> share of a split's items answered right, in [0, 1], for a member of a family built in ``folder``."""
+    """Part of the data -> share of a split's items answered right, 0..1, for a member of a family in ``folder``."""
     model = LlamaForCausalLM.from_pretrained(folder / member, local_files_only=True)
     return {
-        skill: accuracy(model, read_items(folder / "data" / skill / f"{split}.jsonl"), skills()[skill].marker)
-        for skill in family.experts
+        part: accuracy(model, read_items(folder / "data" / part / f"{split}.jsonl"), family.marker(part))
+        for part in family.parts
     }
 
 

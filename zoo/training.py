@@ -20,7 +20,6 @@ from zoo import vocabulary
 from zoo.family import Family, Phase, Shape
 from zoo.muon import Muon
 from zoo.skills import Example
-from zoo.splits import training_examples
 
 POSITIONS: Final = 64
 """Longest sequence of tokens that a model takes; the longest example has fewer than 50."""
@@ -122,7 +121,7 @@ _IDS = {token: index for index, token in enumerate(vocabulary.tokens())}
 
 
 def _batches(family: Family, member: str, phase: Phase, stream: str) -> Iterator[Batch]:
-    examples = training_examples(member, family.difficulty, stream)
+    examples = family.examples(member, stream)
     order = random.Random(f"{stream}/order")
     while True:
         run = [encode(example) for example in itertools.islice(examples, phase.batch * _BUCKET)]

@@ -21,7 +21,7 @@ from merging.recipe import MergingError
 from merging.sources import Sources
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """A canonical tensor in a live one.
 
     Attributes:
@@ -36,7 +36,7 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Spec:
+class Spec:
     """What a live tensor is filled with.
 
     Attributes:
@@ -49,7 +49,17 @@ class _Spec:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one canonical tensor, laid out as that is."""
+        return len(self.parts) == 1 and self.parts[0].where[1:] == (0, row_major(self.shape))
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is memory of one canonical tensor: all of it, or a part."""
+        return self.is_whole or (len(self.parts) == 1 and self.parts[0].split)
 
 
 @dataclass
@@ -78,6 +88,7 @@ class Blocks:
         stack: the live model's list of blocks.
         where: its name.
         anatomy: which tensors belong to which layer.
+        inside: [layers] what is filled in each.
         templates: [layers] the base's modules, their parameters empty.
     """
 
@@ -98,12 +109,12 @@ class Blocks:
         self._model = model
         specs = _specs(place(model, {name: info.shape for name, info in sources.tensors.items()}), model)
         self.stack, self.where = _stack(model, specs, self.anatomy)
-        self._inside, self._outside = _apart(specs, self.where, len(self.stack))
+        self.inside, self._outside = _apart(specs, self.where, len(self.stack))
         self._around = {spec.own: _holders(model, spec.own) for spec in self._outside}
-        self.templates = [_emptied(self.stack[number], specs) for number, specs in enumerate(self._inside)]
+        self.templates = [_emptied(self.stack[number], specs) for number, specs in enumerate(self.inside)]
         for spec in self._outside:
             self._around[spec.own][0].parameter.data = torch.empty(0, dtype=spec.dtype, device=spec.device)
-        every = [spec for specs in (*self._inside, self._outside) for spec in specs]
+        every = [spec for specs in (*self.inside, self._outside) for spec in specs]
         self._dtypes = {part.name: spec.dtype for spec in every for part in spec.parts}
         beside = {part.name: spec.device for spec in every for part in spec.parts}
         places = {name: beside.get(name, torch.device("cpu")) for name in layout_order(sources)}
@@ -121,13 +132,13 @@ class Blocks:
         """
         found = self._blocks.get((alias, layer))
         if found is None:
-            filled = {spec.own: self._fill(alias, spec) for spec in self._inside[layer]}
+            filled = {spec.own: self._fill(alias, spec) for spec in self.inside[layer]}
             module = copied(self.templates[layer], {own: data for own, (data, _, _) in filled.items()})
             tensors = {name: each for _, parts, _ in filled.values() for name, each in parts.items()}
             found = self._blocks[alias, layer] = Block(module, tensors, any(own for _, _, own in filled.values()))
         elif not found.sure:
-            for spec in self._inside[layer]:
-                self._restore(alias, spec, _tensor_of(found.module, spec.own))
+            for spec in self.inside[layer]:
+                self._restore(alias, spec, tensor_of(found.module, spec.own))
             found.sure = True
         return found
 
@@ -191,7 +202,7 @@ class Blocks:
             sum(size for size, owned in found.values() if owned),
         )
 
-    def _near_of(self, alias: str, spec: _Spec) -> tuple[Tensor, dict[str, Tensor]]:
+    def _near_of(self, alias: str, spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
         key = (alias, spec.own)
         if key not in self._near:
             self._near[key] = self._fill(alias, spec)
@@ -201,39 +212,36 @@ class Blocks:
             self._doubted.discard(key)
         return data, parts
 
-    def _fill(self, alias: str, spec: _Spec) -> tuple[Tensor, dict[str, Tensor], bool]:
+    def _fill(self, alias: str, spec: Spec) -> tuple[Tensor, dict[str, Tensor], bool]:
         """(what a live tensor holds of a model, the canonical tensors in it, whether that is memory of its own)."""
         first = spec.parts[0]
-        if len(spec.parts) == 1 and (first.split or _is_whole(spec)):
+        if spec.is_stored:
             stored = self._sources.tensor(alias, first.name)
             ours = (stored.dtype, stored.device) == (spec.dtype, spec.device) and stored.is_contiguous()
             whole = stored if ours else _cast(first.name, alias, stored, spec).contiguous()
             owned = not ours or self._sources.composes(alias, first.name)
-            return _shown(whole, first, spec), {first.name: whole}, owned
-        data = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
-        parts = {}
-        for part in spec.parts:
-            shape = self._sources.info(alias, part.name).shape
-            parts[part.name] = data.as_strided(shape, part.where.strides, part.where.offset)
-            parts[part.name].copy_(_cast(part.name, alias, self._sources.tensor(alias, part.name), spec))
+            return shown(whole, first, spec), {first.name: whole}, owned
+        data, parts = joined(spec, {part.name: self._sources.info(alias, part.name).shape for part in spec.parts})
+        for name, part in parts.items():
+            part.copy_(_cast(name, alias, self._sources.tensor(alias, name), spec))
         return data, parts, True
 
-    def _restore(self, alias: str, spec: _Spec, data: Tensor) -> None:
+    def _restore(self, alias: str, spec: Spec, data: Tensor) -> None:
         """Compare a live tensor with the files, and put it right."""
         for part in spec.parts:
             info = self._sources.info(alias, part.name)
             fresh = torch.empty(info.shape, dtype=info.dtype)
             self._sources.read_into(alias, part.name, fresh)
             if part.split:
-                wanted, there = _shown(fresh, part, spec), data
+                wanted, there = shown(fresh, part, spec), data
             else:
-                there = data if _is_whole(spec) else data.as_strided(info.shape, part.where.strides, part.where.offset)
+                there = data if spec.is_whole else data.as_strided(info.shape, part.where.strides, part.where.offset)
                 wanted = fresh
             wanted = wanted.to(there.dtype)
             if not _equal_bits(wanted, there):
                 there.copy_(wanted)
 
-    def _copies_most(self, specs: list[_Spec]) -> bool:
+    def _copies_most(self, specs: list[Spec]) -> bool:
         """Whether most of the live tensors cannot be the stored ones."""
         sources, copied, every = self._sources, 0, 0
         for alias in sources.checkpoints:
@@ -241,17 +249,17 @@ class Blocks:
                 for part in spec.parts:
                     info = sources.info(alias, part.name)
                     every += info.numel
-                    copied += 0 if info.dtype == spec.dtype and (part.split or _is_whole(spec)) else info.numel
+                    copied += 0 if info.dtype == spec.dtype and (part.split or spec.is_whole) else info.numel
         return 2 * copied > every
 
-    def _fits(self, specs: list[_Spec]) -> bool:
+    def _fits(self, specs: list[Spec]) -> bool:
         """Whether copies of all layers of all models may stay in memory, as far as there have to be copies."""
         sources, needed = self._sources, dict[torch.device, int]()
         for alias in sources.checkpoints:
             for spec in specs:
                 for part in spec.parts:
                     info = sources.info(alias, part.name)
-                    shared = info.dtype == spec.dtype and (part.split or _is_whole(spec))
+                    shared = info.dtype == spec.dtype and (part.split or spec.is_whole)
                     shared = shared and not sources.composes(alias, part.name)
                     if shared and sources.tensor(alias, part.name).device == spec.device:
                         continue
@@ -295,7 +303,8 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _tensor_of(module: nn.Module, own: str) -> Tensor:
+def tensor_of(module: nn.Module, own: str) -> Tensor:
+    """A parameter or buffer by its name."""
     parent, _, leaf = own.rpartition(".")
     found: Tensor = getattr(module.get_submodule(parent), leaf)
     return found
@@ -314,27 +323,27 @@ def _holders(model: nn.Module, own: str) -> list[_Slot]:
     ]
 
 
-def _emptied(module: nn.Module, specs: list[_Spec]) -> nn.Module:
+def _emptied(module: nn.Module, specs: list[Spec]) -> nn.Module:
     """The module with nothing in what is filled anew for every model."""
     for spec in specs:
-        _tensor_of(module, spec.own).data = torch.empty(0, dtype=spec.dtype, device=spec.device)
+        tensor_of(module, spec.own).data = torch.empty(0, dtype=spec.dtype, device=spec.device)
     return module
 
 
-def _specs(places: Placement, model: nn.Module) -> list[_Spec]:
-    parts: dict[str, list[_Part]] = {}
+def _specs(places: Placement, model: nn.Module) -> list[Spec]:
+    parts: dict[str, list[Part]] = {}
     for name, where in places.views.items():
-        parts.setdefault(where.within, []).append(_Part(name, where, split=False))
+        parts.setdefault(where.within, []).append(Part(name, where, split=False))
     for own, where in places.pieces.items():
-        parts.setdefault(own, []).append(_Part(where.within, where, split=True))
+        parts.setdefault(own, []).append(Part(where.within, where, split=True))
     found = []
     for own, each in parts.items():
-        tensor = _tensor_of(model, own)
-        found.append(_Spec(own, tuple(tensor.shape), tensor.dtype, tensor.device, tuple(each)))
+        tensor = tensor_of(model, own)
+        found.append(Spec(own, tuple(tensor.shape), tensor.dtype, tensor.device, tuple(each)))
     return found
 
 
-def _stack(model: nn.Module, specs: list[_Spec], anatomy: Anatomy) -> tuple[nn.ModuleList, str]:
+def _stack(model: nn.Module, specs: list[Spec], anatomy: Anatomy) -> tuple[nn.ModuleList, str]:
     """The list of blocks, and its name."""
     layers = {name: number for number, names in enumerate(anatomy.layers) for name in names}
     first = next(spec for spec in specs if any(layers.get(part.name) == 0 for part in spec.parts))
@@ -354,31 +363,40 @@ def _stack(model: nn.Module, specs: list[_Spec], anatomy: Anatomy) -> tuple[nn.M
     )
 
 
-def _apart(specs: list[_Spec], where: str, layers: int) -> tuple[list[list[_Spec]], list[_Spec]]:
+def _apart(specs: list[Spec], where: str, layers: int) -> tuple[list[list[Spec]], list[Spec]]:
     """([layers] what is filled in each, what is filled around them)."""
-    inside: list[list[_Spec]] = [[] for _ in range(layers)]
+    inside: list[list[Spec]] = [[] for _ in range(layers)]
     outside = []
     for spec in specs:
         number, dot, own = spec.own.removeprefix(f"{where}.").partition(".")
         if spec.own.startswith(f"{where}.") and dot:
-            inside[int(number)].append(_Spec(own, spec.shape, spec.dtype, spec.device, spec.parts))
+            inside[int(number)].append(Spec(own, spec.shape, spec.dtype, spec.device, spec.parts))
         else:
             outside.append(spec)
     return inside, outside
 
 
-def _is_whole(spec: _Spec) -> bool:
-    return len(spec.parts) == 1 and spec.parts[0].where[1:] == (0, row_major(spec.shape))
+def joined(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Memory for a live tensor that is no stored one, and the canonical tensors in it.
+
+    Args:
+        spec: of the live tensor.
+        shapes: of its canonical tensors.
+    """
+    data = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
+    return data, {
+        part.name: data.as_strided(shapes[part.name], part.where.strides, part.where.offset) for part in spec.parts
+    }
 
 
-def _shown(whole: Tensor, part: _Part, spec: _Spec) -> Tensor:
+def shown(whole: Tensor, part: Part, spec: Spec) -> Tensor:
     """What of a canonical tensor a live one shows: all of it, or its own part."""
     if not part.split:
         return whole
     return whole.as_strided(spec.shape, part.where.strides, whole.storage_offset() + part.where.offset)
 
 
-def _cast(name: str, alias: str, stored: Tensor, spec: _Spec) -> Tensor:
+def _cast(name: str, alias: str, stored: Tensor, spec: Spec) -> Tensor:
     found = stored.to(spec.device, spec.dtype)
     if found.dtype != stored.dtype and not bool(torch.isfinite(found).all()):
         raise MergeFailed(

@@ -75,13 +75,23 @@ def folded(recipe: Recipe, sources: Sources) -> Recipe:
     exceptions = dict(recipe.tensors)
     for number, factor in enumerate(writer_factors(scales)):
         if factor != 1.0:
-            for name in view.from_block(number, writers.tensors):
+            for name in view.from_block(number, writers):
                 assignment = recipe.for_tensor(name, view.layout.group(name))
-                exceptions[name] = _multiplied(assignment, factor, name)
+                exceptions[name] = multiplied(assignment, factor, name)
     return replace(plain, tensors=exceptions)
 
 
-def _multiplied(assignment: Assignment, factor: float, name: str) -> Assignment:
+def multiplied(assignment: Assignment, factor: float, name: str) -> Assignment:
+    """What a residual writer is made by, times a factor: of an export, and of a live hop.
+
+    Args:
+        assignment: without the factor.
+        factor: see :func:`writer_factors`.
+        name: of the tensor in the result.
+
+    Raises:
+        MergingError: it is not copied from one model.
+    """
     spelled = canonical(assignment)
     if spelled.method != "passthrough":
         raise MergingError(

@@ -1,20 +1,20 @@
 """Hops in a live model: copies of a layer's module that share its parameters, hung up one after the other.
 
 A hop differs from its layer in two things. It has the number of its place in the path, by which a key-value cache tells
-hops apart, so that a layer that is run three times has three slots. And what it adds to the residual stream is
-multiplied, where the path has scales: see :mod:`merging.dataflow`.
+hops apart, so that a layer that is run three times has three slots. And where the path has scales, what writes to the
+residual stream has weights of its own: see :mod:`merging.dataflow.scaled_writers`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from merging.dataflow.blocks import Block, copied
+from merging.dataflow.blocks import Block, copied, tensor_of
 from merging.live import _quiet
 from merging.recipe import MergingError
 from merging.restack import restacked_config, with_layer_types
@@ -49,26 +49,22 @@ class Hop:
         parts = dict(module.named_modules())
         own = [(parts.get(each.module), each.attribute) for each in numbered]
         self._numbered = [(part, attribute) for part, attribute in own if part is not None and attribute in vars(part)]
-        self._hooks: list[Any] = []
+        self._shared: dict[str, Any] = {}
 
-    def put(self, number: int, factor: float, writers: frozenset[str]) -> None:
+    def put(self, number: int, own: Mapping[str, nn.Parameter]) -> None:
         """Give it a place in a path.
 
         Args:
             number: of its place, from 0.
-            factor: what it adds to the residual stream is multiplied by.
-            writers: modules that add to it, by name; may be empty where ``factor`` is 1.
+            own: name within the layer -> the parameter that it has for itself; all others are the layer's.
         """
         for module, attribute in self._numbered:
             setattr(module, attribute, number)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if factor != 1.0:
-            multiplied = _multiplied(factor)
-            self._hooks = [
-                self.module.get_submodule(each).register_forward_hook(multiplied) for each in sorted(writers)
-            ]
+        for name in own.keys() - self._shared.keys():
+            self._shared[name] = tensor_of(self.module, name)
+        for name, shared in self._shared.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.module.get_submodule(parent), leaf, own.get(name, shared))
 
 
 def hop_of(block: Block, index: int, numbered: Sequence[Numbered]) -> Hop:
@@ -192,10 +188,3 @@ def _differences(layer: nn.Module, block: nn.Module, number: int, numbered: Sequ
                 continue
             if found != expected:
                 yield f"{'.'.join(filter(None, (name, attribute)))} {found!r} instead of {expected!r}"
-
-
-def _multiplied(factor: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def multiply(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output * factor
-
-    return multiply

@@ -73,7 +73,15 @@ class Anatomy:
 
     def renamed(self, name: str, layer: int, number: int) -> str:
         """What a tensor of a layer is called as that of another block."""
-        return f"{self.prefix}{number}.{name.removeprefix(f'{self.prefix}{layer}.')}"
+        return self.named(self.rest(name, layer), number)
+
+    def rest(self, name: str, layer: int) -> str:
+        """What is left of the name of a layer's tensor without the layer."""
+        return name.removeprefix(f"{self.prefix}{layer}.")
+
+    def named(self, rest: str, number: int) -> str:
+        """The name of a tensor of a block, from what :meth:`rest` leaves."""
+        return f"{self.prefix}{number}.{rest}"
 
 
 def path_of(recipe: Recipe, sources: Sources, anatomy: Anatomy) -> LivePath:

@@ -1,14 +1,16 @@
-"""Paths through the layers of models, in a live model: no weight is computed or copied, modules are hung up anew.
+"""Paths through the layers of models, in a live model: modules are hung up anew, and only scales make weights.
 
 Every layer of every model is in memory once, as the sources hold it; a candidate is an order in which they are run. So
-a candidate costs as much as it takes to write a list, and a path of a hundred hops as much memory as one of ten.
+without scales it costs as much as it takes to write a list, and a path of a hundred hops as much memory as one of ten.
+A hop with a scale has what writes to the residual stream for itself (:mod:`merging.dataflow.scaled_writers`): in a
+Llama a third of its layer.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
@@ -19,8 +21,11 @@ from merging.arena import Home
 from merging.calibration.contract import Calibration
 from merging.checkpoint import content_hash
 from merging.dataflow.blocks import Blocks
+from merging.dataflow.folding import folded, writer_factors
 from merging.dataflow.hops import Hop, LiveConfig, check_places, hang, hop_of, numbers_of
-from merging.dataflow.live_path import LivePath, path_of
+from merging.dataflow.live_path import LiveHop, LivePath, path_of
+from merging.dataflow.scaled_writers import OwnWriters, ScaledWriters
+from merging.dataflow.writers import find_writers
 from merging.kernel import Resolver, check_finite_result, merge_tensor, torch_dtype
 from merging.live import map_live
 from merging.materialize import Applied
@@ -70,7 +75,8 @@ class PathMaterializer:
         self._numbered = numbers_of(self._blocks.templates)
         self._config = LiveConfig(model, sources.config, len(self._blocks.templates))
         check_places(model, self._config, self._blocks.templates, self._numbered, self._blocks.where)
-        self._writers: tuple[frozenset[str], ...] | None = None
+        self._scaled: ScaledWriters | None = None
+        self._factors: tuple[float, ...] = ()
         self._dtypes: set[tuple[str | None, str]] = set()
         self._path: LivePath | None = None
         self._recipe = self._plain()
@@ -98,29 +104,37 @@ class PathMaterializer:
         """Bytes of weights that were in any path so far: (the sources' own memory, copies of it)."""
         return self._blocks.bytes
 
+    @property
+    def scaled_bytes(self) -> int:
+        """Bytes of the weights that hops with scales have for themselves: as many as the path that needed most of them
+        took. The next path has the same memory."""
+        return 0 if self._scaled is None else self._scaled.bytes
+
     @torch.no_grad()
     def apply(self, recipe: Recipe) -> Applied:
         """Bring the live model to a path. Afterwards it depends on the recipe alone, not on earlier ones.
 
         Raises:
-            MergeFailed: a weight is not finite in the live dtype. The model is as it was.
+            MergeFailed: a weight is not finite in the live dtype. The model is as it was, unless it is a product with a
+                scale: then it is unusable until the next successful apply.
             MergingError: the recipe is no path, or does not fit the sources or the model. The model is as it was.
         """
         start = time.perf_counter()
         path = path_of(recipe, self._sources, self._blocks.anatomy)
         self._check_dtype(recipe, path)
-        factors, writers = self._scaling(recipe)
+        factors = (1.0,) * len(path.hops) if recipe.scales is None else writer_factors(recipe.scales)
         hops = self._hops(path)
+        own = self._own(recipe, path, factors)
         around = self._blocks.around(path.outside)
         layers = [hop.layer for hop in path.hops]
-        for number, (hop, layer) in enumerate(zip(hops, layers, strict=True)):
-            hop.put(number, factors[number] if factors else 1.0, writers[layer] if writers else frozenset())
+        for number, (hop, writers) in enumerate(zip(hops, own, strict=True)):
+            hop.put(number, {} if writers is None else writers.parameters)
         hang(self._blocks.stack, [hop.module for hop in hops])
         self._config.follow(layers)
         self._blocks.drop_others((hop.alias, hop.layer) for hop in path.hops)
-        changed = self._changed(path)
-        self._path, self._recipe = path, recipe
-        self._live = self._named(path) | around
+        changed = self._changed(path, factors)
+        self._path, self._factors, self._recipe = path, factors, recipe
+        self._live = self._named(path, own) | around
         groups = dict.fromkeys(group for group, _ in changed)
         return Applied(tuple(groups), tuple(name for _, name in changed), time.perf_counter() - start)
 
@@ -128,13 +142,13 @@ class PathMaterializer:
         """Take nothing for granted: the next :meth:`apply` makes all hops anew, and compares every weight that it uses
         with the files. For after something else may have written to the model, or left hooks in it."""
         self._blocks.doubt()
+        if self._scaled is not None:
+            self._scaled.doubt()
         self._path = None
 
     def digest(self) -> str:
         """Hash of the live tensors, by the scheme of :attr:`merging.checkpoint.Checkpoint.content`: equal to that of
         the recipe's export, in which the scales are folded into weights."""
-        from merging.dataflow import folded
-
         recipe = folded(self._recipe, self._sources)
         view = for_recipe(self._sources, recipe)
         resolver = Resolver(view, recipe)
@@ -143,7 +157,7 @@ class PathMaterializer:
         def value(name: str) -> Tensor:
             if name not in view.tensors:
                 return view.tensor(view.base, name)
-            if name in self._live and name not in recipe.tensors:
+            if name in self._live:
                 return self._live[name]
             out = torch.empty(view.tensors[name].shape, dtype=dtype or view.tensors[name].dtype)
             task = resolver.task(recipe.for_tensor(name, view.layout.group(name)))
@@ -175,15 +189,18 @@ class PathMaterializer:
             used[alias, layer] += 1
         return found
 
-    def _scaling(self, recipe: Recipe) -> tuple[tuple[float, ...], tuple[frozenset[str], ...]]:
-        """([hops] what its writers' outputs are multiplied by, [layers] the writers); nothing without scales."""
-        if recipe.scales is None or set(recipe.scales) == {1.0}:
-            return (), ()
-        from merging.dataflow import residual_modules, writer_factors
-
-        if self._writers is None:
-            self._writers = residual_modules(self._sources)
-        return writer_factors(recipe.scales), self._writers
+    def _own(self, recipe: Recipe, path: LivePath, factors: Sequence[float]) -> Sequence[OwnWriters | None]:
+        """[hops] the weights that each has for itself."""
+        if set(factors) == {1.0}:
+            return [None] * len(path.hops)
+        if self._scaled is None:
+            writers = find_writers(self._sources)
+            self._scaled = ScaledWriters(self._sources, self._blocks.anatomy, self._blocks.inside, writers)
+        try:
+            return self._scaled.of(recipe, path.hops, factors)
+        except BaseException:
+            self._path = None  # memory of its hops may be half written
+            raise
 
     def _check_dtype(self, recipe: Recipe, path: LivePath) -> None:
         """What is exported has the dtype in which it is run: a block that of its model, the others the base's."""
@@ -204,16 +221,22 @@ class PathMaterializer:
                     )
             self._dtypes.add((recipe.dtype, alias))
 
-    def _named(self, path: LivePath) -> dict[str, Tensor]:
+    def _named(self, path: LivePath, own: Sequence[OwnWriters | None]) -> dict[str, Tensor]:
         """The blocks' tensors under the names of the export."""
         anatomy = self._blocks.anatomy
-        return {
+        shared = {
             anatomy.renamed(name, layer, number): tensor
             for number, (alias, layer, _) in enumerate(path.hops)
             for name, tensor in self._blocks.block(alias, layer).tensors.items()
         }
+        return shared | {
+            anatomy.named(rest, number): tensor
+            for number, writers in enumerate(own)
+            if writers is not None
+            for rest, tensor in writers.tensors.items()
+        }
 
-    def _changed(self, path: LivePath) -> list[tuple[Group, str]]:
+    def _changed(self, path: LivePath, factors: Sequence[float]) -> list[tuple[Group, str]]:
         """What another layer or model gives than before: (group, name in the export)."""
         anatomy, layout = self._blocks.anatomy, self._sources.layout
         before: LivePath = self._path or LivePath((), {})
@@ -223,10 +246,18 @@ class PathMaterializer:
         inside = [
             (Group(layout.group(name).kind, number, anatomy.stack), anatomy.renamed(name, hop.layer, number))
             for number, hop in enumerate(path.hops)
-            if number >= len(before.hops) or before.hops[number] != hop
-            for name in anatomy.layers[hop.layer]
+            for name in self._others(hop, factors[number], number)
         ]
         return sorted([*outside, *inside], key=lambda each: (each[0].order, each[1]))
+
+    def _others(self, hop: LiveHop, factor: float, number: int) -> Iterable[str]:
+        """The tensors of a hop's layer that differ from those of the present path's hop at that place."""
+        before = () if self._path is None else self._path.hops
+        if number >= len(before) or before[number][:2] != hop[:2]:
+            return self._blocks.anatomy.layers[hop.layer]
+        if self._scaled is None or self._factors[number] == factor:
+            return ()
+        return self._scaled.names(hop.layer)
 
 
 def _let_record(model: nn.Module) -> None:

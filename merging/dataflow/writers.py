@@ -35,18 +35,6 @@ _TRIED = (2.0, 0.25, 0.5, 8.0)  # scales, in turn: powers of 2, with a product o
 Shape = tuple[int, ...]
 
 
-class Writers(NamedTuple):
-    """What writes to the residual stream of a model.
-
-    Attributes:
-        tensors: [blocks] canonical names.
-        modules: [blocks] names of live modules, relative to their block.
-    """
-
-    tensors: tuple[frozenset[str], ...]
-    modules: tuple[frozenset[str], ...]
-
-
 def residual_writers(sources: Sources) -> frozenset[str]:
     """Canonical names of the tensors whose multiples are multiples of what their block adds to the residual stream:
     ``o_proj`` and ``down_proj`` with their biases in a Llama.
@@ -58,22 +46,11 @@ def residual_writers(sources: Sources) -> frozenset[str]:
     Raises:
         MergingError: an architecture whose blocks do not survive a fold of scales; says what fails. Or several stacks.
     """
-    return frozenset().union(*find_writers(sources).tensors)
+    return frozenset().union(*find_writers(sources))
 
 
-def residual_modules(sources: Sources) -> tuple[frozenset[str], ...]:
-    """[blocks of the base] the live modules whose outputs are added to the residual stream, by their names in the
-    block: ``self_attn.o_proj``, ``mlp.down_proj``. In a hop of a path, their outputs times
-    :func:`merging.dataflow.writer_factors` are what the folded model computes.
-
-    Args, Raises:
-        As :func:`residual_writers`.
-    """
-    return find_writers(sources).modules
-
-
-def find_writers(sources: Sources) -> Writers:
-    """Both of :func:`residual_writers` and :func:`residual_modules`, by block.
+def find_writers(sources: Sources) -> tuple[frozenset[str], ...]:
+    """[blocks of the base] what :func:`residual_writers` finds in each.
 
     Args, Raises:
         As :func:`residual_writers`.
@@ -113,7 +90,7 @@ class _Tiny(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _find(config: str, prefix: str, shapes: tuple[tuple[tuple[str, Shape], ...], ...]) -> Writers:
+def _find(config: str, prefix: str, shapes: tuple[tuple[tuple[str, Shape], ...], ...]) -> tuple[frozenset[str], ...]:
     settings = json.loads(config)
     depth = len(shapes)
     # Blocks of one kind have the same shapes, and make the same config of a model of one block.
@@ -126,10 +103,7 @@ def _find(config: str, prefix: str, shapes: tuple[tuple[tuple[str, Shape], ...],
     found = {kinds[origin]: tiny.probe.writers(number) for number, origin in enumerate(firsts)}
     _check_fold(tiny.probe, [found[kinds[origin]] for origin in origins])
     named = {kinds[origin]: _on_disk(tiny, number, found[kinds[origin]]) for number, origin in enumerate(firsts)}
-    return Writers(
-        tuple(frozenset(f"{prefix}{at}.{rest}" for rest in named[kind]) for at, kind in enumerate(kinds)),
-        tuple(found[kind].modules for kind in kinds),
-    )
+    return tuple(frozenset(f"{prefix}{at}.{rest}" for rest in named[kind]) for at, kind in enumerate(kinds))
 
 
 def _tiny(

@@ -13,6 +13,7 @@ from merging.memory import free_memory
 from merging.recipe import MergingError
 from merging.sizes import ModelSizes, sizes_of
 from search.checks.findings import Finding, Findings
+from search.checks.hub import tried_once
 from search.checks.licences import check_licences
 from search.checks.machine import (
     check_devices,
@@ -89,7 +90,7 @@ def check_config(
         return Checked(path, (Finding("error", Placed("", str(error))),))
     findings = Findings(source)
     found = Checked(path)
-    with findings.listening():
+    with findings.listening(), tried_once():
         found.subject = read_subject(source, findings)
         if found.subject is None:
             findings.note((), "models and data were not looked at: there is too little of a config yet")

@@ -25,13 +25,13 @@ def check_paths(subject: Subject, sources: Sources, stages: Sequence[Stage]) -> 
         sources: its models.
         stages: of the search; empty where they could not be built.
     """
-    from merging.dataflow import residual_modules
+    from merging.dataflow import residual_writers
 
     config, findings = subject.config, subject.findings
     flow = flow_of(config)
     if flow.scales != "off":
         with findings.at(*_FLOW, "scales"):
-            residual_modules(sources)
+            residual_writers(sources)
     full = stages[-1].space if stages else None
     if not isinstance(full, PathSpace):
         return

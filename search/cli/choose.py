@@ -37,7 +37,6 @@ def choose(
     from search.choice import Wish
     from search.choice import choose as decide
     from search.errors import SearchError
-    from search.first_config import is_first
     from search.report.choice import choice_data, opening_lines, print_choice
     from search.report.console import print_json
     from search.report.terminal import forgiving, visible
@@ -52,7 +51,7 @@ def choose(
     console = Console(file=forgiving())
     if not json:
         print_choice(results, id, wish.rule(), console)
-    keep_closed = keep_closed or is_first(run, results.config)
+    keep_closed = keep_closed or results.is_first
     before = None if keep_closed else id in results.scores["holdout"]
     if not keep_closed:
         if not before and not json:

@@ -15,9 +15,9 @@ def diagnose(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="BASE EXPERT… | CONFIG",
+            metavar="BASE EXPERT… | CONFIG | RUN",
             help="The base and its fine-tunes, each a model folder, an adapter's, or a zoo://, vector:// or hub:// "
-            "reference; NAME=FOLDER gives an expert a name. Or the YAML file of a search.",
+            "reference; NAME=FOLDER gives an expert a name. Or the YAML file of a search, or a run.",
             autocompletion=complete_configs,
             show_default=False,
         ),

@@ -263,22 +263,9 @@ def _rescored(results: Results, done: Exported) -> Rescored:
         raise SearchError(
             f"{done.folder}: loaded with transformers, {len(found.different)} of {found.tensors} tensors and "
             f"{wrong or 'no score'} differ from the candidate's. Its recipe gives the weights that are in the folder: "
-            f"{_why_not_the_same(results, done.candidate)}"
+            "other versions, another device or another tokenizer (--tokenizer-from base) than in the search may be why"
         )
     return found
-
-
-def _why_not_the_same(results: Results, candidate: int) -> str:
-    """What may be why an export of the right weights scores otherwise."""
-    recipe = results.recipe(candidate)
-    others = "other versions, another device or another tokenizer (--tokenizer-from base) than in the search may be why"
-    if recipe.scales is None or recipe.dtype in ("float32", "float64"):
-        return others
-    return (
-        "in bfloat16 and float16 a few scores of a path with scales may differ, since the search multiplied what "
-        "matrices put out, and the export multiplies the matrices and rounds them (docs/merging.md). Where many do, "
-        f"{others}"
-    )
 
 
 def _tell(results: Results, done: Exported, again: Rescored | None, pushed: Pushed | None, json: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,12 +50,14 @@ def power(
     """
     from rich.console import Console
 
+    from search.checks.hub import tried_once
     from search.config import load_config
     from search.report.console import print_json
     from search.setup import build_evaluators
 
     loaded = load_config(config, set or [])
-    evaluators = build_evaluators(loaded)
+    with tried_once():
+        evaluators = build_evaluators(loaded)
     run, measured = _run_and_measured(run, loaded, evaluators)
     found = {
         "run": None if run is None else str(run),
@@ -75,7 +78,8 @@ def facts(
     measured: Mapping[str, dict[str, Any]],
     tests: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Everything the command says, as plain data. Differences are in the metric's own unit; None: cannot be found.
+    """Everything the command says, as plain data. Differences are in the metric's own unit; None: cannot be found. Rows
+    with "minibatch" are of what candidates are scored on, where that is not the whole split.
 
     Args:
         loaded: the config.
@@ -89,8 +93,11 @@ def facts(
     for name, evaluator in evaluators.items():
         for metric in evaluator.metrics:
             for split in SPLITS:
-                key = f"{name}.{metric.name}"
-                rows.append(_row(key, metric, split, len(evaluator.items(split)), measured.get(key), tests["tests"]))
+                key, n = f"{name}.{metric.name}", len(evaluator.items(split))
+                rows.append(_row(key, metric, split, n, measured.get(key), tests["tests"]))
+                if split == "search":
+                    of_all = partial(_row, key, metric, split, measured=measured.get(key), tests=tests["tests"])
+                    rows += [_drawn(of_all, each, n) for each in _minibatches(loaded) if each["size"] < n]
     return {"name": loaded.config.name, "alpha": ALPHA, "power": POWER, "level": LEVEL, **tests, "rows": rows}
 
 
@@ -118,6 +125,29 @@ def _row(
             "resolves_adjusted": _difference(n, ALPHA / tests, scale, spread),
         }
     return row
+
+
+def _minibatches(loaded: LoadedConfig) -> list[dict[str, Any]]:
+    """Of each search of a config whose candidates are scored on some of the items: "of", "first" for that of a hybrid,
+    else ""; "size" and "redraw" as in the config."""
+    config = loaded.config
+    searches = {"first": config.first.search} if config.first is not None else {}
+    return [
+        {"of": of, "size": each.fidelity.minibatch, "redraw": each.fidelity.redraw}
+        for of, each in {**searches, "": config.search}.items()
+        if each.fidelity.minibatch is not None
+    ]
+
+
+def _drawn(row_of: Callable[[int], dict[str, Any]], minibatch: dict[str, Any], n: int) -> dict[str, Any]:
+    """The row of a minibatch: candidates that are scored on the same one compare as on so few items. "apart" is the
+    smallest difference found between two that are not: unpaired, of 0/1 items of which half are right, the worst case.
+    """
+    row = row_of(minibatch["size"])
+    apart = None
+    if row["range"] is not None and minibatch["redraw"] != "never":
+        apart = _difference(minibatch["size"], ALPHA, row["range"], {"sd": math.sqrt(0.5)})
+    return {**row, "minibatch": {**minibatch, "out_of": n, "apart": apart}}
 
 
 def _difference(n: int, alpha: float, scale: float, spread: Mapping[str, float]) -> float | None:
@@ -154,12 +184,16 @@ def _run_and_measured(
 
 def _tests(loaded: LoadedConfig, run: Path | None, finalists: int | None) -> dict[str, int]:
     """How many p-values a report would adjust for."""
+    from search.path_stages import models_of
     from search.virtual import experts_of
 
     settings = loaded.config.search
     # base, experts, average; the best λ and the best presets; the search with one coefficient per expert; the control
     alone = {*experts_of(loaded.config), *loaded.config.models.derived}
-    baselines = len(alone) + 5 + (settings.per_expert_share > 0.0) + settings.control
+    if loaded.config.space.data_flow is None:
+        baselines = len(alone) + 5 + (settings.per_expert_share > 0.0) + settings.control
+    else:  # base, experts, model A up-scaled, it and every other model as stacked halves
+        baselines = len(alone) + 1 + len(models_of(loaded.config)) + settings.control
     count = finalists or settings.finalists or USUAL_FINALISTS
     if run is not None:
         from search.results import Results
@@ -271,7 +305,7 @@ def _table(found: Mapping[str, Any]) -> Table:
             cells = [_points(each, width) for each in values]
             if found["run"]:
                 cells += _measured_cells(row["measured"], width)
-            table.add_row(f"  {row['split']}", str(row["items"]), *cells)
+            table.add_row(f"  {_scope(row, short=True)}", str(row["items"]), *cells)
     return table
 
 
@@ -295,8 +329,26 @@ def _product(found: Mapping[str, Any]) -> str:
     )
 
 
+def _scope(row: Mapping[str, Any], *, short: bool = False) -> str:
+    """Which items a row is of."""
+    minibatch = row.get("minibatch")
+    if minibatch is None:
+        return str(row["split"])
+    of = f"{minibatch['of']} search's " if minibatch["of"] else ""
+    if short or minibatch["redraw"] == "never":
+        return f"{of}minibatch"
+    return f"{of}minibatch for {minibatch['redraw']} candidates"
+
+
 def _sentences(found: Mapping[str, Any]) -> list[str]:
-    return [f"{row['metric']}, {row['split']}: with {row['items']} items, {_conclusion(row)}" for row in found["rows"]]
+    told = [f"{row['metric']}, {_scope(row)}: with {row['items']} items, {_conclusion(row)}" for row in found["rows"]]
+    drawn = [row for row in found["rows"] if "minibatch" in row]
+    if drawn:
+        told.append(
+            "Candidates are compared with each other as the rows of minibatches say, and with baselines, which see all "
+            "search items, no better. The finalists that minibatches name are decided among on all selection items."
+        )
+    return told
 
 
 def _conclusion(row: Mapping[str, Any]) -> str:
@@ -307,8 +359,11 @@ def _conclusion(row: Mapping[str, Any]) -> str:
     told = [each for each in span.values() if each is not None]
     if not told:
         return "no difference that is possible can be told apart; take more items."
+    minibatch = row.get("minibatch") or {}
+    apart = minibatch.get("apart")
     ends = dict.fromkeys(_points(each, row["range"]) for each in (told[0], told[-1]))
     unit = "" if row["range"] is None else " points"
     rest = [f"{float(each):.0%}" for each, value in span.items() if value is None]
     also = f", and none at all where two merges differ on only {' or '.join(rest)} of the items" if rest else ""
-    return f"differences below {' to '.join(ends)}{unit} cannot be told apart{also}."
+    others = "" if apart is None else f"; between candidates of two minibatches, below {_points(apart, row['range'])}"
+    return f"differences below {' to '.join(ends)}{unit} cannot be told apart{also}{others}."

@@ -121,6 +121,7 @@ def _measured(asked: Asked, sources: Sources, shown: Bar) -> Diagnosis:
 def _finding(subject: Subject, diagnosis: Diagnosis, curves: Curves | None) -> Finding:
     from merging.diagnose.verdicts import verdict
     from search import __version__
+    from search.diagnosis.paths import paths_of
 
     return Finding(
         diagnosis,
@@ -128,6 +129,7 @@ def _finding(subject: Subject, diagnosis: Diagnosis, curves: Curves | None) -> F
         subject.references,
         curves,
         left_out=subject.left_out,
+        paths=None if subject.loaded is None else paths_of(subject.loaded.config, diagnosis),
         version=__version__,
     )
 

@@ -43,6 +43,8 @@ def print_finding(finding: Finding, console: Console, quantity: Quantity | None 
         quantity: of the map; sign conflict, or the length of the task vector of a single expert, if None.
     """
     diagnosis = finding.diagnosis
+    if finding.paths is not None:
+        _say("\n".join(finding.paths.sentences) + "\n", console)
     _print_verdict(finding, console)
     _print_table(experts_table(diagnosis), console)
     pairs = pairs_table(diagnosis)
@@ -99,7 +101,7 @@ def _print_verdict(finding: Finding, console: Console) -> None:
         _item(reason.text, _MARKS.get(reason.effect, "-"), console)
     for each in verdict.advice:
         _item(each, ">" if console.options.ascii_only else "→", console)
-    if finding.diagnosis.pairs:
+    if finding.suggests:
         _item("In a search's config:", ">" if console.options.ascii_only else "→", console)
         console.print(Text(textwrap.indent(suggested_space(verdict), "    ")))
     console.print()

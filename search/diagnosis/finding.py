@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from merging.diagnose.results import Diagnosis
     from merging.diagnose.verdicts import Verdict
+    from search.diagnosis.paths import Paths
     from search.diagnosis.probing import Curves
 
 FORMAT = "paretomerge-diagnose/1"
@@ -25,6 +26,7 @@ class Finding:
         references: alias -> how the model was named, the base's among them.
         curves: what data said; None where none were asked for.
         left_out: sentences on what was not looked at.
+        paths: of a config that lays paths through layers; None where weights are merged alone.
         version: of this program.
     """
 
@@ -33,10 +35,16 @@ class Finding:
     references: dict[str, str] = field(default_factory=dict)
     curves: Curves | None = None
     left_out: tuple[str, ...] = ()
+    paths: Paths | None = None
     version: str = ""
 
+    @property
+    def suggests(self) -> bool:
+        """Whether a space for merged weights is worth suggesting."""
+        return bool(self.diagnosis.pairs) and (self.paths is None or bool(self.paths.merging))
+
     def as_data(self) -> dict[str, Any]:
-        """Plain data: ``format``, ``models``, ``verdict``, ``diagnosis``, and ``curves`` where there are any."""
+        """Plain data: ``format``, ``models``, ``verdict``, ``diagnosis``; ``curves`` and ``paths`` where there are."""
         data: dict[str, Any] = {
             "format": FORMAT,
             "models": self.references,
@@ -45,6 +53,8 @@ class Finding:
         }
         if self.curves is not None:
             data["curves"] = self.curves.as_data()
+        if self.paths is not None:
+            data["paths"] = self.paths.as_data()
         return data
 
 

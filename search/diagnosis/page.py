@@ -87,12 +87,13 @@ def _assembled(finding: Finding, plotly: str, room: Room) -> str:
 
 def _head(finding: Finding) -> Html:
     verdict = finding.verdict
-    said = [element("p", verdict.headline, class_="lead")]
+    said = [element("p", each) for each in finding.paths.sentences] if finding.paths is not None else []
+    said.append(element("p", verdict.headline, class_="lead"))
     if verdict.reasons:
         said.append(element("ul", [element("li", each.text) for each in verdict.reasons]))
     if verdict.advice:
         said += [element("p", each) for each in verdict.advice]
-    if finding.diagnosis.pairs:
+    if finding.suggests:
         said += [element("p", "In a search's config:"), element("pre", suggested_space(verdict))]
     aliases = finding.diagnosis.aliases
     base = shown_reference(finding.references.get("base", "base"))

@@ -60,7 +60,7 @@ def subject_of(given: Sequence[str], overrides: Sequence[str] = ()) -> Subject:
     """What the arguments of the command name.
 
     Args:
-        given: a config alone; or the base, then every expert, as ``FOLDER`` or ``NAME=FOLDER``.
+        given: a config alone, or a run's directory; or the base, then every expert, as ``FOLDER`` or ``NAME=FOLDER``.
         overrides: ``key.path=value`` for a config.
 
     Raises:
@@ -68,6 +68,12 @@ def subject_of(given: Sequence[str], overrides: Sequence[str] = ()) -> Subject:
     """
     if len(given) == 1 and given[0].lower().endswith(_CONFIG) and not Path(given[0]).is_dir():
         return _of_config(Path(given[0]), overrides)
+    from search.store import DATABASE
+
+    if len(given) == 1 and not overrides and (Path(given[0]) / DATABASE).is_file():
+        from search.results import Results
+
+        return _of_loaded(Results.load(Path(given[0])).loaded)
     if overrides:
         raise SearchError(
             "--set: it changes values of a config, and the models were named here; leave it out, or give the config "
@@ -76,7 +82,7 @@ def subject_of(given: Sequence[str], overrides: Sequence[str] = ()) -> Subject:
     if len(given) < 2:
         found = f"found {given[0]} alone" if given else "found nothing"
         raise SearchError(
-            f"expected a base and one or more experts, or the YAML config of a search; {found}. Such as: "
+            f"expected a base and one or more experts, the YAML config of a search, or a run; {found}. Such as: "
             "paretomerge diagnose BASE EXPERT EXPERT"
         )
     named = [_named(each) for each in given]
@@ -118,9 +124,13 @@ def folder_of(reference: str) -> Path:
 
 def _of_config(path: Path, overrides: Sequence[str]) -> Subject:
     from search.config import load_config
+
+    return _of_loaded(load_config(path, overrides))
+
+
+def _of_loaded(loaded: LoadedConfig) -> Subject:
     from search.setup import model_paths
 
-    loaded = load_config(path, overrides)
     base, experts = model_paths(loaded)
     models = loaded.config.models
     left_out = []

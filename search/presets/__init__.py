@@ -65,6 +65,11 @@ PRESETS = {
             "Merges by RegMean and WUDI as further experts, which the search mixes with the task vectors.",
             ("text", "images", "speech", "reward", "classifier", "embedding"), "exact_match", 400,
         ),
+        Preset(
+            "data_flow",
+            "Paths through the layers of two or more fine-tunes, whose weights stay as they are.",
+            ("text", "reward"), "exact_match", 1000,
+        ),
         Preset("speech", "Speech recognizers, by word error rate; analogies in reach.", ("speech",), "wer", 200),
         Preset("images", "Image classifiers, by accuracy.", ("images",), "classification", 300),
         Preset("reward", "Reward models, by which answer they prefer.", ("reward",), "reward_pairs", 200),

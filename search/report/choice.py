@@ -12,7 +12,6 @@ from rich.table import Table
 
 from evaluators.contract import Split
 from merging.recipe import Group
-from search.first_config import is_first
 from search.report.console import items_shown, score_text
 from search.report.hop_texts import PATH_HEADER, counts_text, hops_in, path_rows
 from search.report.score_tables import Row, score_tables
@@ -95,7 +94,7 @@ def opening_lines(results: Results, id: int, before: bool | None) -> list[str]:
         before: whether its holdout scores were there already; None where the holdout was left closed.
     """
     said = []
-    if is_first(results.folder, results.config):
+    if results.is_first:
         said.append("The holdout stays closed to the first search of a hybrid.")
     elif before is None:
         said.append("The holdout was left closed. `paretomerge choose` without --keep-closed opens it.")

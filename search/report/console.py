@@ -20,7 +20,6 @@ from search.report.plain_data import finite
 from search.report.score_tables import Row, score_tables
 from search.report.terminal import visible
 from search.results import Results
-from search.store import FIRST
 from search.virtual import CHOICE
 
 MOST_ROWS = 40
@@ -66,7 +65,9 @@ def _state_lines(results: Results) -> list[str]:
     said = [f"{results.name}: {results.state}{doing}", counts.replace(" candidate", f"{left} candidate", 1)]
     first = results.config.first
     if first is not None:
-        said.append(f"expert {first.name}: {CHOICE}, a run of its own in {results.folder / FIRST}")
+        run = results.first_run
+        where = f"a run of its own in {run}" if run is not None else "whose run is not here any more"
+        said.append(f"expert {first.name}: {CHOICE}, {where}")
     volume = results.known_hypervolume
     if volume is not None and results.front:
         said.append(f"hypervolume {volume:.4f} on the search split")

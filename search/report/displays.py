@@ -30,6 +30,7 @@ from search.events import (
     Scored,
     Told,
 )
+from search.first_config import in_place_of_first, name_of
 from search.remaining import Remaining, remaining
 from search.report.live import (
     balanced_lines,
@@ -41,7 +42,7 @@ from search.report.live import (
 from search.report.plain_data import finite
 from search.report.terminal import forgiving, visible
 from search.schema import Budget
-from search.store import CONTROL, DATABASE, FIRST, Store
+from search.store import CONTROL, DATABASE, Store, is_run
 
 Display = Literal["auto", "rich", "plain", "json", "none"]
 
@@ -111,7 +112,7 @@ class _Following:
 
     def turn_to(self, folder: Path) -> None:
         """What comes next is of the run in that folder, which may have begun before."""
-        self.course, self._first = None, folder.name == FIRST
+        self.course, self._first = None, in_place_of_first(folder)
         if not (folder / DATABASE).exists():
             return
         with contextlib.suppress(SearchError):  # the run itself will say what is wrong with its database
@@ -158,13 +159,14 @@ class PlainDisplay:
         """What comes next is of the run in that folder."""
         self._following.turn_to(folder)
         self._estimated = None
-        if folder.name == CONTROL:
+        if folder.name == CONTROL and is_run(folder.parent):
             self._say("now its control, a random search with the same budget")
-        if folder.name == FIRST:
+        first = in_place_of_first(folder)
+        if first:
             self._say("the first search of two")
         elif self._after_first:
             self._say("now the second search")
-        self._after_first = folder.name == FIRST
+        self._after_first = first
 
     def on(self, event: Event) -> None:
         """Print what people want to know of it."""
@@ -254,8 +256,7 @@ class RichDisplay:
         """What comes next is of the run in that folder."""
         with self._lock:
             self._following.turn_to(folder)
-            place = folder.resolve()
-            self._name = f"{place.parent.name}, first search" if place.name == FIRST else place.name
+            self._name = name_of(folder, first=in_place_of_first(folder))
 
     def on(self, event: Event) -> None:
         """Redraw."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from evaluators.contract import SPLITS, Split
 from search.errors import SearchError
-from search.first_config import is_first
 from search.judge import CHOICE_RULE
 from search.ranges import duration
 from search.report.claim import claim_sentences, headline
@@ -29,7 +28,7 @@ def summary(facts: Facts) -> list[str]:
 
 def _closed(facts: Facts, pick: int) -> str:
     """What is known of a choice whose holdout has not been opened."""
-    if is_first(facts.results.folder, facts.results.config):
+    if facts.results.is_first:
         why = (
             "This is the first of two searches: the second one has it as an expert. It leaves the holdout to that one, "
             "so how good it is on items that no choice was made on is said there, if anywhere."

@@ -9,9 +9,9 @@ salvage. A fence number in every transaction keeps a process that was asleep fro
 the run over. Nothing in the file is ever unpickled.
 """
 
-from search.store.connecting import CONTROL, DATABASE, FIRST, under_way
+from search.store.connecting import CONTROL, DATABASE, FIRST, is_run, under_way
 from search.store.database import Store
 from search.store.reading import Candidate
 from search.store.schema import FORMAT, READABLE
 
-__all__ = ["CONTROL", "DATABASE", "FIRST", "FORMAT", "READABLE", "Candidate", "Store", "under_way"]
+__all__ = ["CONTROL", "DATABASE", "FIRST", "FORMAT", "READABLE", "Candidate", "Store", "is_run", "under_way"]

@@ -31,11 +31,17 @@ _DAMAGE = (
 )  # fmt: skip
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's directory, begun or not. One of runs, of which one is called ``first``, is none."""
+    return (folder / DATABASE).is_file() or any(folder.glob("run.lock.*"))
+
+
 def under_way(run: Path) -> Path:
     """The folder of the search that a run directory stands for now: that of a hybrid's first one as long as the second
     has not begun, else its own."""
     first = run / FIRST
-    return first if (first / DATABASE).is_file() and not (run / DATABASE).is_file() else run
+    waits = (first / DATABASE).is_file() and not (run / DATABASE).is_file() and is_run(run)
+    return first if waits else run
 
 
 class Reported:

@@ -25,6 +25,7 @@ from search.store.connecting import (
     damaged,
     safe_journal,
     set_journal,
+    under_way,
 )
 from search.store.digests import GENESIS, chained, items_text
 from search.store.payloads import payload_of
@@ -80,7 +81,7 @@ class Store(Reader):
         """
         path = folder / DATABASE
         if not path.is_file():
-            if (folder / FIRST / DATABASE).is_file():
+            if under_way(folder) != folder:
                 raise SearchError(
                     f"{folder}: the second search of this run has not begun, so there is nothing to read of it. The "
                     f"first one is a run of its own: {folder / FIRST}"

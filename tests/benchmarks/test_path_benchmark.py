@@ -31,8 +31,9 @@ def test_a_path_in_memory_and_by_disk(tmp_path: Path) -> None:
     assert held["copies beside the sources"] == 0
     block = held["a copy for every hop"] / figures["hops"]
     assert held["once each"] == pytest.approx(block * held["different layers"])
-    assert figures["apart"] < 0.5
-    for said in ("Export and load over apply, again:", "Copies over once:"):
+    assert 0 < held["scaled"] < held["a copy for every hop"]
+    assert figures["unequal"] == 0 and figures["apart"] < 0.05
+    for said in ("Export and load over apply, again:", "0 weights of live paths and their exports are not the same"):
         assert said in done.stdout
     bad = run("--hops", "99", "--workdir", str(tmp_path))
     assert bad.returncode == 2 and "expected 1 to 18 hops" in bad.stderr

@@ -52,6 +52,21 @@ class Sight:
         self.page.screenshot(path=path, full_page=True)
         return path
 
+    def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression, or function without arguments, is true.
+
+        Unlike playwright's ``wait_for_function``, which has the page evaluate a text again and again: the report's
+        content security policy forbids that, so it works by luck only, where the first look finds it true.
+
+        Raises:
+            AssertionError: it was not within a minute.
+        """
+        for _ in range(600):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"after a minute this was still not so: {condition}")
+
     def complaints(self) -> list[str]:
         """What is wrong with the page as it is now: for eyes, keyboards, screen readers, and what it did meanwhile."""
         found = [f"said: {each}" for each in self.errors] + [f"asked for: {each}" for each in self.requests]

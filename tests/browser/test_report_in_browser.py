@@ -238,7 +238,7 @@ def test_figures_follow_the_reader_s_scheme_and_paper_is_light(sight: Any) -> No
     colour = "() => document.getElementById('front-0')._fullLayout.font.color"
     light = page.evaluate(colour)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"({colour})() !== {json.dumps(light)}")
+    sight.until(f"({colour})() !== {json.dumps(light)}")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate(colour) == light
     page.evaluate("dispatchEvent(new Event('afterprint'))")

@@ -102,7 +102,7 @@ def test_any_run_is_shown_well_on_a_phone_and_a_desktop_in_both_schemes(
         if sight.page.viewport_size["width"] != across:
             sight.page.set_viewport_size({"width": across, "height": down})
         sight.page.emulate_media(color_scheme="dark" if dark else "light")
-        sight.page.wait_for_function(AS_WIDE_AS_ITS_PLACE)
+        sight.until(AS_WIDE_AS_ITS_PLACE)
         sight.page.wait_for_timeout(200)  # the figures follow
         assert sight.complaints() == [], (width, dark)
         if dark == (width == "phone"):
@@ -214,7 +214,7 @@ def test_paper_shows_every_table_and_light_figures(look: Look, report: Callable[
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     # browsers shrink what is wider than paper, to a half at most
     page.set_viewport_size({"width": 1000, "height": 1400})
-    page.wait_for_function(AS_WIDE_AS_ITS_PLACE)
+    sight.until(AS_WIDE_AS_ITS_PLACE)
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     tables = page.locator("table:not(details.fill table)")

@@ -49,13 +49,13 @@ def test_a_merge_is_model_a_of_a_search_over_paths(
         assert run_command(["export", str(run), "--candidate", str(id), "--out", out]) == 0
     assert Path("alone/model.safetensors").read_bytes() == Path("chosen/model.safetensors").read_bytes()
 
-    # a path with scales through it can be made again from its recipe, where all else is gone
+    # a path with scales through it scores what it scored, and can be made again from its recipe, where all else is gone
     last = max(
         each.id
         for each in second.candidates
         if second.recipe(each.id).scales is not None and "evolved" in str(second.recipe(each.id).layers)
     )
-    assert run_command(["export", "runs/tiny", "--candidate", str(last), "--out", "one"]) == 0
+    assert run_command(["export", "runs/tiny", "--candidate", str(last), "--out", "one", "--rescore"]) == 0
     shutil.rmtree(folder / "cache")
     shutil.rmtree(HYBRID / FIRST)
     assert run_command(["merge", "one/recipe.yaml", "other"]) == 0

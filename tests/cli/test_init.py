@@ -47,6 +47,7 @@ WITH = {
     "alpha_beta": ("skills-nano", SKILLS),
     "many_layers": ("skills-nano", SKILLS),
     "virtual": ("skills-nano", SKILLS),
+    "data_flow": ("skills-nano", SKILLS),
     "safety": (
         "skills-nano",
         flags(NANO, {"string": "string", "safety": "refusal"}, {"string": "string", "safety": "refusal"}),
@@ -107,7 +108,9 @@ def small(here: Path) -> list[str]:
 
 
 def test_what_a_preset_leaves_open_is_what_init_fills_in() -> None:
-    known = {"name", "file", "base", "experts", "evaluators", "objectives", "budget", "methods", "device", "safety"}
+    known = {
+        "name", "file", "base", "experts", "names", "evaluators", "objectives", "budget", "methods", "device", "safety",
+    }  # fmt: skip
     for name in PRESETS:
         found = set(Template(template(name)).get_identifiers())
         assert found <= known, name
@@ -143,6 +146,20 @@ def test_every_preset_gives_a_config_that_check_accepts(name: str, here: Path) -
     assert run_command(["check", "my_search.yaml"]) == 0
     schema = json.loads(committed().read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(schema).validate(yaml.safe_load(Path("my_search.yaml").read_text()))
+
+
+@pytest.mark.slow
+def test_the_data_flow_preset_is_searched_to_the_end(
+    here: Path, nano_zoo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["init", "data_flow", *SKILLS, "--budget", "12"]) == 0
+    flow = load_config(Path("my_search.yaml")).config.space.data_flow
+    assert flow is not None and flow.models == ["string", "language"]
+    assert run_command(["run", "my_search.yaml", "--display", "none"]) == 0
+    capsys.readouterr()
+    assert run_command(["status", "runs/my_search", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "finished" and sum(told["candidates"].values()) == 12 and told["chosen"]["holdout"]
 
 
 @pytest.mark.slow

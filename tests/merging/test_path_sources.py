@@ -69,8 +69,7 @@ def test_models_in_bfloat16_are_run_as_they_are_stored(halves: Family, tmp_path:
     assert paths.bytes[1] == 0 and model.get_parameter(UP.format(1)).dtype == torch.bfloat16
     out = export(recipe, sources, tmp_path / "out")
     assert paths.digest() == Checkpoint.open(out).content
-    found, exported = live(model).float(), live(load_model(out)).float()
-    assert float((found - exported).abs().max()) < 0.05 * float(exported.std())
+    torch.testing.assert_close(live(model), live(load_model(out)), rtol=1e-2, atol=1e-2)
 
 
 def test_another_dtype_is_cast_once_and_once_only(halves: Family, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from search.config import LoadedConfig, load_config
 from search.config_problems import place_in_first
 from search.errors import SearchError
+from search.events import RunStarted
 from search.first_config import alone, is_first, name_of
 from search.hybrid import first_of
 from search.schema import Config
@@ -157,11 +159,36 @@ def test_a_run_directory_stands_for_the_search_that_is_under_way(tmp_path: Path)
     (run / FIRST).mkdir(parents=True)
     assert under_way(run) == run
     (run / FIRST / DATABASE).touch()
+    assert under_way(run) == run  # a folder of runs, one of which somebody calls `first`
+    (run / "run.lock.1").touch()
     assert under_way(run) == run / FIRST
     (run / DATABASE).touch()
     assert under_way(run) == run
+
+
+def test_a_first_search_is_known_wherever_it_lies(tmp_path: Path) -> None:
     whole = loaded(tmp_path).config
-    assert is_first(run / FIRST, alone(whole)) and not is_first(run, alone(whole))
-    # a run that somebody calls `first` is none
-    assert not is_first(run / FIRST, whole) and name_of(run / FIRST, whole) == FIRST
-    assert name_of(run / FIRST, alone(whole)) == "two, first search" and name_of(run, None) == "two"
+    run = tmp_path / "two"
+    (run / FIRST).mkdir(parents=True)
+    (run / "run.lock.1").touch()
+    marked, older = started(of_hybrid=True), started()
+    for folder in (run / FIRST, tmp_path / "copied"):
+        assert is_first(folder, alone(whole), marked)
+    assert name_of(tmp_path / "copied", first=True) == "copied, first search"
+    assert name_of(run / FIRST, first=True) == "two, first search" and name_of(run, first=False) == "two"
+    # logs that do not say it: by the place alone
+    assert is_first(run / FIRST, alone(whole), older) and not is_first(run, alone(whole), older)
+    # runs that somebody calls `first`, and that leave their holdouts closed, are none
+    (tmp_path / "runs" / FIRST).mkdir(parents=True)
+    assert not is_first(tmp_path / "runs" / FIRST, alone(whole), older)
+    assert not is_first(run / FIRST, whole, older)
+
+
+def started(**given: Any) -> RunStarted:
+    """A first event with nothing else in it."""
+    empty = {each.name: None for each in fields(RunStarted) if each.default is each.default_factory is MISSING}
+    return RunStarted(**{**empty, **given})
+
+
+def test_only_the_first_search_of_a_hybrid_logs_that_it_is_one() -> None:
+    assert "of_hybrid" not in started().payload() and started(of_hybrid=True).payload()["of_hybrid"]

@@ -1,4 +1,5 @@
-"""What a search for paths takes of memory: every layer once, keys and values for every hop."""
+"""What a search for paths takes of memory: every layer once, and for every hop keys and values and what its scale
+multiplies."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from merging import Sources, load_model
 from merging.dataflow import PathMaterializer
 from merging.recipe import Assignment, Group, Recipe
-from merging.sizes import ModelSizes, Widths, for_paths, sizes_of
+from merging.sizes import ModelSizes, Widths, for_paths, sizes_of, writers_of
 from search.config import load_config
 from search.path_memory import in_memory, largest_export, layers_of
 from search.placement import GB, Machine, Placement, Work, keys_and_values, place
@@ -60,7 +61,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_reckoned_is_what_is_held(saved: Path, dtype: str | None) -> None:
     sizes = sizes_of(saved / "base", {"a": saved / "a"}, dtype)
     assert sizes.around + 3 * sizes.layer == sizes.live
-    held = for_paths(sizes, 8)
+    held = for_paths(sizes, 8, writers_of(saved / "base", dtype))
     assert held.live == 0 and held.sources == {"base": sizes.live, "a": sizes.live}
     sources = Sources.load(saved / "base", {"a": saved / "a"})
     paths = PathMaterializer(sources, load_model(saved / "base", dtype=dtype))
@@ -76,7 +77,11 @@ def test_what_is_reckoned_is_what_is_held(saved: Path, dtype: str | None) -> Non
             each: Assignment.of("passthrough", {outside: {}}) for each in sources.layout.groups if each.depth is None
         }
         layers = tuple({alias: layer} for alias, layer in every)
-        paths.apply(Recipe("base", sources.refs, groups, dtype=dtype, layers=layers))
+        recipe = Recipe("base", sources.refs, groups, dtype=dtype, layers=layers)
+        paths.apply(recipe)
+        assert paths.scaled_bytes == (0 if outside == "base" else held.scaled)
+        paths.apply(replace(recipe, scales=(1.1,) * 8))
+        assert paths.scaled_bytes == held.scaled > 0
     assert sum(paths.bytes) == sum(held.sources.values())
     assert paths.bytes[0 if dtype else 1] == 0
     assert held.path == min(sum(held.sources.values()), 8 * sizes.layer + sizes.around)
@@ -112,7 +117,22 @@ def test_where_not_all_layers_have_room_those_of_a_path_have() -> None:
     assert "layers of all models and what it takes to run" in tight.problem
 
 
-def test_a_config_says_how_deep(tmp_path: Path) -> None:
+def test_hops_with_scales_have_weights_of_their_own() -> None:
+    plain, held = for_paths(SEVEN, 40), for_paths(SEVEN, 40, 151 * 10**6)
+    for machine, work in (
+        (Machine((80 * GB,), 128 * GB), Work(workers=1, gpus=1.0)),
+        (Machine((), 200 * GB), Work(workers=3, shared=True)),
+    ):
+        before, after = place(plain, machine, work), place(held, machine, work)
+        assert size(before, "weights of hops with scales") == 0
+        assert size(after, "weights of hops with scales") == 40 * 151 * 10**6
+        left = [each.host_left if each.device_left is None else each.device_left for each in (before, after)]
+        assert left[0] - left[1] == work.workers * 40 * 151 * 10**6  # type: ignore[operator]
+    small = place(held, Machine((16 * GB,), 128 * GB), Work(workers=1, gpus=1.0))
+    assert "(layers of a path 17.3 GB, weights of hops with scales 6.04 GB, the rest to run it)" in small.problem
+
+
+def test_a_config_says_how_deep(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "paths.yaml").write_text(CONFIG)
     config: Any = load_config(tmp_path / "paths.yaml").config
     held = in_memory(config, SEVEN)
@@ -121,5 +141,12 @@ def test_a_config_says_how_deep(tmp_path: Path) -> None:
     assert in_memory(config, shallow).widths.layers == 7  # type: ignore[union-attr]
     assert largest_export(config, shallow) == SEVEN.around + 7 * SEVEN.layer
     assert layers_of(replace(SEVEN, widths=None)) == 32
+    # What scales need is known from the base's headers; without scales there is nothing.
+    known = replace(shallow, folder=saved / "base")
+    assert writers_of(saved / "base") == 2 * (24 * 24 + 24 * 40)
+    assert in_memory(config, known).scaled == 7 * writers_of(saved / "base") and in_memory(config, shallow).scaled == 0
+    off = config.space.data_flow.model_copy(update={"scales": "off"})
+    off = config.model_copy(update={"space": config.space.model_copy(update={"data_flow": off})})
+    assert in_memory(off, known).scaled == 0
     plain = config.model_copy(update={"space": config.space.model_copy(update={"data_flow": None})})
     assert in_memory(plain, SEVEN) is SEVEN and largest_export(plain, SEVEN) is None

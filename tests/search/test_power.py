@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from evaluators.contract import Items, Metric
 from search.cli import run_command
 from search.cli.power import _measured, _sentences, _spread, _tests, facts
-from search.config import LoadedConfig
+from search.config import LoadedConfig, load_config
 from search.errors import SearchError
 from search.statistics import detectable_difference
 from search.store import Store
@@ -68,6 +67,45 @@ def test_more_finalists_cost_power(project, capsys):
         assert run_command(["power", "small.yaml", "--finalists", count, "--json"]) == 0
         adjusted.append(json.loads(capsys.readouterr().out)["rows"][2]["resolves_adjusted"]["0.2"])
     assert adjusted[0] < adjusted[1]
+
+
+def minibatch_rows(capsys, *overrides):
+    assert run_command(["power", "small.yaml", "--json", *(f"--set={each}" for each in overrides)]) == 0
+    return [row for row in json.loads(capsys.readouterr().out)["rows"] if "minibatch" in row]
+
+
+def test_a_minibatch_resolves_what_its_items_do(project, capsys):
+    (row,) = minibatch_rows(capsys, "search.fidelity={minibatch: 100, redraw: 32}")
+    assert (row["split"], row["items"]) == ("search", 100)
+    assert row["resolves"]["0.2"] == pytest.approx(detectable_difference(100, discordance=0.2))
+    apart = row["minibatch"].pop("apart")
+    assert row["minibatch"] == {"of": "", "size": 100, "redraw": 32, "out_of": 250}
+    # two independent samples of 0/1 items, half of them right, by the textbook
+    assert apart == pytest.approx((1.959964 + 0.841621) * math.sqrt(2 * 0.25 / 100), rel=1e-4)
+    assert apart > row["resolves"]["0.3"]
+
+
+def test_one_minibatch_for_the_run_is_shared_by_all(project, capsys):
+    (row,) = minibatch_rows(capsys, "search.fidelity={minibatch: 100}")
+    assert row["minibatch"]["apart"] is None
+    assert minibatch_rows(capsys, "search.fidelity={minibatch: 250}") == []  # that is everything
+
+
+def test_both_searches_of_a_hybrid_have_minibatches_of_their_own(project, capsys):
+    first = "{name: new, space: {}, search: {budget: {candidates: 20}, fidelity: {minibatch: 50, redraw: 9}}}"
+    rows = minibatch_rows(capsys, f"first={first}", "search.fidelity={minibatch: 100, redraw: 32}")
+    assert [(row["minibatch"]["of"], row["items"]) for row in rows] == [("first", 50), ("", 100)]
+
+
+def test_minibatches_in_words(project, capsys):
+    given = ["--set", "search.fidelity={minibatch: 100, redraw: 32}"]
+    assert run_command(["power", "small.yaml", *given]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "a.accuracy, minibatch for 32 candidates: with 100 items, differences below" in out
+    assert "between candidates of two minibatches, below 19.8." in out
+    assert "are decided among on all selection items" in out
+    assert run_command(["power", "small.yaml"]) == 0
+    assert "minibatch" not in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_there_is_one_paragraph(project, capsys):
@@ -143,8 +181,8 @@ def test_error_rates_have_a_spread_instead_of_a_discordance():
     assert found["value"] == pytest.approx(math.sqrt(2 * 0.2 * words[0].mean()) / words[0].mean(), rel=0.1)
 
 
-def test_a_metric_without_bounds_needs_a_run_to_be_judged():
-    config = SimpleNamespace(config=SimpleNamespace(name="open"))
+def test_a_metric_without_bounds_needs_a_run_to_be_judged(project):
+    config = load_config(project / "small.yaml")
     ids = dict.fromkeys(("search", "selection", "holdout"), tuple("abcdef"))
     evaluators = {"ppl": ItemsOnly(ids, Metric("bits", "minimize", 0, math.inf))}
     tests = {"finalists": 1, "objectives": 1, "baselines": 1, "tests": 1}

@@ -196,6 +196,6 @@ def test_of_two_searches_each_says_which_it_is(results: Results) -> None:
     closed = results.config.search.model_copy(update={"holdout": False})
     none = {split: {} if split == "holdout" else scores for split, scores in results.scores.items()}
     alone = replace(results, config=results.config.model_copy(update={"search": closed}), scores=none)
-    said = " ".join(summary(Facts(replace(alone, folder=results.folder.parent / "first"))))
+    said = " ".join(summary(Facts(replace(alone, started=replace(results.started, of_hybrid=True)))))
     assert "This is the first of two searches: the second one has it as an expert." in said
     assert "It has no holdout score yet" in " ".join(summary(Facts(alone)))
