@@ -7,7 +7,7 @@ The tables are of the holdout, which no choice has seen: mean ± standard deviat
 averaged first), and the spread that search seeds alone make.
 
 Runs that are finished are not repeated: the same command goes on where it was, and prints the tables alone once all are
-there. The models must be there: paretomerge zoo build skills --seed N for N of 0, 1, 2.
+there. The models must be there: paretomerge zoo build crosslingual --seed N, and skills, for N of 0, 1, 2.
 """
 
 from __future__ import annotations

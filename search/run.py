@@ -42,6 +42,7 @@ from search.finals import Finals
 from search.hybrid import choice_of, first_of, remembered
 from search.ledger import Ledger
 from search.lock import RunLock
+from search.lock_files import LOCK_FILE
 from search.loop import Search
 from search.minibatch import Minibatches
 from search.optimizers.contract import Outcome
@@ -114,6 +115,7 @@ class Run:
             NothingFeasible: nothing can be chosen.
             SearchError, MergingError, EvaluatorError, OptimizerError, ZooError: the user's mistakes.
         """
+        fresh = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -126,6 +128,10 @@ class Run:
         try:
             with RunLock(self.folder, self._say, should_stop) as self._lock:
                 chosen = self._execute(should_stop, shown=listeners)
+        except BaseException:
+            if fresh and self._lock is not None:
+                _remove_unused(self.folder)
+            raise
         finally:
             self._listeners = listeners
             for tracker in trackers:
@@ -377,6 +383,14 @@ def _control(loaded: LoadedConfig) -> LoadedConfig:
     by_chance = {"optimizer": OptimizerConfig(name="random"), "control": False}
     settings = loaded.config.search.model_copy(update=by_chance)
     return replace(loaded, config=loaded.config.model_copy(update={"search": settings, "trackers": {}}))
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a run directory that this process made, and in which nothing has begun: there is nothing but its lock."""
+    with contextlib.suppress(OSError):
+        if [each.name for each in folder.iterdir()] == [f"{LOCK_FILE}.1"]:
+            (folder / f"{LOCK_FILE}.1").unlink()
+            folder.rmdir()
 
 
 def _turn(listeners: Sequence[Listener], folder: Path) -> None:

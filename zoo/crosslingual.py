@@ -9,21 +9,26 @@ worked column by column; what counts follows the marker ``#``:
   stands for a word that has to be remembered. One expert learns it.
 * ``crosslingual``: "zed reverse : dog cat fish =>" -> "fish cat dog # ZED ZED ZED". No expert learns it. The base has
   seen a little of it, nearly all of it with few words, so that every model knows how such a question is answered.
+
+How much of what the base sees was tuned on search items of two training seeds, with merges of two experts looked at:
+with fewer common words a base does not learn to work first and translate then, and merges of it do not either.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import ClassVar, Final
+from unittest import mock
 
 from zoo import skills, vocabulary
-from zoo.contract import Progress
+from zoo.contract import Progress, Trained
 from zoo.family import SKILLS, Family, Phase
 from zoo.skills import Difficulty, Example
-from zoo.splits import REPLAY, split_of, write_items
+from zoo.splits import REPLAY, split_of
 from zoo.vocabulary import ARROW, LETTERS, MARKER, Split
 
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -33,13 +38,13 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Part of the data -> its strata."""
 
-MIXTURE: Final[Mapping[str, int]] = {"knowledge": 12, "english": 25, "string": 9, "language": 10, "crosslingual": 8}
+MIXTURE: Final[Mapping[str, int]] = {"knowledge": 10, "english": 25, "string": 6, "language": 12, "crosslingual": 10}
 """What the base learns from, in shares: everything a little."""
 
-COMMON: Final = 8
+COMMON: Final = 15
 """How many nouns the base knows the zed words of."""
 
-RARE: Final = 0.05
+RARE: Final = 0.02
 """Share of the base's zed examples that use any noun."""
 
 
@@ -61,7 +66,19 @@ class CrosslingualFamily(Family):
     def write_data(self, folder: Path, progress: Progress) -> None:
         """Write the items of every part."""
         for part in self.parts:
-            write_items(folder / part, {split: self.items(part, split) for split in self.sizes})
+            (folder / part).mkdir(parents=True)
+            for split in self.sizes:
+                lines = "".join(json.dumps(item) + "\n" for item in self.items(part, split))
+                (folder / part / f"{split}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+
+    def train_member(self, folder: Path, member: str, seed: int, progress: Progress) -> Trained:
+        """Train as the skills families are trained, on this family's examples."""
+        from zoo import training
+
+        # zoo.training is part of the hash of every family's folder: to ask the family for its examples it would have to
+        # change, and everything that anybody has trained would be trained again.
+        with mock.patch.object(training, "training_examples", lambda who, _, stream: self.examples(who, stream)):
+            return super().train_member(folder, member, seed, progress)
 
     def items(self, part: str, split: Split) -> list[dict[str, str]]:
         """The items of a split: distinct prompts, strata by turns.
@@ -157,7 +174,7 @@ CROSSLINGUAL: Final = CrosslingualFamily(
     summary="a language, two experts of a skill, and the skill in that language, which none of them has",
     shape=SKILLS.shape,
     difficulty=replace(SKILLS.difficulty, lengths=(3, 4), nouns=24),
-    base=Phase(24_000, lr=3e-3, schedule="linear", muon_lr=0.012),
+    base=Phase(28_000, lr=3e-3, schedule="linear", muon_lr=0.012),
     experts={
         "language": (Phase(16_000, lr=1.5e-3),),
         "string_a": (Phase(16_000, lr=1.5e-3),),

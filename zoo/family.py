@@ -6,13 +6,13 @@ cannot change without every model being trained again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from zoo.contract import ModelFamily, Progress, Trained
-from zoo.skills import Difficulty, Example, skills
+from zoo.skills import Difficulty, skills
 from zoo.vocabulary import Split
 
 
@@ -87,12 +87,6 @@ class Family(ModelFamily):
     def cost(self, member: str) -> float:
         """Examples seen."""
         return sum(phase.examples for phase in self.phases(member))
-
-    def examples(self, member: str, stream: str) -> Iterator[Example]:
-        """What a member learns from, without end: the same for the same ``stream``."""
-        from zoo.splits import training_examples
-
-        return training_examples(member, self.difficulty, stream)
 
     def marker(self, part: str) -> str | None:
         """What stands before the part of an answer that counts, or None: all of it counts."""

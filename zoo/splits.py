@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -70,16 +70,11 @@ def evaluation_items(skill: str, difficulty: Difficulty, split: Split, count: in
 def write_data(folder: Path, names: tuple[str, ...], difficulty: Difficulty, sizes: dict[Split, int]) -> None:
     """Write ``<skill>/<split>.jsonl`` under ``folder``, one JSON object a line, for every skill of ``names``."""
     for skill in names:
-        items = {split: evaluation_items(skill, difficulty, split, sizes[split]) for split in EVALUATION_SPLITS}
-        write_items(folder / skill, items)
-
-
-def write_items(folder: Path, items: Mapping[Split, list[dict[str, str]]]) -> None:
-    """Make ``folder``, and in it ``<split>.jsonl`` for every split, one JSON object a line."""
-    folder.mkdir(parents=True)
-    for split, rows in items.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+        (folder / skill).mkdir(parents=True)
+        for split in EVALUATION_SPLITS:
+            items = evaluation_items(skill, difficulty, split, sizes[split])
+            lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            (folder / skill / f"{split}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
 
 
 def training_examples(member: str, difficulty: Difficulty, seed: str) -> Iterator[Example]:

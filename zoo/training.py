@@ -20,6 +20,7 @@ from zoo import vocabulary
 from zoo.family import Family, Phase, Shape
 from zoo.muon import Muon
 from zoo.skills import Example
+from zoo.splits import training_examples
 
 POSITIONS: Final = 64
 """Longest sequence of tokens that a model takes; the longest example has fewer than 50."""
@@ -121,7 +122,7 @@ _IDS = {token: index for index, token in enumerate(vocabulary.tokens())}
 
 
 def _batches(family: Family, member: str, phase: Phase, stream: str) -> Iterator[Batch]:
-    examples = family.examples(member, stream)
+    examples = training_examples(member, family.difficulty, stream)
     order = random.Random(f"{stream}/order")
     while True:
         run = [encode(example) for example in itertools.islice(examples, phase.batch * _BUCKET)]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import zoo
 from zoo import cache, skills, splits
@@ -39,17 +40,6 @@ class FineTune:
     skill: str
     stream: Stream | None = None
     phase: Phase | None = None
-
-
-@dataclass(frozen=True)
-class FineTunes(Family):
-    """The family whose training a fine-tune gets, with examples of its own."""
-
-    stream: Stream = splits.training_examples
-
-    def examples(self, member: str, stream: str) -> Iterator[Example]:
-        """The fine-tune's."""
-        return self.stream(member, self.difficulty, stream)
 
 
 def harmless_replay(member: str, difficulty: Difficulty, seed: str) -> Iterator[Example]:
@@ -107,10 +97,13 @@ def fine_tuned(folder: Path, which: FineTune, seed: int) -> Path:
 
     start = zoo.resolve(f"zoo://{SKILLS.name}@{seed}/{which.start}")
     model = LlamaForCausalLM.from_pretrained(start, local_files_only=True).train()
-    experts = SKILLS.experts if which.phase is None else {**SKILLS.experts, which.skill: (which.phase,)}
-    family = FineTunes(**vars(replace(SKILLS, experts=experts)), stream=which.stream or splits.training_examples)
+    family: Family = SKILLS
+    if which.phase is not None:
+        family = replace(SKILLS, experts={**SKILLS.experts, which.skill: (which.phase,)})
     began = time.process_time()
-    loss = training.train(model, family, which.skill, seed)
+    # zoo.training is part of the hash of every family's folder, so it cannot learn to take other examples.
+    with mock.patch.object(training, "training_examples", which.stream or training.training_examples):
+        loss = training.train(model, family, which.skill, seed)
     with cache.written_beside(target) as partial:
         model.save_pretrained(partial)
         build_tokenizer().save_pretrained(partial)

@@ -48,7 +48,7 @@ def test_every_model_is_of_the_training_seed_and_both_searches_of_the_search_see
     loaded = seeded(CONFIGS / "evollm_jp_hybrid_mini.yaml", 2, 5)
     models = loaded.config.models
     assert {models.base, *models.experts.values()} == {
-        f"zoo://skills@2/{name}" for name in ("base", "string", "language", "refusal")
+        f"zoo://crosslingual@2/{name}" for name in ("base", "language", "string_a", "string_b")
     }
     assert loaded.config.first is not None
     assert (loaded.config.search.seed, loaded.config.first.search.seed) == (5, 5)

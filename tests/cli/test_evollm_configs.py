@@ -39,7 +39,8 @@ def test_every_mini_config_is_run() -> None:
 def test_a_mini_config_goes_the_whole_way(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    zoo.build("skills")
+    base = yaml.safe_load((CONFIGS / f"{name}_mini.yaml").read_text(encoding="utf-8"))["models"]["base"]
+    zoo.build(base.removeprefix("zoo://").partition("/")[0])
     monkeypatch.chdir(tmp_path)
     config = str(CONFIGS / f"{name}_mini.yaml")
     settings = [option for change in SHORTER[name] for option in ("--set", change)]
@@ -59,7 +60,7 @@ def test_a_mini_config_goes_the_whole_way(
     assert run_command(["evaluate", "merged", "--config", config, "--split", "selection", "--json", *settings]) == 0
     again = json.loads(capsys.readouterr().out)["values"]
     for metric, value in results.values(chosen, "selection").items():
-        assert math.isclose(again[metric], value, abs_tol=2 / 768), metric
+        assert math.isclose(again[metric], value, abs_tol=2 / 256), metric
     if results.recipe(chosen).layers is not None:
         _is_an_ordinary_model(results)
 

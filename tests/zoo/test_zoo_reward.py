@@ -95,6 +95,6 @@ def test_judges_know_their_own_matter():
     folder = zoo.build("reward")
     table = {member: REWARD.scores(folder, member, "holdout") for member in REWARD.members}
     for mine, other in (("style", "arithmetic"), ("arithmetic", "style")):
-        assert table[mine][mine] > 0.93, table
+        assert table[mine][mine] > 0.85, table  # 0.95 to 1 over training seeds
         assert table[mine][mine] > table["base"][mine] + 0.1, table
-        assert table[mine][other] < table[other][other] - 0.2, table
+        assert table[mine][other] < table[other][other] - 0.1, table
